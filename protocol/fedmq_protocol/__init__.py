@@ -1,0 +1,1 @@
+"""What crosses the broker: topics, messages, tasks, transfers, and the connection that carries them."""

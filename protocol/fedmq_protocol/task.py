@@ -1,0 +1,205 @@
+"""What stays the same from round to round: the task, and the integer model that it trains.
+
+Owns the description of a built-in model (its layers, and where each lies in the flat vector), the recipe, and the
+model as *integers*: every parameter is a whole number of steps of 2^-grid_bits. Integers are what makes a
+chain of deltas, a merged delta and a keyframe lead to the same bytes, so that a digest means something.
+
+Refuses to know how a model is trained, coded or stored. Gateways and coordinator both start from `initial_steps`,
+which is drawn from the task's seed and therefore never sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+__all__ = [
+    "Codec",
+    "Layer",
+    "ModelSpec",
+    "Recipe",
+    "Task",
+    "Windowing",
+    "initial_steps",
+    "model_digest",
+    "short",
+    "to_parameters",
+]
+
+SHORT_DIGEST = 8
+"""Bytes of a sha256 that travel where the full digest is bound by other means. Enough to notice, not to prove."""
+
+MAX_PARAMETERS = 50_000_000
+"""No task is larger: a bound for what a message may make a process allocate (200 MB of float32)."""
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A value that crosses the broker, coded by position. New fields go to the end, with a default."""
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one dense layer lies in the flat vector: weights `(inputs, outputs)` row-major, then biases."""
+
+    start: int
+    inputs: int
+    outputs: int
+
+    @property
+    def bias_start(self) -> int:
+        return self.start + self.inputs * self.outputs
+
+    @property
+    def stop(self) -> int:
+        return self.bias_start + self.outputs
+
+
+class ModelSpec(Wire, frozen=True, kw_only=True):
+    """A built-in dense model. `sizes` counts units from inputs to outputs, for instance (22, 32, 4).
+
+    `softmax` has two sizes and no hidden layer; `mlp` has ReLU between its layers and a softmax at its end;
+    `autoencoder` has ReLU between its layers, a linear end, and as many outputs as inputs.
+    """
+
+    kind: Literal["softmax", "mlp", "autoencoder"]
+    sizes: Annotated[tuple[Annotated[int, Meta(ge=1, le=65_536)], ...], Meta(min_length=2, max_length=32)]
+
+    def __post_init__(self) -> None:
+        if self.kind == "softmax" and len(self.sizes) != 2:
+            raise ValueError(f"a softmax model has an input and an output size, got {self.sizes}")
+        if self.kind == "autoencoder" and self.sizes[0] != self.sizes[-1]:
+            raise ValueError(f"an autoencoder gives back its inputs, got sizes {self.sizes}")
+        if self.parameters > MAX_PARAMETERS:
+            raise ValueError(f"a model has at most {MAX_PARAMETERS:,} parameters, got {self.parameters:,}")
+
+    @property
+    def parameters(self) -> int:
+        """Length of the flat vector."""
+        return sum((i + 1) * o for i, o in zip(self.sizes, self.sizes[1:], strict=False))
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        layers = []
+        start = 0
+        for inputs, outputs in zip(self.sizes, self.sizes[1:], strict=False):
+            layers.append(Layer(start=start, inputs=inputs, outputs=outputs))
+            start = layers[-1].stop
+        return tuple(layers)
+
+
+class Windowing(Wire, frozen=True, kw_only=True):
+    """How a recording becomes windows, and a window becomes features."""
+
+    samples: Annotated[int, Meta(ge=64, le=1 << 20)] = 2048
+    """Samples of a window."""
+    hop: Annotated[int, Meta(ge=1, le=1 << 20)] = 1024
+    """Samples from one window's start to the next one's."""
+    sampling_rate_hz: Annotated[float, Meta(gt=0, le=1e6)] = 12_000.0
+    """Expected rate. A recording at another rate is refused: band edges would shift."""
+    features: Annotated[str, Meta(max_length=32)] = "vibration-1"
+    """Name of the feature set. A gateway that does not know it declines."""
+    held_out: Annotated[float, Meta(ge=0, lt=1)] = 0.25
+    """Share of each recording's end that is kept for evaluation on the gateway."""
+
+
+class Recipe(Wire, frozen=True, kw_only=True):
+    """How a gateway trains: stochastic gradient descent on the flat vector."""
+
+    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.05
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    local_epochs: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 32
+    proximal: Annotated[float, Meta(ge=0, le=1e3)] = 0.0
+    """FedProx's mu (Li et al. 2020, arXiv:1812.06127): pulls the local model back to the global one."""
+    clip_norm: Annotated[float, Meta(gt=0, le=1e6)] = 10.0
+    """L2 bound on a gateway's own delta of a round, before the residual is added."""
+
+
+class Codec(Wire, frozen=True, kw_only=True):
+    """How a delta is coded in one direction."""
+
+    bits: Literal[1, 4, 8, 32] = 1
+    """Bits of a value: 1 is a sign with one scale for all, 32 is float32."""
+    density: Annotated[float, Meta(gt=0, le=1)] = 0.01
+    """Share of the coordinates that is sent, largest first; 1 sends all."""
+
+
+class Task(Wire, frozen=True, kw_only=True):
+    """All that does not change from round to round. Its digest names it."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    model: ModelSpec
+    classes: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...], Meta(max_length=1024)] = ()
+    """Labels in the order of the model's outputs; empty for an autoencoder."""
+    windowing: Windowing = Windowing()
+    recipe: Recipe = Recipe()
+    up: Codec = Codec()
+    down: Codec = Codec()
+    grid_bits: Annotated[int, Meta(ge=4, le=24)] = 12
+    """A parameter is a whole number of steps of 2^-grid_bits."""
+    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
+    """Seed of the initial parameters."""
+    initial: Annotated[bytes, Meta(min_length=SHORT_DIGEST, max_length=SHORT_DIGEST)]
+    """Short digest of the initial parameters: a gateway that draws others must not take part."""
+    min_windows: Annotated[int, Meta(ge=1, le=1 << 31)] = 20
+    """Training windows that a gateway must have to take part."""
+    max_norm: Annotated[float, Meta(gt=0, le=1e9)] = 1_000.0
+    """L2 bound on a decoded update; the coordinator refuses what exceeds it."""
+    anomaly_label: Annotated[str, Meta(max_length=64)] = "normal"
+    """The label of healthy windows: the only ones that an autoencoder trains on."""
+
+    def __post_init__(self) -> None:
+        if self.model.kind != "autoencoder" and len(self.classes) != self.model.sizes[-1]:
+            raise ValueError(f"{len(self.classes)} classes for a model of {self.model.sizes[-1]} outputs")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"a class is named twice in {self.classes}")
+
+    @property
+    def digest(self) -> bytes:
+        """sha256 of the coded task, 32 bytes."""
+        return hashlib.sha256(msgspec.msgpack.encode(self)).digest()
+
+
+def short(digest: bytes) -> bytes:
+    """First bytes of a digest, as they travel."""
+    return digest[:SHORT_DIGEST]
+
+
+def model_digest(steps: NDArray[np.int32]) -> bytes:
+    """sha256 over the parameters as little-endian int32, 32 bytes."""
+    return hashlib.sha256(steps.astype("<i4").tobytes()).digest()
+
+
+def to_parameters(steps: NDArray[np.int32], grid_bits: int) -> NDArray[np.float32]:
+    """Grid steps `(P,) int32` to parameters `(P,) float32`; exact while |steps| < 2^24."""
+    return (steps.astype(np.float64) * 2.0**-grid_bits).astype(np.float32)
+
+
+def initial_steps(model: ModelSpec, seed: int, grid_bits: int) -> NDArray[np.int32]:
+    """The seeded start, `(P,) int32` in grid steps: He-uniform weights (He et al. 2015), zero biases.
+
+    Drawn with our own generator and in whole numbers but for one multiplication in float64, so that every
+    machine and every numpy draws the same: numpy promises no such thing of its own distributions (NEP 19).
+    """
+    steps = np.zeros(model.parameters, dtype=np.int32)
+    for layer in model.layers:
+        count = layer.inputs * layer.outputs
+        # 53 random bits, centred, so that the product below is one correctly rounded operation.
+        drawn = (_splitmix64(seed, layer.start, count) >> np.uint64(11)).astype(np.int64) - (1 << 52)
+        limit = np.sqrt(6.0 / layer.inputs) * 2.0**grid_bits
+        steps[layer.start : layer.bias_start] = np.rint(drawn.astype(np.float64) * 2.0**-52 * limit)
+    return steps
+
+
+def _splitmix64(seed: int, offset: int, count: int) -> NDArray[np.uint64]:
+    """Numbers `offset` to `offset + count` of the SplitMix64 stream (Steele, Lea, Flood 2014), `(count,) uint64`."""
+    with np.errstate(over="ignore"):
+        counter = np.arange(offset + 1, offset + count + 1, dtype=np.uint64)
+        z = np.uint64(seed) + counter * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(z ^ (z >> np.uint64(31)), dtype=np.uint64)
