@@ -19,6 +19,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 __all__ = [
+    "UPLINK_STEP",
     "Codec",
     "Layer",
     "ModelSpec",
@@ -33,6 +34,9 @@ __all__ = [
 
 SHORT_DIGEST = 8
 """Bytes of a sha256 that travel where the full digest is bound by other means. Enough to notice, not to prove."""
+
+UPLINK_STEP = 2.0**-24
+"""Values of an update are whole numbers of this, so that the coordinator's fixed-point sum is exact."""
 
 MAX_PARAMETERS = 50_000_000
 """No task is larger: a bound for what a message may make a process allocate (200 MB of float32)."""
@@ -109,10 +113,10 @@ class Windowing(Wire, frozen=True, kw_only=True):
 class Recipe(Wire, frozen=True, kw_only=True):
     """How a gateway trains: stochastic gradient descent on the flat vector."""
 
-    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.05
+    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.2
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     local_epochs: Annotated[int, Meta(ge=1, le=10_000)] = 1
-    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 32
+    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 64
     proximal: Annotated[float, Meta(ge=0, le=1e3)] = 0.0
     """FedProx's mu (Li et al. 2020, arXiv:1812.06127): pulls the local model back to the global one."""
     clip_norm: Annotated[float, Meta(gt=0, le=1e6)] = 10.0
@@ -149,6 +153,9 @@ class Task(Wire, frozen=True, kw_only=True):
     """Training windows that a gateway must have to take part."""
     max_norm: Annotated[float, Meta(gt=0, le=1e9)] = 1_000.0
     """L2 bound on a decoded update; the coordinator refuses what exceeds it."""
+    held_out_reports: bool = True
+    """Whether updates carry the base version's score on the gateway's own held-out windows. Off where the
+    coordinator has a test set: it saves a few bytes a round."""
     anomaly_label: Annotated[str, Meta(max_length=64)] = "normal"
     """The label of healthy windows: the only ones that an autoencoder trains on."""
 
@@ -157,6 +164,11 @@ class Task(Wire, frozen=True, kw_only=True):
             raise ValueError(f"{len(self.classes)} classes for a model of {self.model.sizes[-1]} outputs")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"a class is named twice in {self.classes}")
+
+    @property
+    def grid_step(self) -> float:
+        """Size of a parameter's step; values of a broadcast delta are whole numbers of it."""
+        return 2.0**-self.grid_bits
 
     @property
     def digest(self) -> bytes:

@@ -1,0 +1,392 @@
+"""What crosses the broker, as values and as bytes.
+
+A message is one envelope byte, a body, and a trailer. The envelope's high half is the version of the wire, its low
+half says what the trailer is: nothing, a signature of 64 bytes (what is broadcast) or a MAC of 8 (what one gateway
+sends or gets). Until keys are in place only "nothing" is spoken, and anything else is refused.
+
+The body is MessagePack, coded by position, its type told by a number at its front. Every type has a home in the
+topic table, and `from_bytes` refuses what stands on another's topic. Size is checked before anything is decoded;
+numbers and lengths as they are decoded. A gateway's name is never in a body: the topic says who speaks.
+
+Compatible changes add a field at the end, with a default: older software ignores it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from fedmq_protocol.reasons import Reason
+from fedmq_protocol.task import MAX_PARAMETERS, Task
+from fedmq_protocol.topics import Channel, Direction, TopicSpec
+
+__all__ = [
+    "AskChunks",
+    "AskModel",
+    "AskVerdict",
+    "Birth",
+    "Bitmap",
+    "BlobRef",
+    "CatchUp",
+    "CatchUpKind",
+    "Chunk",
+    "Decline",
+    "Evaluation",
+    "Leave",
+    "Message",
+    "MessageError",
+    "Missing",
+    "Receipt",
+    "RoundKind",
+    "RoundPlan",
+    "Slot",
+    "Statistics",
+    "Update",
+    "Verdict",
+    "Welcome",
+    "from_bytes",
+    "to_bytes",
+]
+
+WIRE_VERSION = 1
+
+MAX_BLOB = 8 * MAX_PARAMETERS
+"""No transfer is longer, in bytes; each receiver sets its own, lower bound from the task."""
+
+MAX_MISSING = 512
+"""Chunks that one message asks for again; more are asked for afterwards."""
+
+
+class MessageError(ValueError):
+    """Bytes that are not a message of ours, or not one that belongs on this topic."""
+
+
+class Verdict(IntEnum):
+    """The coordinator's word on an answer. Numbers are fixed for ever."""
+
+    ACCEPTED = 0
+    """Counts in this round or, below quorum, in the next: residual = y - payload."""
+    CLOSED = 1
+    """The round had closed: residual = y."""
+    WRONG_BASE = 2
+    """Trained from another version than the plan's: residual = y."""
+    NOT_DRAWN = 3
+    """The gateway was not asked: residual = y."""
+    NORM = 4
+    """Longer than the task allows: residual = 0, for putting it back would be refused for ever."""
+    NON_FINITE = 5
+    """Numbers that are not numbers: residual = 0."""
+    MALFORMED = 6
+    """Not a payload of the task's codec: residual = 0."""
+    CONFLICT = 7
+    """Another answer of the same gateway to the same round came first: residual = y."""
+    UNKNOWN = 8
+    """Never seen, and the round is open: send it again."""
+    ABANDONED = 9
+    """The round was given up, or belongs to another lineage: residual = y, or zero where the lineage is new."""
+
+
+class RoundKind(IntEnum):
+    TRAINING = 0
+    STATISTICS = 1
+    """Feature statistics instead of training: the federation learns its scaler."""
+    REST = 2
+    """Nobody is drawn: the plan only carries the last delta, and the run has come to its end for now."""
+
+
+class CatchUpKind(IntEnum):
+    CHAIN = 0
+    """Every broadcast delta from `start` to `number`."""
+    MERGED = 1
+    """Their integer sum."""
+    KEYFRAME = 2
+    """Difference of `number` to the seeded start; `start` is 0 and means nothing else."""
+
+
+Nonce: TypeAlias = Annotated[bytes, Meta(min_length=8, max_length=8)]
+ShortDigest: TypeAlias = Annotated[bytes, Meta(min_length=8, max_length=8)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 62))]
+RoundId: TypeAlias = Annotated[int, Meta(ge=1, le=(1 << 40))]
+VersionNumber: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 40))]
+Lineage: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 31))]
+Label: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class BlobRef(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=0):
+    """Stands where bytes were too many for one message: they follow in chunks, named by the digest's first 8 bytes."""
+
+    digest: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    length: Annotated[int, Meta(ge=1, le=MAX_BLOB)]
+    chunk_bytes: Annotated[int, Meta(ge=256, le=128 * 1024)]
+
+
+# -- gateway to coordinator -------------------------------------------------------------------------------------
+
+
+class Birth(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1):
+    """A gateway is here. Retained; sent on every connect."""
+
+    nonce: Nonce
+    """Drawn when the process starts: the welcome must echo it, and it tells clones apart."""
+    software: Annotated[str, Meta(max_length=32)]
+    engines: Annotated[tuple[Annotated[str, Meta(max_length=32)], ...], Meta(max_length=8)]
+    signal_samples: Annotated[dict[Label, Annotated[int, Meta(ge=0, le=1 << 48)]], Meta(max_length=32)]
+    """Samples of raw signal at hand, by label. Windows cannot be counted before the task is known."""
+    lineage: Lineage
+    version: VersionNumber
+    task: Annotated[bytes, Meta(max_length=8)]
+    """Short digest of the task that it holds; empty for none."""
+    counter: Count
+    """Of its last update: never goes back, unless the gateway was restored from an old image."""
+    sent: Count
+    received: Count
+
+
+class Leave(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=2):
+    """A gateway is gone: its last will (`clean` false, no totals), or its own word on a clean stop. Retained."""
+
+    nonce: Nonce
+    clean: bool
+    sent: Count = 0
+    received: Count = 0
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """The plan's base version on the gateway's own held-out windows, in whole 1/10,000."""
+
+    metric: Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)]
+    loss: Annotated[int, Meta(ge=0, le=1 << 40)]
+    windows: Annotated[int, Meta(ge=1, le=1 << 31)]
+
+
+class Update(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=3):
+    """The answer "yes": a coded delta."""
+
+    round_id: RoundId
+    base: VersionNumber
+    counter: Count
+    samples: Annotated[int, Meta(ge=1, le=1 << 31)]
+    """Windows trained on."""
+    payload: bytes | BlobRef
+    sent: Count
+    received: Count
+    """Socket bytes of this process so far, this message not yet among them."""
+    evaluation: Evaluation | None = None
+
+
+class Decline(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=4):
+    """The answer "not now". It costs a gateway nothing, needs no receipt and is not repeated."""
+
+    round_id: RoundId
+    reason: Reason
+    sent: Count
+    received: Count
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=5):
+    """The answer to a statistics round: little-endian float64, one of each per feature."""
+
+    round_id: RoundId
+    count: Annotated[int, Meta(ge=1, le=1 << 31)]
+    mean: Annotated[bytes, Meta(min_length=8, max_length=8 * 4096)]
+    m2: Annotated[bytes, Meta(min_length=8, max_length=8 * 4096)]
+    """Sum of squared differences from the mean (Welford 1962)."""
+    sent: Count
+    received: Count
+
+
+class AskVerdict(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=6):
+    """What became of my pending update?"""
+
+    round_id: RoundId
+    counter: Count
+    digest: ShortDigest
+
+
+class AskModel(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=7):
+    """I missed deltas. Answered once for all who ask, on a topic that is subscribed only while waiting."""
+
+    lineage: Lineage
+    version: VersionNumber
+
+
+class AskChunks(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=8):
+    """These chunks of a broadcast blob did not come."""
+
+    transfer: ShortDigest
+    missing: Annotated[tuple[Annotated[int, Meta(ge=0, le=1 << 24)], ...], Meta(min_length=1, max_length=MAX_MISSING)]
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=9):
+    """A piece of a blob. Either direction."""
+
+    transfer: ShortDigest
+    index: Annotated[int, Meta(ge=0, le=1 << 24)]
+    data: Annotated[bytes, Meta(min_length=1, max_length=128 * 1024)]
+
+
+# -- coordinator to gateways ------------------------------------------------------------------------------------
+
+
+class Bitmap(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=0):
+    """Who is drawn, in a fleet of at most 64: bit i is the gateway at place i of the roster."""
+
+    bits: Annotated[bytes, Meta(max_length=8)]
+
+    @classmethod
+    def of(cls, roster: Iterable[int]) -> Bitmap:
+        """Raises OverflowError for a place beyond 63."""
+        number = sum(1 << place for place in set(roster))
+        return cls(bits=number.to_bytes(8, "little").rstrip(b"\0"))
+
+    def includes(self, roster: int, gateway: str) -> bool:
+        return bool(int.from_bytes(self.bits, "little") >> roster & 1)
+
+
+class Slot(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1):
+    """Who is drawn, in a larger fleet: those whose hash(seed, name) mod slots is `slot`."""
+
+    seed: Annotated[bytes, Meta(min_length=8, max_length=8)]
+    slots: Annotated[int, Meta(ge=1, le=1 << 31)]
+    slot: Annotated[int, Meta(ge=0, le=1 << 31)]
+
+    def includes(self, roster: int, gateway: str) -> bool:
+        return self.slot_of(gateway) == self.slot
+
+    def slot_of(self, gateway: str) -> int:
+        """The slot of this cycle that the gateway falls into."""
+        hashed = hashlib.sha256(self.seed + gateway.encode()).digest()
+        return int.from_bytes(hashed[:8], "little") % self.slots
+
+
+class RoundPlan(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=10):
+    """All that changes from round to round, and the delta that led to its base."""
+
+    round_id: RoundId
+    lineage: Lineage
+    kind: RoundKind
+    base: VersionNumber
+    model: ShortDigest
+    """Of the base version, to be checked after the delta is applied."""
+    closes_at: Count
+    """Whole unix seconds, by the coordinator's clock."""
+    drawn: Bitmap | Slot
+    delta: bytes | BlobRef | None = None
+    """From version base - 1 to base; None at the start of a lineage."""
+    scaler: Annotated[bytes, Meta(max_length=8 * 4096)] | None = None
+    """Only in the first plan after a statistics round: means, then scales, little-endian float32."""
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=11):
+    """Answer to a birth. No welcome, no training: it brings the time, the task and the state of affairs."""
+
+    nonce: Nonce
+    now: float
+    """Unix seconds at the coordinator; the gateway adds its monotonic clock from here on."""
+    roster: Annotated[int, Meta(ge=0, le=1 << 31)]
+    lineage: Lineage
+    counter: Count
+    """Highest counter that the coordinator has on record for this gateway."""
+    task: Task | None = None
+    """None where the birth named the same."""
+    scaler: Annotated[bytes, Meta(max_length=8 * 4096)] | None = None
+    plan: RoundPlan | None = None
+    """The round in progress, if there is one."""
+
+    def __post_init__(self) -> None:
+        # Also false for what is not a number; the end is the year 2514, before calendars of 32 or 64 bits object.
+        if not 0 <= self.now <= 1 << 34:
+            raise ValueError(f"expected a time of 0 to {1 << 34} unix seconds, got {self.now}")
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=12):
+    """The coordinator's word on an answer, after it is on disk."""
+
+    round_id: RoundId
+    counter: Count
+    verdict: Verdict
+
+
+class Missing(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=13):
+    """The coordinator lacks these chunks of the gateway's own blob."""
+
+    transfer: ShortDigest
+    missing: Annotated[tuple[Annotated[int, Meta(ge=0, le=1 << 24)], ...], Meta(min_length=1, max_length=MAX_MISSING)]
+
+
+class CatchUp(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=14):
+    """What takes a gateway from an earlier version to `number`, without loss."""
+
+    lineage: Lineage
+    kind: CatchUpKind
+    start: VersionNumber
+    number: VersionNumber
+    model: ShortDigest
+    """Of version `number`."""
+    body: bytes | BlobRef
+
+
+Message: TypeAlias = (
+    Birth
+    | Leave
+    | Update
+    | Decline
+    | Statistics
+    | AskVerdict
+    | AskModel
+    | AskChunks
+    | Chunk
+    | RoundPlan
+    | Welcome
+    | Receipt
+    | Missing
+    | CatchUp
+)
+
+_HOMES: dict[tuple[Direction, Channel], Any] = {
+    (Direction.UP, Channel.STATUS): Birth | Leave,
+    (Direction.UP, Channel.ANSWER): Update | Decline | Statistics,
+    (Direction.UP, Channel.ASK): AskVerdict | AskModel | AskChunks,
+    (Direction.UP, Channel.CHUNK): Chunk,
+    (Direction.CMD, Channel.WELCOME): Welcome,
+    (Direction.CMD, Channel.RECEIPT): Receipt | Missing,
+    (Direction.CMD, Channel.CHUNK): Chunk,
+    (Direction.DOWN, Channel.PLAN): RoundPlan,
+    (Direction.DOWN, Channel.CHUNK): Chunk,
+    (Direction.DOWN, Channel.MODEL): CatchUp | Chunk,
+}
+
+_DECODERS = {home: msgspec.msgpack.Decoder(kind) for home, kind in _HOMES.items()}
+_ENCODER = msgspec.msgpack.Encoder()
+
+_PLAIN = 0
+"""Envelope's low half: no trailer. 1 is kept for a 64-byte Ed25519 signature, 2 for an 8-byte MAC."""
+
+
+def to_bytes(message: Message) -> bytes:
+    return bytes([WIRE_VERSION << 4 | _PLAIN]) + _ENCODER.encode(message)
+
+
+def from_bytes(spec: TopicSpec, data: bytes) -> Message:
+    """The message that `data` holds on a topic of this row; raises MessageError and nothing else."""
+    if len(data) > spec.max_bytes:
+        raise MessageError(f"{len(data)} bytes, at most {spec.max_bytes} expected")
+    if not data:
+        raise MessageError("empty")
+    version, trailer = data[0] >> 4, data[0] & 15
+    if version != WIRE_VERSION:
+        raise MessageError(f"wire version {version}, {WIRE_VERSION} expected")
+    if trailer != _PLAIN:
+        raise MessageError(f"trailer of kind {trailer}, none expected")
+    decoder = _DECODERS.get((spec.direction, spec.channel))
+    if decoder is None:
+        raise MessageError(f"nothing is read from {spec.direction.value}/…/{spec.channel.value}")
+    try:
+        return decoder.decode(memoryview(data)[1:])  # type: ignore[no-any-return]
+    except (msgspec.MsgspecError, ValueError, RecursionError, UnicodeDecodeError) as error:
+        raise MessageError(f"not a message: {error}") from None

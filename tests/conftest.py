@@ -1,0 +1,3 @@
+"""Fixtures for all tests; what they do is in tests/support."""
+
+pytest_plugins = ["broker_fixtures"]
