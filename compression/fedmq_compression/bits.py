@@ -1,0 +1,157 @@
+"""Numbers as bits, whole arrays at a time.
+
+Owns fixed-width fields, unary numbers, and the Golomb code made of both. Refuses to know what the numbers mean.
+
+Bits are filled from the highest of a byte down, and fields are written high bit first. The parts of a code word do
+not stand side by side: all fields come first, then all unary parts. That costs no bit and lets numpy write and read
+them without a loop over the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmq_compression.frame import PayloadError
+
+__all__ = ["BitReader", "best_divisor", "fields", "golomb", "golomb_bits", "natural_divisor", "unary"]
+
+Bits = NDArray[np.uint8]
+"""One bit a byte, `(n,) uint8` of 0 and 1, as numpy packs and unpacks them."""
+
+Numbers = NDArray[np.int64]
+
+
+def fields(numbers: Numbers, width: int) -> Bits:
+    """Each number in `width` bits, high bit first."""
+    shifts = np.arange(width - 1, -1, -1, dtype=np.int64)
+    return ((numbers[:, None] >> shifts) & 1).astype(np.uint8).ravel()
+
+
+def unary(numbers: Numbers) -> Bits:
+    """Each number as that many zeros and a one."""
+    ends = np.cumsum(numbers + 1)
+    bits = np.zeros(int(ends[-1]) if ends.size else 0, dtype=np.uint8)
+    bits[ends - 1] = 1
+    return bits
+
+
+def golomb(numbers: Numbers, divisor: int) -> Bits:
+    """Golomb code (Golomb 1966) of numbers >= 0; with a power of two as its divisor it is Rice's (1971).
+
+    The remainder is in truncated binary: `width` bits for all, then one more for those that need it, then the
+    quotients in unary.
+    """
+    quotients, remainders = np.divmod(numbers, divisor)
+    width, short = _truncated_binary(divisor)
+    long = remainders >= short
+    coded = np.where(long, remainders + short, remainders)
+    heads = np.where(long, coded >> 1, coded)
+    return np.concatenate([fields(heads, width), (coded[long] & 1).astype(np.uint8), unary(quotients)])
+
+
+def golomb_bits(numbers: Numbers, divisor: int) -> int:
+    """Length of `golomb(numbers, divisor)`, without making it."""
+    quotients, remainders = np.divmod(numbers, divisor)
+    width, short = _truncated_binary(divisor)
+    return int(quotients.sum()) + numbers.size * (width + 1) + int(np.count_nonzero(remainders >= short))
+
+
+def natural_divisor(total: int, count: int) -> int:
+    """The divisor that suits `count` numbers of sum `total` spread at random: their mean times ln 2.
+
+    In whole numbers, because both ends compute it (Gallager and van Voorhis 1975).
+    """
+    return max(1, total * 355 // (max(1, count) * 512))
+
+
+def best_divisor(numbers: Numbers, start: int) -> tuple[int, int]:
+    """`(divisor, bits)` of the cheapest divisor found by walking from `start` in half octaves while it gets better."""
+    best, bits = start, golomb_bits(numbers, start)
+    for ladder in (_downwards(start), _upwards(start, int(numbers.max(initial=0)))):
+        for divisor in ladder:
+            cost = golomb_bits(numbers, divisor)
+            if cost >= bits:
+                break
+            best, bits = divisor, cost
+    return best, bits
+
+
+class BitReader:
+    """A cursor over the bits of bytes from outside, from bit `start` on."""
+
+    def __init__(self, data: bytes, start: int = 0) -> None:
+        if start > 8 * len(data):
+            raise PayloadError(f"{start} bits expected, {8 * len(data)} there")
+        self._bits: Bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8, offset=start // 8))
+        self._at = start % 8
+
+    @property
+    def left(self) -> int:
+        return self._bits.size - self._at
+
+    def bits(self, count: int) -> Bits:
+        if count > self.left:
+            raise PayloadError(f"{count} more bits expected, {self.left} there")
+        self._at += count
+        return self._bits[self._at - count : self._at]
+
+    def fields(self, count: int, width: int) -> Numbers:
+        columns = self.bits(count * width).reshape(count, width)
+        numbers = np.zeros(count, dtype=np.int64)
+        for column in range(width):
+            numbers <<= 1
+            numbers |= columns[:, column]
+        return numbers
+
+    def golomb(self, count: int, divisor: int, *, each: int, total: int | None = None) -> Numbers:
+        """`count` numbers of which none is above `each`, and the quotients sum to those of `total` at most."""
+        width, short = _truncated_binary(divisor)
+        numbers = self.fields(count, width)
+        long = numbers >= short
+        numbers[long] += numbers[long] - short + self.bits(int(np.count_nonzero(long)))
+        quotients = self._unary(count)
+        # Checked before the product, which could otherwise leave int64.
+        if count and int(quotients.max()) > each // divisor:
+            raise PayloadError(f"a number of {int(quotients.max()) * divisor} or more, expected {each} at most")
+        if total is not None and int(quotients.sum()) > total // divisor:
+            raise PayloadError(f"numbers of sum {int(quotients.sum()) * divisor} or more, expected {total} at most")
+        numbers += quotients * divisor
+        if count and int(numbers.max()) > each:
+            raise PayloadError(f"a number of {int(numbers.max())}, expected {each} at most")
+        return numbers
+
+    def end(self) -> None:
+        """What is left must be the padding of the last byte: fewer than eight bits, all zero."""
+        padding = self.bits(self.left)
+        if padding.size >= 8 or padding.any():
+            raise PayloadError(f"{padding.size} bits after the end, expected fewer than 8, all zero")
+
+    def _unary(self, count: int) -> Numbers:
+        ends = np.flatnonzero(self._bits[self._at :])
+        if ends.size < count:
+            raise PayloadError(f"{count} numbers in unary expected, {ends.size} there")
+        ends = ends[:count]
+        self._at += int(ends[-1]) + 1 if count else 0
+        return np.diff(ends, prepend=-1) - 1
+
+
+def _truncated_binary(divisor: int) -> tuple[int, int]:
+    """`(width, short)`: remainders below `short` take `width` bits, the others one more."""
+    width = divisor.bit_length() - 1
+    return width, (2 << width) - divisor
+
+
+def _downwards(divisor: int) -> Iterator[int]:
+    while divisor > 1:
+        divisor = -(-divisor * 181 // 256) if divisor > 3 else divisor - 1
+        yield divisor
+
+
+def _upwards(divisor: int, largest: int) -> Iterator[int]:
+    """Up to the largest number: past it every quotient is zero."""
+    while divisor * 362 // 256 < largest:
+        divisor = -(-divisor * 362 // 256)
+        yield divisor

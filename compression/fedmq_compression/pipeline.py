@@ -1,0 +1,304 @@
+"""The door: a model delta to bytes and back.
+
+Owns the order of the parts (residual, choice, levels, indices, frame) and the payload's head. docs/compression.md has
+the layout byte by byte. Refuses to know rounds, gateways and files.
+
+Rules:
+- The law: decoded + new residual == delta + old residual, to float32 rounding. What is not sent is never lost here.
+- Deterministic: no randomness, ties by index. `Encoded.sent` is what `decode` gives at the other end, exactly.
+- Length and spec come from the task, never from the payload. The checksum covers them, so that a payload made for
+  others is refused.
+- Bytes from outside raise `PayloadError` and nothing else; memory is bounded by length and payload.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmq_compression.bits import BitReader
+from fedmq_compression.frame import PayloadError, Reader, deflate, inflate, scale_bytes, seal, unseal, varint
+from fedmq_compression.indices import Layout, Support, code_support, read_support
+from fedmq_compression.integers import decode_integers, encode_integers
+from fedmq_compression.quantize import LIMIT, codes_size, from_codes, levels_of, to_codes
+from fedmq_compression.sparsify import largest
+
+__all__ = [
+    "CodecSpec",
+    "Decoded",
+    "Encoded",
+    "PayloadError",
+    "decode",
+    "decode_integers",
+    "encode",
+    "encode_integers",
+]
+
+MAX_LENGTH = (1 << 31) - 1
+
+# The head byte: a layout in its high half, and in its low half what else is there.
+COUNT_STATED = 1
+DIVISOR_STATED = 2
+VALUES_PACKED = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecSpec:
+    """How a delta is coded in one direction; both ends hold the same."""
+
+    bits: int
+    """Bits of a value: 1, 4, 8, or 32 for float32."""
+    density: float
+    """Share of the coordinates that is sent, largest first; 1.0 sends all."""
+    step: float
+    """Every decoded value is a whole number of steps of this size, a power of two from 2^-24 to 2^-4."""
+
+    def __post_init__(self) -> None:
+        if self.bits not in (1, 4, 8, 32):
+            raise ValueError(f"bits is {self.bits}, expected 1, 4, 8 or 32")
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density is {self.density}, expected more than 0 and at most 1")
+        if not 2.0**-24 <= self.step <= 2.0**-4 or math.frexp(self.step)[0] != 0.5:
+            raise ValueError(f"step is {self.step}, expected a power of two from 2^-24 to 2^-4")
+
+    def target(self, length: int) -> int:
+        """Coordinates to send out of `length`; fewer go where the others round to nothing."""
+        return max(1, round(self.density * length))
+
+    def agreed(self, length: int) -> bytes:
+        """What both ends must agree on before a payload means anything: the checksum starts with it."""
+        return struct.pack("<BbII", self.bits, math.frexp(self.step)[1] - 1, length, self.target(length))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decoded:
+    """A delta as it was sent: a whole number of steps for each coordinate that was."""
+
+    length: int
+    indices: NDArray[np.int64] | None = field(repr=False)
+    """Coordinates, strictly increasing; None: all of them, in order."""
+    steps: NDArray[np.int64] = field(repr=False)
+    """One for each index."""
+    step: float
+
+    def dense(self) -> NDArray[np.float32]:
+        """All coordinates, `(length,) float32`, exact."""
+        values = (self.steps * self.step).astype(np.float32)
+        if self.indices is None:
+            return values
+        whole = np.zeros(self.length, dtype=np.float32)
+        whole[self.indices] = values
+        return whole
+
+    def add_to(self, total: NDArray[np.int64], weight: int) -> None:
+        """Adds `weight` times the steps to `total`, `(length,) int64`, in place: exact, so in any order the same."""
+        if total.shape != (self.length,) or total.dtype != np.int64:
+            raise ValueError(f"total is {total.shape} {total.dtype}, expected ({self.length},) int64")
+        if self.indices is None:
+            total += self.steps * weight
+        else:
+            # No index comes twice, so that this needs no np.add.at.
+            total[self.indices] += self.steps * weight
+
+    def norm(self) -> float:
+        """L2 norm of the values."""
+        return float(np.sqrt(np.sum(np.square(self.steps.astype(np.float64))))) * self.step
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Encoded:
+    """A delta as bytes, and what those bytes leave out."""
+
+    payload: bytes = field(repr=False)
+    sent: Decoded
+    """What the other end decodes, exactly."""
+    residual: NDArray[np.float32] = field(repr=False)
+    """What was not sent, `(length,) float32`: goes into the next `encode`."""
+
+
+def encode(delta: NDArray[np.float32], spec: CodecSpec, residual: NDArray[np.float32] | None = None) -> Encoded:
+    """Codes `delta + residual`, `(length,) float32`, with error feedback (Seide et al. 2014; Stich et al. 2018).
+
+    Raises ValueError where the sum is not finite or not below 64 in magnitude.
+    """
+    wanted = _sum(delta, residual)
+    length = wanted.size
+    count = spec.target(length)
+    indices: NDArray[np.int64] | None = None
+    if count == length:
+        levels, scale = levels_of(wanted, spec.bits, spec.step, dense=True)
+    else:
+        # Below half a step a value rounds to nothing whatever its level.
+        indices = largest(np.abs(wanted), count, spec.step / 2)
+        levels, scale = _sparse_levels(wanted[indices], spec)
+        indices, levels = indices[levels != 0], levels[levels != 0]
+    if not levels.any():
+        indices, levels = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    sent = Decoded(length=length, indices=indices, steps=levels * scale, step=spec.step)
+    body = _body(levels, scale, indices, length, spec)
+    return Encoded(payload=seal(body, spec.agreed(length)), sent=sent, residual=_left(wanted, sent))
+
+
+def decode(payload: bytes, length: int, spec: CodecSpec) -> Decoded:
+    """What `encode` made for this length and spec; anything else is a `PayloadError`."""
+    _check_length(length)
+    # Values, two bits a coordinate for the indices, and the head: the smallest layout is never larger.
+    at_most = codes_size(length, spec.bits + 2) + 64
+    reader = Reader(unseal(payload, spec.agreed(length), at_most=at_most))
+    head = reader.byte()
+    flags = head & 15
+    target = spec.target(length)
+    if head >> 4 not in list(Layout):
+        raise PayloadError(f"a layout {head >> 4}, expected one of 0 to {max(Layout)}: made by a newer version?")
+    layout = Layout(head >> 4)
+    if layout is Layout.NOTHING:
+        if flags or reader.rest():
+            raise PayloadError("an empty delta carries more than its head")
+        nothing = np.zeros(0, dtype=np.int64)
+        return Decoded(length=length, indices=nothing, steps=nothing, step=spec.step)
+    if (layout is Layout.DENSE) != (target == length):
+        raise PayloadError(f"layout {layout.name}, where {target} of {length} coordinates are expected")
+    _check_flags(flags, layout, spec)
+    count = target
+    if flags & COUNT_STATED:
+        count = reader.varint(what="the count", at_least=1, at_most=min(2 * target + 16, length - 1))
+        if count == target:
+            raise PayloadError(f"a count of {count} is stated, which is expected anyway")
+    divisor = None
+    if flags & DIVISOR_STATED:
+        divisor = reader.varint(what="the divisor", at_least=1, at_most=MAX_LENGTH)
+    scale = 1 if spec.bits == 32 else reader.scale()
+    return _sections(reader, layout, length, count, divisor, scale, bool(flags & VALUES_PACKED), spec)
+
+
+# --- encoding --------------------------------------------------------------------------------------------------------
+
+
+def _sum(delta: NDArray[np.float32], residual: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    if delta.ndim != 1:
+        raise ValueError(f"delta has shape {delta.shape}, expected (length,)")
+    _check_length(delta.size)
+    if residual is not None and residual.shape != delta.shape:
+        raise ValueError(f"residual has shape {residual.shape}, expected that of the delta, {delta.shape}")
+    wanted = delta.astype(np.float32)
+    if residual is not None:
+        with np.errstate(over="ignore", invalid="ignore"):  # found right below
+            wanted += residual.astype(np.float32)
+    largest_magnitude = float(np.abs(wanted).max())
+    if not largest_magnitude < LIMIT:  # not a number is not below anything
+        raise ValueError(f"delta plus residual reaches {largest_magnitude}, expected finite and below {LIMIT}")
+    return wanted
+
+
+def _sparse_levels(values: NDArray[np.float32], spec: CodecSpec) -> tuple[NDArray[np.int64], int]:
+    if not values.size:
+        return np.zeros(0, dtype=np.int64), 1
+    return levels_of(values, spec.bits, spec.step, dense=False)
+
+
+def _body(
+    levels: NDArray[np.int64], scale: int, indices: NDArray[np.int64] | None, length: int, spec: CodecSpec
+) -> bytes:
+    """Everything but the checksum."""
+    if not levels.size:
+        return bytes([Layout.NOTHING << 4])
+    dense = indices is None
+    codes = to_codes(levels, spec.bits, spec.step, dense=dense)
+    support = None if indices is None else code_support(indices, length)
+    flags = 0
+    numbers = b""
+    if levels.size != spec.target(length):
+        flags |= COUNT_STATED
+        numbers += varint(levels.size)
+    if support is not None and support.divisor is not None:
+        flags |= DIVISOR_STATED
+        numbers += varint(support.divisor)
+    if spec.bits != 32:
+        numbers += scale_bytes(scale)
+    sections = _join(codes, levels.size * spec.bits, support)
+    if spec.bits in (4, 8):
+        frame = deflate(codes)
+        packed = (b"" if dense else varint(len(frame))) + frame + _join(b"", 0, support)
+        if len(packed) < len(sections):
+            flags |= VALUES_PACKED
+            sections = packed
+    layout = Layout.DENSE if support is None else support.layout
+    return bytes([layout << 4 | flags]) + numbers + sections
+
+
+def _join(codes: bytes, code_bits: int, support: Support | None) -> bytes:
+    """The codes, and right behind their last bit those of the indices."""
+    if support is None:
+        return codes
+    bits = np.unpackbits(np.frombuffer(codes, dtype=np.uint8), count=code_bits)
+    return np.packbits(np.concatenate([bits, support.bits])).tobytes()
+
+
+def _left(wanted: NDArray[np.float32], sent: Decoded) -> NDArray[np.float32]:
+    values = (sent.steps * sent.step).astype(np.float32)
+    if sent.indices is None:
+        return wanted - values
+    residual = wanted.copy()
+    residual[sent.indices] -= values
+    return residual
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+def _sections(
+    reader: Reader,
+    layout: Layout,
+    length: int,
+    count: int,
+    divisor: int | None,
+    scale: int,
+    packed: bool,
+    spec: CodecSpec,
+) -> Decoded:
+    dense = layout is Layout.DENSE
+    size = codes_size(count, spec.bits)
+    if packed:
+        frame_size = None if dense else reader.varint(what="the size of a zstd frame", at_least=1, at_most=size)
+        codes = inflate(reader.rest() if frame_size is None else reader.take(frame_size), size)
+        rest, start = reader.rest(), 0
+        _check_padding(codes, count * spec.bits)
+    else:
+        rest, start = reader.rest(), count * spec.bits
+        if len(rest) < size or (dense and len(rest) > size):
+            raise PayloadError(f"{len(rest)} bytes of values, expected {'' if dense else 'at least '}{size}")
+        codes = rest[:size]
+    indices = None
+    if dense:
+        _check_padding(codes, count * spec.bits)
+    else:
+        indices = read_support(BitReader(rest, start), layout, length, count, divisor)
+    steps = from_codes(codes, count, spec.bits, scale, spec.step, dense=dense)
+    return Decoded(length=length, indices=indices, steps=steps, step=spec.step)
+
+
+def _check_length(length: int) -> None:
+    if not 1 <= length <= MAX_LENGTH:
+        raise ValueError(f"a delta of {length} coordinates, expected 1 to {MAX_LENGTH}")
+
+
+def _check_flags(flags: int, layout: Layout, spec: CodecSpec) -> None:
+    allowed = VALUES_PACKED if spec.bits in (4, 8) else 0
+    if layout is not Layout.DENSE:
+        allowed |= COUNT_STATED
+    if layout in (Layout.GAPS, Layout.UNSENT_GAPS):
+        allowed |= DIVISOR_STATED
+    if flags & ~allowed:
+        raise PayloadError(
+            f"flags {flags:#x} with layout {layout.name} at {spec.bits} bits, expected {allowed:#x} only"
+        )
+
+
+def _check_padding(codes: bytes, used_bits: int) -> None:
+    """The bits of the last byte that no code uses must be zero."""
+    if used_bits % 8 and codes[-1] & (0xFF >> used_bits % 8):
+        raise PayloadError("the padding after the values is not zero")
