@@ -1,0 +1,468 @@
+"""A gateway's own folder of recordings: signal -> windows -> features, and the split for evaluation.
+
+    <directory>/<label>/<recording>.npy | .csv | .wav      folder names are the labels
+    <directory>/recording.toml                             sampling_rate_hz and scale of every recording
+    <directory>/<label>/<recording>.toml                   the same for one recording, key by key stronger
+
+A `.npy` holds float32 or float64 in g (times `scale`, if one is given), or int16 that needs a `scale` in g per step;
+a `.csv` holds numbers in g (times `scale`), one row per sample, after at most one heading line; a `.wav` carries its
+own rate, and its full scale is 1 g unless `scale` gives the g per step. Of several channels the *first* is used.
+
+Owns reading, cutting, the features and their scaling. Refuses to know about models and rounds. Rules it keeps: no
+pickle; a recording is read in blocks and its signal forgotten once it has become features; sizes are bounded before
+anything is read; what is wrong is one `SampleError` line that says which file, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+import wave
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from fedmq_protocol.task import Windowing
+from numpy.typing import NDArray
+
+__all__ = [
+    "FEATURES",
+    "FEATURE_NAMES",
+    "UNLABELLED",
+    "SampleError",
+    "Samples",
+    "Scaler",
+    "features",
+    "list_recordings",
+    "load",
+    "load_test",
+    "read_settings",
+    "signal_lengths",
+    "statistics",
+]
+
+Floats = NDArray[np.float32]
+
+BANDS = 7
+"""Equal bands of the spectrum, from 0 to half the sampling rate."""
+ENVELOPE_EDGES_HZ = (10.0, 25.0, 45.0, 75.0, 95.0, 115.0, 135.0, 152.0, 175.0, 205.0, 240.0, 330.0, 500.0)
+"""Edges of the envelope-spectrum bands. At about 1,800 rpm a common ball bearing's cage, shaft, outer-race, ball and
+inner-race rates and their second harmonics each fall into a band of their own, with room for slip and load."""
+ENVELOPE_FROM_HZ = 500.0
+"""Below it lie the shaft's harmonics, which would beat in the envelope; impacts ring above."""
+
+FEATURE_NAMES: tuple[str, ...] = (
+    "rms_log10_g",
+    "kurtosis_log10",
+    "crest_factor_log10",
+    *(f"band_{band + 1}_of_{BANDS}_log10_share" for band in range(BANDS)),
+    *(f"envelope_{low:g}_{high:g}_hz_log10" for low, high in pairwise(ENVELOPE_EDGES_HZ)),
+)
+"""What `features` gives, in order: the feature set `vibration-1`."""
+FEATURES = len(FEATURE_NAMES)
+FEATURE_SET = "vibration-1"
+
+UNLABELLED = "unlabelled"
+"""Folder of recordings nobody has labelled: left out by a classifier, taken as healthy by an autoencoder."""
+
+MAX_FILES = 10_000
+MAX_FILE_BYTES = 4 << 30
+MAX_CSV_SAMPLES = 2_000_000
+"""A .csv cannot be read from its middle, so that it is kept whole: 8 MB."""
+MAX_LINE = 10_000
+MAX_SETTINGS_BYTES = 64 << 10
+MAX_WINDOWS = 200_000
+"""Over all recordings: 18 MB of features."""
+BLOCK_SAMPLES = 1 << 16
+"""Signal in memory at a time, and at least one window."""
+RATE_TOLERANCE = 1e-3
+SCALED_LIMIT = 8.0
+"""Scaled features are clipped here: a sensor that goes wild must not throw the model."""
+FLOOR = 1e-12
+"""Below every ratio of interest; keeps the logarithm of a silent band finite."""
+
+
+class SampleError(ValueError):
+    """A recording that cannot be used: file, what was expected, what came."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Windows as unscaled features. Training and held-out windows share no sample of the signal."""
+
+    train_x: Floats
+    """`(n, FEATURES)` float32."""
+    train_y: NDArray[np.int64]
+    """`(n,)` positions in the task's classes; for an autoencoder 0, as it trains on healthy windows only."""
+    held_x: Floats
+    held_y: NDArray[np.int64]
+    """For an autoencoder 0 is healthy and 1 is everything else."""
+    raw_bytes: int
+    """The signal at 2 bytes a sample, as a 16-bit converter gives it: what uploading it would cost."""
+    recordings: int
+
+    @property
+    def train_windows(self) -> int:
+        return len(self.train_x)
+
+    @property
+    def held_windows(self) -> int:
+        return len(self.held_x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaler:
+    """Brings features to about mean 0 and spread 1: `(FEATURES,)` float32 each."""
+
+    mean: Floats
+    scale: Floats
+    """Spread that a feature is divided by; all above 0."""
+
+    def __post_init__(self) -> None:
+        if self.mean.shape != self.scale.shape or self.mean.ndim != 1:
+            raise ValueError(f"expected a mean and a scale per feature, got {self.mean.shape} and {self.scale.shape}")
+        if not (np.isfinite(self.mean).all() and np.isfinite(self.scale).all() and (self.scale > 0).all()):
+            raise ValueError("expected finite means and scales above 0")
+
+    def apply(self, x: Floats) -> Floats:
+        """Features `(n, FEATURES)` to scaled float32, within ±8."""
+        scaled = (x - self.mean) / self.scale
+        return np.asarray(np.clip(scaled, -SCALED_LIMIT, SCALED_LIMIT), dtype=np.float32)
+
+
+def statistics(x: Floats) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+    """Count, mean and M2 (sum of squared differences from the mean) of each feature, in float64.
+
+    Two passes: sums of squares in float32 gave negative variances.
+    """
+    if len(x) == 0:
+        raise ValueError("statistics need at least one window, got none")
+    wide = x.astype(np.float64)
+    mean = wide.mean(axis=0)
+    return len(x), mean, np.sum((wide - mean) ** 2, axis=0)
+
+
+def load(directory: Path, windowing: Windowing, classes: tuple[str, ...], healthy: str = "normal") -> Samples:
+    """Every recording below `directory` as features; the last `held_out` share of each recording is held out.
+
+    A folder whose name is not among `classes` is an error, except `unlabelled`, which is left out. Without classes
+    (an autoencoder) folders `healthy` and `unlabelled` are trained on, and of any other only the held-out end is
+    used, as faulty. Raises SampleError.
+    """
+    train = _Table(windowing)
+    held = _Table(windowing)
+    raw_bytes, recordings = 0, 0
+    for signal, number in _recordings(directory, windowing, classes, healthy):
+        cut = signal.length - int(signal.length * windowing.held_out)
+        if classes or number == 0:
+            train.add(signal, 0, cut, number)
+        held.add(signal, cut, signal.length, number)
+        raw_bytes += 2 * signal.length
+        recordings += 1
+    train_x, train_y = train.arrays()
+    held_x, held_y = held.arrays()
+    return Samples(
+        train_x=train_x, train_y=train_y, held_x=held_x, held_y=held_y, raw_bytes=raw_bytes, recordings=recordings
+    )
+
+
+def load_test(
+    directory: Path, windowing: Windowing, classes: tuple[str, ...], healthy: str = "normal"
+) -> tuple[Floats, NDArray[np.int64]]:
+    """A test set, whole: every window as unscaled features `(n, FEATURES)` and labels `(n,)`. Raises as `load`."""
+    table = _Table(windowing)
+    for signal, number in _recordings(directory, windowing, classes, healthy):
+        table.add(signal, 0, signal.length, number)
+    x, y = table.arrays()
+    if len(x) == 0:
+        raise SampleError(f"{directory}: expected a test recording of at least {windowing.samples:,} samples")
+    return x, y
+
+
+def signal_lengths(directory: Path) -> dict[str, int]:
+    """Samples of signal by label, from the recordings' heads. Raises SampleError."""
+    counts: dict[str, int] = {}
+    common = read_settings(directory / "recording.toml")
+    for path in list_recordings(directory):
+        signal = _open(path, common | read_settings(path.with_suffix(".toml")))
+        counts[path.parent.name] = counts.get(path.parent.name, 0) + signal.length
+    return counts
+
+
+def features(windows: NDArray[np.float64], sampling_rate_hz: float) -> Floats:
+    """The feature set `vibration-1`: windows `(n, samples)` in g to `(n, FEATURES)` float32, all logarithms to base 10.
+
+    - RMS of the vibration about its mean, the level that ISO 20816-1:2016 judges (here of acceleration, in g).
+    - Kurtosis (4th moment over squared variance, 3 for noise) and crest factor (peak over RMS): the impulsiveness
+      that a local defect brings (Randall, Antoni 2011, Mech. Syst. Signal Process. 25(2), section 3).
+    - Share of the power in equal bands: where the resonances lie that the impacts ring. Free of the level.
+    - Highest line in bands of the spectrum of the squared envelope, over the RMS of all lines from 10 to 500 Hz: how
+      often the impacts come, not how hard they are (McFadden, Smith 1984, Tribology Int. 17(1); Randall, Antoni 2011,
+      section 4). The envelope is that of the signal above 500 Hz.
+    """
+    samples = windows.shape[1]
+    centred = windows - windows.mean(axis=1, keepdims=True)
+    power = np.mean(centred**2, axis=1)
+    silent = np.maximum(power, FLOOR**2)
+    kurtosis = np.mean(centred**4, axis=1) / silent**2
+    crest = np.abs(centred).max(axis=1) / np.sqrt(silent)
+
+    # A Hann window against leakage, for the spectrum only; the envelope needs the signal as it is.
+    spectrum = np.abs(np.fft.rfft(centred * np.hanning(samples), axis=1)) ** 2
+    edges = np.linspace(0, spectrum.shape[1], BANDS + 1).astype(np.int64)
+    shares = np.add.reduceat(spectrum, edges[:-1], axis=1)
+    shares /= np.maximum(spectrum.sum(axis=1, keepdims=True), FLOOR**2)
+
+    envelope = _squared_envelope(centred, sampling_rate_hz)
+    envelope = envelope / np.maximum(envelope.mean(axis=1, keepdims=True), FLOOR**2) - 1.0
+    lines = np.abs(np.fft.rfft(envelope * np.hanning(samples), axis=1))
+    frequencies = np.fft.rfftfreq(samples, 1.0 / sampling_rate_hz)
+    # A short window may have no line in a narrow band: the next one speaks for it.
+    places = np.minimum(np.searchsorted(frequencies, ENVELOPE_EDGES_HZ), len(frequencies) - 1)
+    peaks = np.stack([lines[:, low : max(high, low + 1)].max(axis=1) for low, high in pairwise(places)], axis=1)
+    common = np.sqrt(np.mean(lines[:, places[0] : max(places[-1], places[0] + 1)] ** 2, axis=1, keepdims=True))
+    peaks /= np.maximum(common, FLOOR)
+
+    table = np.concatenate([np.stack([np.sqrt(power), kurtosis, crest], axis=1), shares, peaks], axis=1)
+    return np.asarray(np.log10(np.maximum(table, FLOOR)), dtype=np.float32)
+
+
+def _squared_envelope(x: NDArray[np.float64], sampling_rate_hz: float) -> NDArray[np.float64]:
+    """Squared magnitude of the analytic signal above 500 Hz, made by zeroing the rest of the spectrum.
+
+    The Hilbert transform by FFT, as in Randall, Antoni 2011, section 4.1; `(n, samples)` to `(n, samples)`.
+    """
+    samples = x.shape[1]
+    spectrum = np.fft.fft(x, axis=1)
+    first = int(ENVELOPE_FROM_HZ / sampling_rate_hz * samples)
+    spectrum[:, :first] = 0.0
+    spectrum[:, (samples + 1) // 2 :] = 0.0
+    return np.asarray(np.abs(np.fft.ifft(2.0 * spectrum, axis=1)) ** 2, dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Signal:
+    """An opened recording: `read(start, stop)` gives that part of the first channel in g, float64."""
+
+    path: Path
+    length: int
+    sampling_rate_hz: float
+    read: Callable[[int, int], NDArray[np.float64]]
+
+
+class _Table:
+    """Features and labels as they gather."""
+
+    def __init__(self, windowing: Windowing) -> None:
+        self._windowing = windowing
+        self._x: list[Floats] = [np.zeros((0, FEATURES), dtype=np.float32)]
+        self._y: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+        self._count = 0
+
+    def add(self, signal: _Signal, start: int, stop: int, number: int) -> None:
+        for block in _windows(signal, start, stop, self._windowing):
+            self._count += len(block)
+            if self._count > MAX_WINDOWS:
+                raise SampleError(
+                    f"{signal.path}: expected at most {MAX_WINDOWS:,} windows in all; raise the task's hop"
+                )
+            self._x.append(features(block, self._windowing.sampling_rate_hz))
+            self._y.append(np.full(len(block), number, dtype=np.int64))
+
+    def arrays(self) -> tuple[Floats, NDArray[np.int64]]:
+        return np.concatenate(self._x), np.concatenate(self._y)
+
+
+def _recordings(
+    directory: Path, windowing: Windowing, classes: tuple[str, ...], healthy: str
+) -> Iterator[tuple[_Signal, int]]:
+    """Each recording, opened, with its label's number."""
+    if windowing.features != FEATURE_SET:
+        raise SampleError(f"expected the feature set {FEATURE_SET!r}, the task asks for {windowing.features!r}")
+    common = read_settings(directory / "recording.toml")
+    for path in list_recordings(directory):
+        label = path.parent.name
+        if classes and label == UNLABELLED:
+            continue
+        if classes and label not in classes:
+            raise SampleError(f"{path.parent}: expected a folder named after a class ({', '.join(classes)})")
+        signal = _open(path, common | read_settings(path.with_suffix(".toml")))
+        if abs(signal.sampling_rate_hz - windowing.sampling_rate_hz) > RATE_TOLERANCE * windowing.sampling_rate_hz:
+            raise SampleError(
+                f"{path}: expected {windowing.sampling_rate_hz:g} samples a second as the task has it, "
+                f"got {signal.sampling_rate_hz:g}"
+            )
+        yield signal, classes.index(label) if classes else int(label not in (healthy, UNLABELLED))
+
+
+def _windows(signal: _Signal, start: int, stop: int, windowing: Windowing) -> Iterator[NDArray[np.float64]]:
+    """Windows that lie wholly within `[start, stop)`, a block at a time, `(n, samples)`."""
+    count = (stop - start - windowing.samples) // windowing.hop + 1 if stop - start >= windowing.samples else 0
+    at_once = max(1, (BLOCK_SAMPLES - windowing.samples) // windowing.hop)
+    for first in range(0, count, at_once):
+        number = min(at_once, count - first)
+        begin = start + first * windowing.hop
+        part = signal.read(begin, begin + (number - 1) * windowing.hop + windowing.samples)
+        if not np.isfinite(part).all():
+            raise SampleError(f"{signal.path}: expected finite numbers, found nan or infinity after sample {begin:,}")
+        yield np.lib.stride_tricks.sliding_window_view(part, windowing.samples)[:: windowing.hop]
+
+
+def list_recordings(directory: Path) -> list[Path]:
+    """Recordings in `<directory>/<label>/`, sorted by name, so that every machine sees the same order."""
+    if not directory.is_dir():
+        raise SampleError(f"{directory}: expected a folder of recordings, found none")
+    files = sorted(
+        path
+        for folder in directory.iterdir()
+        if folder.is_dir() and not folder.name.startswith(".")
+        for path in folder.iterdir()
+        if path.suffix.lower() in _READERS and path.is_file()
+    )
+    if not files:
+        raise SampleError(f"{directory}: expected recordings as <label>/<name>.npy, .csv or .wav, found none")
+    if len(files) > MAX_FILES:
+        raise SampleError(f"{directory}: expected at most {MAX_FILES:,} recordings, found {len(files):,}")
+    return files
+
+
+def read_settings(path: Path) -> dict[str, float]:
+    """`sampling_rate_hz` and `scale` of a recording.toml or sidecar; empty where there is none."""
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > MAX_SETTINGS_BYTES:
+        raise SampleError(f"{path}: expected at most {MAX_SETTINGS_BYTES:,} bytes, got {path.stat().st_size:,}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SampleError(f"{path}: expected TOML, got: {error}") from None
+    known = ("sampling_rate_hz", "scale")
+    for key, value in table.items():
+        if key not in known:
+            raise SampleError(f"{path}: expected the keys {' and '.join(known)}, got {key!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise SampleError(f"{path}: expected a number above 0 for {key}, got {value!r}")
+    return {key: float(value) for key, value in table.items()}
+
+
+def _open(path: Path, settings: dict[str, float]) -> _Signal:
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise SampleError(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, got {size:,}")
+    return _READERS[path.suffix.lower()](path, settings)
+
+
+def _rate(path: Path, settings: dict[str, float]) -> float:
+    if "sampling_rate_hz" not in settings:
+        raise SampleError(
+            f"{path}: its sampling rate is not known; expected `sampling_rate_hz = …` in recording.toml in the "
+            f"gateway's folder, or in {path.with_suffix('.toml').name} beside it"
+        )
+    return settings["sampling_rate_hz"]
+
+
+def _open_npy(path: Path, settings: dict[str, float]) -> _Signal:
+    """Reads the header only, and later each part from its place: mapped pages would count as resident memory."""
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, columns_first, dtype = read_header[version](file)
+            offset = file.tell()
+    except (ValueError, KeyError, EOFError) as error:
+        raise SampleError(f"{path}: expected a .npy file of version 1 or 2, got: {str(error)[:200]}") from None
+    if dtype.hasobject or dtype.kind + str(dtype.itemsize) not in ("f4", "f8", "i2"):
+        raise SampleError(f"{path}: expected float32, float64 or int16, got {dtype}")
+    if len(shape) not in (1, 2) or min(shape) < 1:
+        raise SampleError(f"{path}: expected samples (n,) or (n, channels), got the shape {shape}")
+    if dtype.kind == "i" and "scale" not in settings:
+        raise SampleError(f"{path}: int16 needs `scale = …` (g per step) in a .toml beside it or in recording.toml")
+    length = int(shape[0])
+    stride = 1 if len(shape) == 1 or columns_first else int(shape[1])
+    needed = offset + dtype.itemsize * math.prod(shape)
+    if path.stat().st_size < needed:
+        raise SampleError(f"{path}: expected {needed:,} bytes for its shape {shape}, got {path.stat().st_size:,}")
+    scale = settings.get("scale", 1.0)
+
+    def read(start: int, stop: int) -> NDArray[np.float64]:
+        with path.open("rb") as file:
+            file.seek(offset + start * stride * dtype.itemsize)
+            part = np.fromfile(file, dtype=dtype, count=(stop - start) * stride)
+        if len(part) != (stop - start) * stride:
+            raise SampleError(f"{path}: became shorter while it was read")
+        return part[::stride].astype(np.float64) * scale
+
+    return _Signal(path=path, length=length, sampling_rate_hz=_rate(path, settings), read=read)
+
+
+def _open_csv(path: Path, settings: dict[str, float]) -> _Signal:
+    values = array("f")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        number = 0
+        while line := file.readline(MAX_LINE):
+            number += 1
+            if len(line) == MAX_LINE:
+                raise SampleError(
+                    f"{path}: expected lines of less than {MAX_LINE:,} characters, line {number} is longer"
+                )
+            text = line.replace(";", ",").split(",", 1)[0].strip()
+            if not text:
+                continue
+            try:
+                values.append(float(text))
+            except ValueError:
+                if number > 1:
+                    raise SampleError(f"{path}: expected a number in line {number}, got {text[:40]!r}") from None
+            if len(values) > MAX_CSV_SAMPLES:
+                raise SampleError(f"{path}: expected at most {MAX_CSV_SAMPLES:,} rows; store a longer one as .npy")
+    signal = np.frombuffer(values, dtype=np.float32) if values else np.zeros(0, dtype=np.float32)
+    scale = settings.get("scale", 1.0)
+    return _Signal(
+        path=path,
+        length=len(signal),
+        sampling_rate_hz=_rate(path, settings),
+        read=lambda start, stop: signal[start:stop].astype(np.float64) * scale,
+    )
+
+
+def _open_wav(path: Path, settings: dict[str, float]) -> _Signal:
+    try:
+        with wave.open(os.fspath(path), "rb") as file:
+            channels, width, rate, length = (
+                file.getnchannels(),
+                file.getsampwidth(),
+                file.getframerate(),
+                file.getnframes(),
+            )
+    except (wave.Error, EOFError) as error:
+        raise SampleError(f"{path}: expected a PCM .wav file, got: {error or 'a truncated one'}") from None
+    if width not in (2, 3, 4):
+        raise SampleError(f"{path}: expected PCM of 16, 24 or 32 bits, got {8 * width}")
+    if "sampling_rate_hz" in settings and abs(settings["sampling_rate_hz"] - rate) > RATE_TOLERANCE * rate:
+        raise SampleError(f"{path}: its .toml says {settings['sampling_rate_hz']:g} samples a second, the file {rate}")
+    scale = settings.get("scale", 2.0 ** (1 - 8 * width))
+
+    def read(start: int, stop: int) -> NDArray[np.float64]:
+        with wave.open(os.fspath(path), "rb") as file:
+            file.setpos(start)
+            data = file.readframes(stop - start)
+        if len(data) != (stop - start) * channels * width:
+            raise SampleError(f"{path}: expected {length:,} frames as its header says, the file is shorter")
+        frames = np.frombuffer(data, dtype=np.uint8).reshape(stop - start, channels * width)[:, :width]
+        # Left-aligned in 32 bits, so that 24-bit values carry their sign.
+        padded = np.zeros((stop - start, 4), dtype=np.uint8)
+        padded[:, 4 - width :] = frames
+        return (padded.view("<i4")[:, 0] >> (32 - 8 * width)).astype(np.float64) * scale
+
+    return _Signal(path=path, length=length, sampling_rate_hz=float(rate), read=read)
+
+
+_READERS: dict[str, Callable[[Path, dict[str, float]], _Signal]] = {
+    ".npy": _open_npy,
+    ".csv": _open_csv,
+    ".wav": _open_wav,
+}

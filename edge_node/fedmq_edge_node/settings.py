@@ -1,0 +1,97 @@
+"""The settings of a gateway. `edge_node/gateway.example.toml` is rendered from them: `document(GatewaySettings)`.
+
+Owns which knobs a gateway has, their bounds and defaults. Refuses to know how a file is read, and what the task is:
+the coordinator says that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fedmq_protocol.settings import ConnectionSettings, Table, named
+from msgspec import Meta
+
+from fedmq_edge_node.gates import Limits
+
+__all__ = ["GatewaySettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewaySettings(Table):
+    """Settings of one fedmq gateway. Start it with: fedmq gateway --config FILE"""
+
+    name: Annotated[
+        str,
+        Meta(
+            examples=["gateway-1"],
+            description="Name of this gateway, one of its own in the federation. With client certificates it is the CN:"
+            " letters, digits, '.', '_' and '-'.",
+        ),
+    ]
+    data_dir: Annotated[
+        Path,
+        Meta(
+            examples=["/var/lib/fedmq/data"],
+            description="Folder of this gateway's recordings: one folder for each label, with .npy, .csv or .wav files."
+            " They are only read, and never leave this machine.",
+        ),
+    ]
+    state_dir: Annotated[
+        Path,
+        Meta(
+            examples=["/var/lib/fedmq/gateway"],
+            description="Folder of what must survive a power cut: what is learnt and not yet sent, the update that"
+            " waits"
+            " for its receipt, the bytes used. On real storage, not on a RAM disk; one gateway, one folder.",
+        ),
+    ]
+    vitals_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["vitals.toml"],
+            description="File that states battery, load and link in place of this machine's own sensors, read before"
+            " each round: for trials, or where another program measures them. A key that it lacks is unknown.",
+        ),
+    ] = None
+    nice: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=19,
+            description="How far this process stands back for others: its nice value, with the disk at idle priority."
+            " 0 leaves the priority as it is.",
+        ),
+    ] = 10
+    ask_jitter_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="A gateway that missed versions of the model asks for them after a random time up to this many"
+            " seconds, so that one answer can serve many.",
+        ),
+    ] = 2.0
+    answer_jitter_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="An answer is sent after a random time up to this many seconds, so that a large fleet does not"
+            " answer all at once. Keep it well below the coordinator's closing time.",
+        ),
+    ] = 0.0
+    look_every_seconds: Annotated[
+        float,
+        Meta(ge=1, le=86_400, description="Seconds between two looks for new recordings while no round asks for any."),
+    ] = 60.0
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
+    ] = "info"
+    connection: ConnectionSettings = field(default_factory=ConnectionSettings)
+    gates: Limits = field(default_factory=Limits)
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        yield from named("name", self.name)

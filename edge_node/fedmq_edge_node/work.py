@@ -1,0 +1,251 @@
+"""One message to one new state of the gateway, and one plan to one answer. Pure: no clock, no disk, no network.
+
+The rules kept here:
+
+- One update at most is pending. While it is, `residual` holds y = delta + old residual, and the payload is not yet
+  subtracted. Its verdict settles it, once: accepted, residual = y - payload; put back, residual = y; refused for what
+  it is, residual = 0 (put back, it would be refused for ever).
+- The model is integers. A delta, a chain, a merged delta and a keyframe all end on the digest that was promised,
+  or the state does not change.
+- Another lineage means: another history. Residual, pending update and model start again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+from fedmq_compression.pipeline import CodecSpec, PayloadError, decode, decode_integers, encode
+from fedmq_protocol.messages import CatchUp, CatchUpKind, Evaluation, Receipt, RoundPlan, Verdict, Welcome
+from fedmq_protocol.task import UPLINK_STEP, Task, initial_steps, model_digest, short, to_parameters
+from numpy.typing import NDArray
+
+from fedmq_edge_node.memory import GatewayState, Pending
+from fedmq_edge_node.runtimes import Engine
+from fedmq_edge_node.samples import Samples, Scaler
+from fedmq_edge_node.trainer import evaluate, train
+
+__all__ = [
+    "ModelMismatch",
+    "Trained",
+    "adopt",
+    "advance",
+    "catch_up",
+    "read_scaler",
+    "settle",
+    "start_over",
+    "train_update",
+]
+
+EVALUATION_SCALE = 10_000
+"""Metrics and losses travel as whole 1/10,000."""
+
+LARGEST_VALUE = np.float32(63.0)
+
+MAX_CHAIN = 4096
+"""Deltas in a chain; the coordinator sends a keyframe long before."""
+
+
+class ModelMismatch(ValueError):
+    """What came does not lead to the model that was promised."""
+
+
+def adopt(state: GatewayState, welcome: Welcome) -> GatewayState:
+    """The state after a welcome. Raises ModelMismatch when the task's initial parameters are not what we draw."""
+    task = welcome.task or state.task
+    if task is None:
+        raise ModelMismatch("the welcome brings no task, and none is at hand")
+    new_lineage = welcome.lineage != state.lineage or (welcome.task is not None and welcome.task != state.task)
+    restored = not new_lineage and state.counter < welcome.counter
+    if new_lineage:
+        start = initial_steps(task.model, task.seed, task.grid_bits)
+        if short(model_digest(start)) != task.initial:
+            raise ModelMismatch(
+                f"the initial parameters of task {task.name!r} drawn here have digest "
+                f"{short(model_digest(start)).hex()}, {task.initial.hex()} expected: different software?"
+            )
+        state = replace(state, lineage=welcome.lineage, task=task, scaler=None, version=0, steps=start)
+    if new_lineage or restored:
+        # A counter behind the coordinator's record: this disk was restored from an old image, and its residual
+        # and pending update may have been counted already.
+        state = replace(state, residual=np.zeros(task.model.parameters, dtype=np.float32), pending=None)
+    if state.counter < welcome.counter:
+        state = replace(state, counter=welcome.counter)
+    if welcome.scaler is not None and welcome.scaler != state.scaler:
+        state = replace(state, scaler=welcome.scaler)
+    return state
+
+
+def advance(state: GatewayState, plan: RoundPlan, delta: bytes | None) -> GatewayState:
+    """The state at the plan's base version, given the plan's `delta` (already fetched where it came in chunks).
+
+    Raises ModelMismatch when the gateway is at neither the base nor the version before: it must catch up.
+    """
+    if plan.scaler is not None and plan.scaler != state.scaler:
+        state = replace(state, scaler=plan.scaler)
+    if state.version == plan.base:
+        if short(model_digest(state.steps)) != plan.model:
+            raise ModelMismatch(f"version {state.version} here is not the coordinator's")
+        return state
+    if state.version + 1 != plan.base or delta is None:
+        raise ModelMismatch(f"version {state.version} is at hand, the plan starts from {plan.base}")
+    return _at(state, plan.base, state.steps + _delta_steps(_task(state), delta), plan.model)
+
+
+def start_over(state: GatewayState) -> GatewayState:
+    """Back to the seeded start, which is all that is left in common when histories differ. The residual stays."""
+    task = _task(state)
+    return replace(state, version=0, steps=initial_steps(task.model, task.seed, task.grid_bits))
+
+
+def catch_up(state: GatewayState, message: CatchUp, body: bytes) -> GatewayState:
+    """The state after a catch-up, or the same state where it starts elsewhere. Raises ModelMismatch."""
+    task = _task(state)
+    if message.lineage != state.lineage or message.number <= state.version:
+        return state
+    if message.kind is not CatchUpKind.KEYFRAME and message.start != state.version:
+        return state
+    try:
+        if message.kind is CatchUpKind.CHAIN:
+            chain = msgspec.msgpack.decode(body, type=list[bytes])
+            if len(chain) > MAX_CHAIN:
+                raise ModelMismatch(f"a chain of {len(chain)} deltas, at most {MAX_CHAIN} expected")
+            steps = state.steps
+            for delta in chain:
+                steps = steps + _delta_steps(task, delta)
+        else:
+            start = (
+                state.steps
+                if message.kind is CatchUpKind.MERGED
+                else initial_steps(task.model, task.seed, task.grid_bits)
+            )
+            steps = start + decode_integers(body, task.model.parameters)
+    except (PayloadError, msgspec.MsgspecError) as error:
+        raise ModelMismatch(f"catch-up to version {message.number}: {error}") from error
+    return _at(state, message.number, steps, message.model)
+
+
+def settle(state: GatewayState, receipt: Receipt) -> GatewayState:
+    """The state after a verdict; the same state for a verdict on anything but the pending update."""
+    pending = state.pending
+    if pending is None or (receipt.round_id, receipt.counter) != (pending.round_id, pending.counter):
+        return state
+    if receipt.verdict is Verdict.UNKNOWN:
+        return state
+    if receipt.verdict is Verdict.ACCEPTED:
+        task = _task(state)
+        sent = decode(pending.payload, task.model.parameters, uplink(task)).dense()
+        return replace(state, pending=None, residual=state.residual - sent)
+    if receipt.verdict in (Verdict.NORM, Verdict.NON_FINITE, Verdict.MALFORMED):
+        return replace(state, pending=None, residual=np.zeros_like(state.residual))
+    return replace(state, pending=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """`state` holds the pending update and must be on disk before it is sent."""
+
+    state: GatewayState
+    loss: float
+    stopped: bool
+
+
+def train_update(
+    state: GatewayState,
+    plan: RoundPlan,
+    samples: Samples,
+    engine: Engine,
+    *,
+    gateway: str,
+    keep_going: Callable[[], bool],
+) -> Trained:
+    """Train from the plan's base on the gateway's own windows and code the delta.
+
+    The same task, gateway, round, data and residual give the same payload. When `keep_going` says no, `stopped` is
+    true and the state is as it was. Raises ValueError where training is impossible or diverges.
+    """
+    task = _task(state)
+    if state.scaler is None:
+        raise ValueError("no feature scaling has been learnt yet")
+    if state.pending is not None:
+        raise ValueError(f"the update of round {state.pending.round_id} has no verdict yet")
+    scaler = read_scaler(state.scaler, task.model.sizes[0])
+    flat = to_parameters(state.steps, task.grid_bits)
+    seed = hashlib.sha256(task.digest + gateway.encode() + plan.round_id.to_bytes(8, "little")).digest()
+    result = train(
+        engine,
+        flat,
+        scaler.apply(samples.train_x),
+        samples.train_y,
+        task.recipe,
+        np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "little"))),
+        keep_going,
+    )
+    if result.stopped:
+        return Trained(state=state, loss=result.loss, stopped=True)
+    wanted = result.delta + state.residual
+    # The codec's values end at 64; what lies beyond goes with later rounds, since all of `wanted` is kept.
+    encoded = encode(np.clip(wanted, -LARGEST_VALUE, LARGEST_VALUE), uplink(task))
+    pending = Pending(
+        round_id=plan.round_id,
+        base=plan.base,
+        counter=state.counter + 1,
+        samples=len(samples.train_x),
+        payload=encoded.payload,
+        evaluation=_evaluation(task, engine, flat, samples, scaler) if task.held_out_reports else None,
+    )
+    state = replace(
+        state, residual=wanted, pending=pending, counter=pending.counter, answered=max(state.answered, plan.round_id)
+    )
+    return Trained(state=state, loss=result.loss, stopped=False)
+
+
+def read_scaler(data: bytes, features: int) -> Scaler:
+    """From little-endian float32 means, then scales, as they travel. Raises ValueError."""
+    if len(data) != 8 * features:
+        raise ValueError(f"expected a scaler of {8 * features} bytes for {features} features, got {len(data)}")
+    mean, scale = np.split(np.frombuffer(data, dtype="<f4").astype(np.float32), 2)
+    return Scaler(mean=mean, scale=scale)
+
+
+def uplink(task: Task) -> CodecSpec:
+    return CodecSpec(bits=task.up.bits, density=task.up.density, step=UPLINK_STEP)
+
+
+def _evaluation(
+    task: Task, engine: Engine, flat: NDArray[np.float32], samples: Samples, scaler: Scaler
+) -> Evaluation | None:
+    if not len(samples.held_x):
+        return None
+    found = evaluate(engine, flat, scaler.apply(samples.held_x), samples.held_y, task.classes)
+    return Evaluation(
+        metric=round(found.metric * EVALUATION_SCALE),
+        loss=round(min(found.loss, 1e6) * EVALUATION_SCALE),
+        windows=found.windows,
+    )
+
+
+def _task(state: GatewayState) -> Task:
+    if state.task is None:
+        raise ModelMismatch("no task is at hand")
+    return state.task
+
+
+def _delta_steps(task: Task, delta: bytes) -> NDArray[np.int32]:
+    spec = CodecSpec(bits=task.down.bits, density=task.down.density, step=task.grid_step)
+    total = np.zeros(task.model.parameters, dtype=np.int64)
+    try:
+        decode(delta, task.model.parameters, spec).add_to(total, 1)
+    except PayloadError as error:
+        raise ModelMismatch(f"the broadcast delta cannot be read: {error}") from error
+    return total.astype(np.int32)
+
+
+def _at(state: GatewayState, number: int, steps: NDArray[np.int32], promised: bytes) -> GatewayState:
+    found = short(model_digest(steps))
+    if found != promised:
+        raise ModelMismatch(f"version {number} has digest {found.hex()} here, {promised.hex()} promised")
+    return replace(state, version=number, steps=steps)
