@@ -226,14 +226,13 @@ class Ledger:
         if read_only and not path.is_file():
             raise LedgerError(f"no ledger at {path}: name the coordinator's state directory")
         try:
+            if not read_only:
+                path.parent.mkdir(parents=True, exist_ok=True)
             # Read-only still opens read-write where it may: a WAL that a killed coordinator left must be replayed.
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA busy_timeout = 5000")
             if read_only:
                 self._db.execute("PRAGMA query_only = 1")
-            else:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
             if found == 0 and not read_only:
                 tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -246,7 +245,11 @@ class Ledger:
                 raise LedgerError(
                     f"{path} has schema {found}, this software reads {SCHEMA_VERSION}: use the software that wrote it"
                 )
-        except sqlite3.Error as error:
+            if not read_only:
+                # Only now: it changes the file, and a file that is refused stays as it was.
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+        except (sqlite3.Error, OSError) as error:
             raise LedgerError(f"cannot use the ledger {path}: {error}") from error
 
     def close(self) -> None:
@@ -272,12 +275,17 @@ class Ledger:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Everything read inside comes from one moment, whatever the coordinator writes meanwhile."""
+        """Everything read inside comes from one moment, whatever the coordinator writes meanwhile.
+
+        Raises LedgerError where a page turns out to be damaged: opening reads no more than the file's head.
+        """
         self._db.execute("BEGIN")
         try:
             yield
+        except sqlite3.Error as error:
+            raise LedgerError(f"cannot read the ledger {self.path}: {error}") from error
         finally:
-            self._db.execute("ROLLBACK")
+            self.rollback()
 
     # -- state -------------------------------------------------------------------------------------------------
 
@@ -325,8 +333,12 @@ class Ledger:
         self._insert("answers", answer)
 
     def save_verdict(self, gateway: str, round_id: int, counter: int, digest: bytes, verdict: str) -> None:
+        """The counter never goes back: what an old image of a gateway's disk sends does not replace what was newer."""
         self._write(
-            "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?)", (gateway, round_id, counter, digest, verdict)
+            "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?) ON CONFLICT (gateway) DO UPDATE SET round = excluded.round,"
+            " counter = excluded.counter, digest = excluded.digest, verdict = excluded.verdict"
+            " WHERE excluded.counter > counter",
+            (gateway, round_id, counter, digest, verdict),
         )
 
     def owe(self, round_id: int) -> None:
@@ -374,6 +386,23 @@ class Ledger:
     def last_round(self) -> Round | None:
         return next(iter(self._select(Round, "rounds", "ORDER BY id DESC LIMIT 1")), None)
 
+    def round(self, round_id: int) -> Round | None:
+        return next(iter(self._select(Round, "rounds", "WHERE id = ?", (round_id,))), None)
+
+    def has_round(self, round_id: int) -> bool:
+        return self._db.execute("SELECT 1 FROM rounds WHERE id = ?", (round_id,)).fetchone() is not None
+
+    def answer(self, round_id: int, gateway: str) -> Answer | None:
+        clause = "WHERE round = ? AND gateway = ?"
+        return next(iter(self._select(Answer, "answers", clause, (round_id, gateway))), None)
+
+    def updates_since(self, round_id: int) -> int:
+        """Accepted updates of this round and all later ones."""
+        row = self._db.execute(
+            "SELECT count(*) FROM answers WHERE round >= ? AND kind = 'update' AND verdict = 'accepted'", (round_id,)
+        ).fetchone()
+        return int(row[0])
+
     def answers(self, round_id: int | None = None) -> list[Answer]:
         """In order of round and arrival; payloads only where they are not erased yet."""
         if round_id is None:
@@ -395,6 +424,10 @@ class Ledger:
 
     def versions(self, lineage: int, after: int = -1) -> list[Version]:
         return self._select(Version, "versions", "WHERE lineage = ? AND number > ? ORDER BY number", (lineage, after))
+
+    def version(self, lineage: int, number: int) -> Version | None:
+        rows = self._select(Version, "versions", "WHERE lineage = ? AND number = ?", (lineage, number))
+        return next(iter(rows), None)
 
     def last_version(self, lineage: int) -> Version | None:
         rows = self._select(Version, "versions", "WHERE lineage = ? ORDER BY number DESC LIMIT 1", (lineage,))

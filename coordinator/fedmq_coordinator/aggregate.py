@@ -1,0 +1,116 @@
+"""Many updates to one step of the model: a streaming weighted mean in fixed point, then the server's optimiser.
+
+The sum is int64: values are whole numbers of 2^-24 below 64 in size (30 bits), weights at most 2^12. Integer addition
+commutes, so the order in which answers arrive does not matter, and a restart that adds the stored payloads again gets
+the same sum to the bit. Memory is that of the parameters, however many gateways answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from fedmq_compression.pipeline import CodecSpec, Decoded, encode
+from numpy.typing import NDArray
+
+__all__ = ["FIXED_POINT_BITS", "MAX_WEIGHT", "ServerState", "ServerStep", "WeightedMean", "server_step", "weights"]
+
+FIXED_POINT_BITS = 24
+MAX_WEIGHT = 1 << 12
+_MAX_TOTAL_WEIGHT = 1 << 32
+_MOST_IN_A_STEP = 63.0
+"""The codec takes values below 64."""
+
+
+class WeightedMean:
+    """FedAvg's weighted mean (McMahan et al. 2017, arXiv:1602.05629) over `length` parameters."""
+
+    def __init__(self, length: int) -> None:
+        self._sum: NDArray[np.int64] = np.zeros(length, dtype=np.int64)
+        self.weight = 0
+        self.updates = 0
+
+    def add(self, update: Decoded, weight: int) -> None:
+        """Raises ValueError for a weight or a step outside the fixed point's range, before anything changes."""
+        if update.step != 2.0**-FIXED_POINT_BITS or update.length != len(self._sum):
+            raise ValueError(f"expected {len(self._sum)} values in steps of 2^-{FIXED_POINT_BITS}")
+        if not 1 <= weight <= MAX_WEIGHT or self.weight + weight > _MAX_TOTAL_WEIGHT:
+            raise ValueError(f"a weight is 1 to {MAX_WEIGHT}, got {weight} on top of {self.weight}")
+        update.add_to(self._sum, weight)
+        self.weight += weight
+        self.updates += 1
+
+    def mean(self) -> NDArray[np.float64]:
+        """`(length,) float64`. Raises ValueError while nothing was added."""
+        if not self.weight:
+            raise ValueError("no update was added: there is no mean")
+        return self._sum / (self.weight * 2.0**FIXED_POINT_BITS)
+
+
+def weights(windows: Iterable[int]) -> list[int]:
+    """Weight of each gateway from its windows: at most four times the fleet's median, and at most MAX_WEIGHT.
+
+    One gateway with a huge archive must not speak for the whole fleet.
+    """
+    counts = list(windows)
+    if not counts:
+        return []
+    cap = max(1.0, 4 * median(counts))
+    scale = min(1.0, MAX_WEIGHT / cap)
+    return [max(1, round(min(count, cap) * scale)) for count in counts]
+
+
+def staleness(weight: int, rounds: int, exponent: float) -> int:
+    """Weight of an update that waited: w / (1 + rounds)^exponent (Xie et al. 2019, arXiv:1903.03934), at least 1."""
+    return max(1, round(weight / math.pow(1 + rounds, exponent)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerState:
+    """What the coordinator carries from round to round beside the model, both `(P,) float64`."""
+
+    momentum: NDArray[np.float64]
+    residual: NDArray[np.float64]
+    """What the downlink codec has not sent yet."""
+
+    @classmethod
+    def start(cls, length: int) -> ServerState:
+        return cls(momentum=np.zeros(length), residual=np.zeros(length))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerStep:
+    delta: bytes
+    """As broadcast."""
+    steps: NDArray[np.int32]
+    """What it adds to the integer model."""
+    state: ServerState
+
+
+def server_step(
+    mean: NDArray[np.float64], state: ServerState, codec: CodecSpec, *, momentum: float, learning_rate: float
+) -> ServerStep:
+    """One step of FedAvgM (Hsu, Qi, Brown 2019, arXiv:1909.06335), coded with error feedback for the way down.
+
+    The law: steps * codec.step + new residual == learning_rate * velocity + old residual.
+    """
+    velocity = momentum * state.momentum + mean
+    wanted = learning_rate * velocity + state.residual
+    # Momentum can carry updates that were within bounds beyond what the codec takes: the rest waits in the residual.
+    encoded = encode(np.clip(wanted, -_MOST_IN_A_STEP, _MOST_IN_A_STEP).astype(np.float32), codec)
+    residual = wanted - encoded.sent.dense()
+    return ServerStep(
+        delta=encoded.payload,
+        steps=whole_steps(encoded.sent),
+        state=ServerState(momentum=velocity, residual=residual),
+    )
+
+
+def whole_steps(decoded: Decoded) -> NDArray[np.int32]:
+    """`(length,) int32`: what a decoded delta adds to the integer model."""
+    steps = np.zeros(decoded.length, dtype=np.int64)
+    decoded.add_to(steps, 1)
+    return steps.astype(np.int32)

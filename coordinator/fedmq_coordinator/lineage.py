@@ -1,0 +1,170 @@
+"""One line of model versions: what the ledger and the model store have of it, and how the next version is made.
+
+Owns the integer model in force, the scaler, the server's optimiser and its residual. A version is made by `apply` in
+the ledger's running transaction, after its file is on disk; the service commits. Another task, or an order to learn
+afresh, starts another lineage from the seed, and gateways then forget their residuals.
+
+Refuses to know gateways, rounds in progress and messages under way.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from fedmq_compression.pipeline import CodecSpec, Decoded, decode
+from fedmq_protocol.task import UPLINK_STEP, Task, initial_steps, model_digest, short, to_parameters
+from numpy.typing import NDArray
+
+from fedmq_coordinator import scaling
+from fedmq_coordinator.aggregate import ServerState, WeightedMean, server_step, whole_steps
+from fedmq_coordinator.ledger import Ledger, LedgerError, Version
+from fedmq_coordinator.models import ModelStore, Route, catch_up
+
+__all__ = ["Lineage", "statistics_of"]
+
+log = logging.getLogger("fedmq.coordinator")
+
+LONGEST_CHAIN = 500
+"""Versions behind which only a keyframe is considered: a chain of 500 is longer than any keyframe."""
+
+
+class Lineage:
+    """The line in force of one federation and task; restored from the ledger, or started there.
+
+    Raises LedgerError for a ledger of another federation or one that lacks something, ModelError for a damaged file.
+    """
+
+    def __init__(
+        self, federation: str, task: Task, ledger: Ledger, models: ModelStore, *, now: float, start_new: bool = False
+    ) -> None:
+        self.task = task
+        self._ledger = ledger
+        self._models = models
+        self._up = CodecSpec(bits=task.up.bits, density=task.up.density, step=UPLINK_STEP)
+        self._down = CodecSpec(bits=task.down.bits, density=task.down.density, step=task.grid_step)
+        self.initial = initial_steps(task.model, task.seed, task.grid_bits)
+        self.scaler: bytes | None = None
+        """Means, then scales, little-endian float32."""
+        known = ledger.get("federation")
+        if known is not None and known.decode() != federation:
+            raise LedgerError(
+                f"{ledger.path} belongs to federation {known.decode()!r}, not {federation!r}: "
+                "name another state directory"
+            )
+        self.number = int(ledger.get("lineage") or 0)
+        if self.number == 0 or start_new or ledger.get("task") != task.digest:
+            self._start(federation, now)
+        else:
+            self._restore()
+
+    def _start(self, federation: str, now: float) -> None:
+        newest = self._ledger.last_round()
+        if newest is not None and newest.closed_at is None:
+            self._ledger.close_round(newest.id, at=now, outcome="abandoned", version=None)
+        self.number += 1
+        self.version, self.steps = 0, self.initial
+        self.digest = model_digest(self.steps)
+        if short(self.digest) != self.task.initial:
+            raise ValueError("the task's initial digest is not that of its seed: build the task again")
+        self._server = ServerState.start(self.task.model.parameters)
+        self._models.save(self.number, 0, self.steps)
+        self._ledger.put("federation", federation.encode())
+        self._ledger.put("lineage", str(self.number).encode())
+        self._ledger.put("task", self.task.digest)
+        for key in ("scaler", "opened", "rest", "began"):
+            self._ledger.forget(key)
+        self._save_server()
+        self._ledger.erase_payloads()
+        self._save_version(parent=b"", round_id=None, delta=b"", now=now)
+        self._ledger.commit()
+        log.info("started lineage %d: %d parameters", self.number, self.task.model.parameters)
+
+    def _restore(self) -> None:
+        newest = self._ledger.last_version(self.number)
+        momentum, residual = self._ledger.get("momentum"), self._ledger.get("residual")
+        if newest is None or momentum is None or residual is None:
+            raise LedgerError(f"{self._ledger.path} lacks a part of lineage {self.number}: restore it from a backup")
+        self.version, self.digest = newest.number, newest.digest
+        self.steps = self._models.load(self.number, newest.number, newest.digest)
+        self.scaler = self._ledger.get("scaler")
+        self._server = ServerState(momentum=np.frombuffer(momentum, "<f8"), residual=np.frombuffer(residual, "<f8"))
+        log.info("resumed lineage %d at version %d", self.number, self.version)
+
+    @property
+    def parameters(self) -> NDArray[np.float32]:
+        """The model in force, `(P,) float32`."""
+        return to_parameters(self.steps, self.task.grid_bits)
+
+    @property
+    def newest_delta(self) -> bytes:
+        """What was broadcast for the version in force; empty at the start."""
+        newest = self._ledger.last_version(self.number)
+        return b"" if newest is None else newest.delta
+
+    def decode(self, payload: bytes) -> Decoded:
+        """An update's payload. Raises PayloadError."""
+        return decode(payload, self.task.model.parameters, self._up)
+
+    def learn_scaler(self, round_id: int) -> None:
+        """From the statistics that the round's gateways told."""
+        told = [
+            statistics_of(answer.samples, answer.payload)
+            for answer in self._ledger.answers(round_id)
+            if answer.kind == "statistics" and answer.payload is not None
+        ]
+        mean, scale = scaling.combine(told)
+        self.scaler = mean.astype("<f4").tobytes() + scale.astype("<f4").tobytes()
+        self._ledger.put("scaler", self.scaler)
+        self._ledger.erase_payloads()
+
+    def apply(self, mean: WeightedMean, round_id: int, *, momentum: float, learning_rate: float, now: float) -> int:
+        """Make the next version from a round's mean; returns its number. What it contains is no longer owed."""
+        made = server_step(mean.mean(), self._server, self._down, momentum=momentum, learning_rate=learning_rate)
+        parent = self.digest
+        self.steps = self.steps + made.steps
+        self.digest = model_digest(self.steps)
+        self.version += 1
+        self._server = made.state
+        self._models.save(self.number, self.version, self.steps)
+        self._save_version(parent=parent, round_id=round_id, delta=made.delta, now=now)
+        self._save_server()
+        self._ledger.erase_payloads()
+        return self.version
+
+    def prune(self) -> None:
+        """Delete old versions' files; only once the newest is committed."""
+        self._models.prune(self.number, self.version)
+
+    def route(self, have: int) -> Route:
+        """The cheapest lossless way from version `have` to the newest; a negative one knows nothing of this line."""
+        deltas: list[bytes] = []
+        if 0 <= have < self.version and self.version - have <= LONGEST_CHAIN:
+            deltas = [version.delta for version in self._ledger.versions(self.number, after=have)]
+        return catch_up(have, deltas, self._steps_of, self.steps, self.initial)
+
+    def _steps_of(self, delta: bytes) -> NDArray[np.int32]:
+        return whole_steps(decode(delta, self.task.model.parameters, self._down))
+
+    def _save_version(self, *, parent: bytes, round_id: int | None, delta: bytes, now: float) -> None:
+        self._ledger.save_version(
+            Version(
+                lineage=self.number,
+                number=self.version,
+                digest=self.digest,
+                parent=parent,
+                round=round_id,
+                created_at=now,
+                delta=delta,
+            )
+        )
+
+    def _save_server(self) -> None:
+        self._ledger.put("momentum", self._server.momentum.astype("<f8").tobytes())
+        self._ledger.put("residual", self._server.residual.astype("<f8").tobytes())
+
+
+def statistics_of(count: int, data: bytes) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+    """Means, then M2s, as they travel and are kept. Raises ValueError for a length that does not divide."""
+    mean, m2 = np.split(np.frombuffer(data, dtype="<f8").astype(np.float64), 2)
+    return count, mean, m2

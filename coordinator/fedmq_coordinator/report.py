@@ -1,0 +1,572 @@
+"""The bandwidth-savings report, from the ledger alone: what was learnt, what it cost in bytes, against what.
+
+Owns the rules by which bytes are counted and compared; every one of them is in `Report.rules`, in words, beside the
+figures. Refuses to know how a report looks (`report_text`, `report_html`) and where bytes were counted (the gateways).
+
+Two rules keep it honest. The wire table is the truth and answers only divide it, so that joining and rounds together
+are the wire table's sum, whatever a gateway says. And a comparison leans against federation: dense FedAvg is
+charged its bare parameters without one packet header, and a signal uploaded raw is charged once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import msgspec
+
+from fedmq_coordinator.ledger import Answer, Gateway, Ledger, Round, Version, Wire
+
+__all__ = [
+    "METRIC_NAME",
+    "CatchUpLine",
+    "Factors",
+    "GatewayLine",
+    "IpEstimate",
+    "RefusedLine",
+    "Report",
+    "RoundLine",
+    "Tail",
+    "Traffic",
+    "VerdictLine",
+    "build",
+    "divide",
+    "many",
+    "size",
+    "to_csv",
+    "to_json",
+]
+
+METRIC_NAME = "metric_name"
+"""Key of the ledger's state under which the coordinator writes what its metric is, in UTF-8 ('macro-F1')."""
+
+TCP_IP_HEADER_BYTES = 40
+"""IPv4 and TCP headers of one segment, without options (RFC 791, RFC 9293)."""
+
+TCP_IP_ROUND_BYTES = 450
+"""What TCP/IP adds for one gateway in one round, about, as measured in the steady state. By the headers that is eleven
+segments: six MQTT packets (plan, answer, receipt and a PUBACK for each), the rest bare ACKs."""
+
+TLS_ROUND_BYTES = 130
+"""What TLS records add to the same packets, about, as measured: some 22 B a record (RFC 8446, section 5.2)."""
+
+
+class _Line(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the report, coded as it is."""
+
+
+class Traffic(_Line, frozen=True, kw_only=True):
+    """Bytes, seen from the gateways: up is sent, down is received."""
+
+    up: int = 0
+    down: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.up + self.down
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(up=self.up + other.up, down=self.down + other.down)
+
+
+class Factors(_Line, frozen=True, kw_only=True):
+    """How many times fewer bytes; below 1 federation cost more. None where there is nothing to divide."""
+
+    dense_over_wire: float | None
+    raw_over_wire: float | None
+    dense_over_payload: float | None
+
+
+class IpEstimate(_Line, frozen=True, kw_only=True):
+    """What a bill for a SIM card would count, estimated: bytes up and down together."""
+
+    tcp: int
+    tls: int
+    formula: str
+
+
+class Tail(_Line, frozen=True, kw_only=True):
+    """Bytes that a process of a gateway has counted and not reported: how many is not known, only since when."""
+
+    gateway: str
+    since: float
+    state: Literal["running", "away", "lost"]
+    """running: comes with its next answer; away: not connected now; lost: the process ended without a last word."""
+
+
+class RoundLine(_Line, frozen=True, kw_only=True):
+    id: int
+    lineage: int
+    kind: str
+    base: int
+    version: int | None
+    outcome: str
+    opened_at: float
+    closed_at: float | None
+    seconds: float | None
+    drawn: int
+    answered: int
+    accepted: int
+    declined: int
+    owed: int
+    declines: dict[str, int]
+    plan_bytes: int
+    wire: Traffic
+    payload: Traffic
+    dense: Traffic
+    metric: float | None
+    loss: float | None
+    metric_source: str | None
+
+
+class GatewayLine(_Line, frozen=True, kw_only=True):
+    name: str
+    present: bool
+    first_seen: float | None
+    last_seen: float | None
+    processes: int
+    """How many of its processes reported bytes: one more than its restarts."""
+    answered: int
+    accepted: int
+    declined: int
+    declines: dict[str, int]
+    last_round: int | None
+    wire: Traffic
+    joining: Traffic
+    payload: Traffic
+    dense: Traffic
+    raw_bytes: int
+
+
+class VerdictLine(_Line, frozen=True, kw_only=True):
+    """Answers that were not accepted."""
+
+    kind: str
+    verdict: str
+    answers: int
+
+
+class CatchUpLine(_Line, frozen=True, kw_only=True):
+    kind: str
+    published: int
+    bytes: int
+    askers: int
+    """Gateways served, a gateway counted each time."""
+
+
+class RefusedLine(_Line, frozen=True, kw_only=True):
+    """Junk: messages that were no message of the protocol."""
+
+    channel: str
+    reason: str
+    messages: int
+    bytes: int
+
+
+class Report(_Line, frozen=True, kw_only=True):
+    """Everything the ledger can say about bytes and accuracy. Sizes in bytes, times in unix seconds."""
+
+    metric_name: str
+    findings: list[str]
+    """The result in sentences, the most important one first."""
+    wire: Traffic
+    joining: Traffic
+    """The part of `wire` that belongs to no round."""
+    payload: Traffic
+    dense: Traffic
+    raw_bytes: int
+    ip: IpEstimate
+    factors: Factors
+    wire_per_gateway_round_median: float | None
+    seconds_median: float | None
+    metric_first: float | None
+    metric_last: float | None
+    metric_last_round: int | None
+    below_quorum: list[int]
+    owed: int
+    declines: dict[str, int]
+    verdicts: list[VerdictLine]
+    catch_ups: list[CatchUpLine]
+    refused: list[RefusedLine]
+    tails: list[Tail]
+    rounds: list[RoundLine]
+    gateways: list[GatewayLine]
+    rules: list[str]
+
+
+_NONE = Traffic()
+
+_RULES = [
+    "Wire bytes are socket bytes, counted by each gateway: every MQTT packet, acknowledgements and pings included.",
+    "Bytes between a gateway's answer to a round and its next answer belong to that round, its answer and the model"
+    " delta that came of the round included. What a process counted before its first answer is joining, after a restart"
+    " too. What was reported after the last answer belongs to the last round answered.",
+    "Payload up is the coded delta of every answer, whatever its verdict. Payload down is the model delta that came of"
+    " a round, once for every gateway that answered the round or was about while it ran.",
+    "Dense is plain FedAvg in float32: for every accepted update the model once down and once up, without overhead.",
+    "Raw is the signal that the gateways hold, uploaded once at 16 bits a sample, without overhead.",
+]
+
+
+def build(ledger: Ledger) -> Report:
+    """The report of one moment. Raises LedgerError where the file is damaged."""
+    with ledger.snapshot():
+        metric_name = (ledger.get(METRIC_NAME) or b"metric").decode("utf-8", "replace")
+        gateways = ledger.gateways()
+        rounds = ledger.rounds()
+        answers = ledger.answers()
+        wires = ledger.wires()
+        versions = [v for lineage in sorted({r.lineage for r in rounds}) for v in ledger.versions(lineage)]
+        catch_ups = ledger.catch_ups()
+        refused = ledger.refused()
+
+    known = {r.id for r in rounds}
+    shares = divide(wires, [a for a in answers if a.round in known])
+    by_round: dict[int, list[Answer]] = defaultdict(list)
+    by_gateway: dict[str, list[Answer]] = defaultdict(list)
+    for answer in answers:
+        by_round[answer.round].append(answer)
+        by_gateway[answer.gateway].append(answer)
+    wires_by_gateway: dict[str, list[Wire]] = defaultdict(list)
+    for wire in wires:
+        wires_by_gateway[wire.gateway].append(wire)
+    down_by_gateway, down_by_round = _delivered(gateways, rounds, versions, by_round)
+
+    round_lines = [_round_line(r, by_round[r.id], shares, down_by_round[r.id]) for r in rounds]
+    seen = {g.name: g for g in gateways}
+    others = sorted((wires_by_gateway.keys() | by_gateway.keys()) - seen.keys())
+    gateway_lines = [
+        _gateway_line(name, seen.get(name), by_gateway[name], wires_by_gateway[name], shares, down_by_gateway[name])
+        for name in (*seen, *others)
+    ]
+
+    total = _sum(shares.values())
+    payload = _sum(line.payload for line in gateway_lines)
+    dense = _sum(line.dense for line in gateway_lines)
+    raw = sum(g.signal_bytes for g in gateways)
+    scored = [line for line in round_lines if line.metric is not None]
+    per_round = [t.total for (_, round_id), t in shares.items() if round_id is not None]
+    seconds = [line.seconds for line in round_lines if line.seconds is not None]
+    tails = _tails(gateways, wires)
+    below = [line.id for line in round_lines if line.outcome == "below quorum"]
+    return Report(
+        metric_name=metric_name,
+        findings=_findings(metric_name, total, dense, raw, round_lines, gateway_lines, below, tails),
+        wire=total,
+        joining=_sum(t for (_, round_id), t in shares.items() if round_id is None),
+        payload=payload,
+        dense=dense,
+        raw_bytes=raw,
+        ip=_ip(total.total, len(answers)),
+        factors=Factors(
+            dense_over_wire=_ratio(dense.total, total.total),
+            raw_over_wire=_ratio(raw, total.total),
+            dense_over_payload=_ratio(dense.total, payload.total),
+        ),
+        wire_per_gateway_round_median=statistics.median(per_round) if per_round else None,
+        seconds_median=statistics.median(seconds) if seconds else None,
+        metric_first=scored[0].metric if scored else None,
+        metric_last=scored[-1].metric if scored else None,
+        metric_last_round=scored[-1].id if scored else None,
+        below_quorum=below,
+        owed=sum(a.owed for a in answers),
+        declines=_reasons(answers),
+        verdicts=[
+            VerdictLine(kind=kind, verdict=verdict, answers=count)
+            for (kind, verdict), count in sorted(
+                Counter((a.kind, a.verdict) for a in answers if a.verdict != "accepted").items()
+            )
+        ],
+        catch_ups=[
+            CatchUpLine(
+                kind=kind,
+                published=len(of_kind := [c for c in catch_ups if c.kind == kind]),
+                bytes=sum(c.bytes for c in of_kind),
+                askers=sum(c.askers for c in of_kind),
+            )
+            for kind in sorted({c.kind for c in catch_ups})
+        ],
+        refused=[RefusedLine(channel=c, reason=r, messages=m, bytes=b) for c, r, m, b in refused],
+        tails=tails,
+        rounds=round_lines,
+        gateways=gateway_lines,
+        rules=_RULES,
+    )
+
+
+def divide(wires: Iterable[Wire], answers: Iterable[Answer]) -> dict[tuple[str, int | None], Traffic]:
+    """What each (gateway, round) cost on the wire; round None is joining. Sums to the wires, whatever answers claim.
+
+    An answer carries its process's counter from just before it was sent, so all that follows belongs to its round. A
+    counter that falls back, or exceeds what the wire table holds, divides nothing anew: shares are never negative.
+    """
+    marks: dict[tuple[str, bytes], list[Answer]] = defaultdict(list)
+    for answer in sorted(answers, key=lambda a: (a.received_at, a.round)):
+        marks[answer.gateway, answer.nonce].append(answer)
+    shares: dict[tuple[str, int | None], Traffic] = defaultdict(Traffic)
+    for wire in wires:
+        holder: int | None = None
+        sent = received = 0
+        for answer in marks[wire.gateway, wire.nonce]:
+            upto_sent = min(max(answer.sent, sent), wire.sent)
+            upto_received = min(max(answer.received, received), wire.received)
+            shares[wire.gateway, holder] += Traffic(up=upto_sent - sent, down=upto_received - received)
+            sent, received, holder = upto_sent, upto_received, answer.round
+        shares[wire.gateway, holder] += Traffic(up=wire.sent - sent, down=wire.received - received)
+    return dict(shares)
+
+
+def to_json(report: Report) -> bytes:
+    """The report as indented JSON; a number that is not finite becomes null."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2)
+
+
+def to_csv(report: Report) -> str:
+    """One line a round, with a heading (RFC 4180). Bytes, unix seconds; what is not known is empty."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    plain = "id lineage kind base version outcome opened_at closed_at seconds drawn answered accepted declined owed"
+    plain += " plan_bytes metric loss metric_source"
+    names = plain.split()
+    traffic = ("wire", "payload", "dense")
+    writer.writerow(["round", *names[1:], *(f"{name}_{way}_bytes" for name in traffic for way in ("up", "down"))])
+    for line in report.rounds:
+        ways = [n for name in traffic for n in (getattr(line, name).up, getattr(line, name).down)]
+        writer.writerow([*(getattr(line, name) for name in names), *ways])
+    return out.getvalue()
+
+
+def size(count: float) -> str:
+    """Bytes for people, in decimal units as a data plan counts them: '827 B', '12.3 kB', '4.56 MB'."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 999.5:
+            return f"{value:.0f} B" if unit == "B" else f"{_three_digits(value)} {unit}"
+        value /= 1000
+    return f"{_three_digits(value)} TB"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.1f}" if abs(value) < 99.95 else f"{value:,.0f}"
+
+
+# -- parts of the report ---------------------------------------------------------------------------------------
+
+
+def _delivered(
+    gateways: Sequence[Gateway],
+    rounds: Sequence[Round],
+    versions: Sequence[Version],
+    by_round: dict[int, list[Answer]],
+) -> tuple[Counter[str], Counter[int]]:
+    """Bytes of broadcast delta by gateway, and by the round it came of: all who are about hear it, drawn or not."""
+    lengths = {v.round: len(v.delta) for v in versions if v.round is not None}
+    by_gateway: Counter[str] = Counter()
+    total_by_round: Counter[int] = Counter()
+    for round_ in rounds:
+        if length := lengths.get(round_.id):
+            closed_at = round_.closes_at if round_.closed_at is None else round_.closed_at
+            hearers = {a.gateway for a in by_round[round_.id]}
+            for gateway in gateways:
+                if gateway.first_seen <= closed_at and (gateway.present or gateway.last_seen >= round_.opened_at):
+                    hearers.add(gateway.name)
+            by_gateway.update(dict.fromkeys(hearers, length))
+            total_by_round[round_.id] = length * len(hearers)
+    return by_gateway, total_by_round
+
+
+def _round_line(
+    round_: Round,
+    answers: Sequence[Answer],
+    shares: dict[tuple[str, int | None], Traffic],
+    payload_down: int,
+) -> RoundLine:
+    names = {a.gateway for a in answers}
+    return RoundLine(
+        id=round_.id,
+        lineage=round_.lineage,
+        kind=round_.kind,
+        base=round_.base,
+        version=round_.version,
+        outcome=round_.outcome,
+        opened_at=round_.opened_at,
+        closed_at=round_.closed_at,
+        seconds=None if round_.closed_at is None else max(0.0, round_.closed_at - round_.opened_at),
+        drawn=round_.drawn,
+        answered=len(answers),
+        accepted=len(_accepted(answers)),
+        declined=sum(a.kind == "decline" for a in answers),
+        owed=sum(a.owed for a in answers),
+        declines=_reasons(answers),
+        plan_bytes=round_.plan_bytes,
+        wire=_sum(shares.get((name, round_.id), _NONE) for name in names),
+        payload=Traffic(up=sum(a.payload_bytes for a in answers), down=payload_down),
+        dense=_dense(answers),
+        metric=round_.metric,
+        loss=round_.loss,
+        metric_source=round_.metric_source,
+    )
+
+
+def _gateway_line(
+    name: str,
+    gateway: Gateway | None,
+    answers: Sequence[Answer],
+    wires: Sequence[Wire],
+    shares: dict[tuple[str, int | None], Traffic],
+    payload_down: int,
+) -> GatewayLine:
+    return GatewayLine(
+        name=name,
+        present=gateway is not None and gateway.present,
+        first_seen=None if gateway is None else gateway.first_seen,
+        last_seen=None if gateway is None else gateway.last_seen,
+        processes=len(wires),
+        answered=len(answers),
+        accepted=len(_accepted(answers)),
+        declined=sum(a.kind == "decline" for a in answers),
+        declines=_reasons(answers),
+        last_round=max((a.round for a in answers), default=None),
+        wire=Traffic(up=sum(w.sent for w in wires), down=sum(w.received for w in wires)),
+        joining=shares.get((name, None), _NONE),
+        payload=Traffic(up=sum(a.payload_bytes for a in answers), down=payload_down),
+        dense=_dense(answers),
+        raw_bytes=0 if gateway is None else gateway.signal_bytes,
+    )
+
+
+def _accepted(answers: Iterable[Answer]) -> list[Answer]:
+    return [a for a in answers if a.kind == "update" and a.verdict == "accepted"]
+
+
+def _dense(answers: Iterable[Answer]) -> Traffic:
+    bare = sum(a.dense_bytes for a in _accepted(answers))
+    return Traffic(up=bare, down=bare)
+
+
+def _reasons(answers: Iterable[Answer]) -> dict[str, int]:
+    """Declines by reason, the most frequent first."""
+    counts = Counter(a.reason or "not said" for a in answers if a.kind == "decline")
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _tails(gateways: Sequence[Gateway], wires: Sequence[Wire]) -> list[Tail]:
+    current = {g.name: g for g in gateways}
+    heard: set[tuple[str, bytes]] = set()
+    last_report: dict[str, float] = {}
+    tails = []
+    for wire in wires:
+        heard.add((wire.gateway, wire.nonce))
+        last_report[wire.gateway] = max(last_report.get(wire.gateway, wire.reported_at), wire.reported_at)
+        if not wire.final:
+            gateway = current.get(wire.gateway)
+            alive = gateway is not None and gateway.nonce == wire.nonce
+            tails.append(Tail(gateway=wire.gateway, since=wire.reported_at, state=_state(gateway if alive else None)))
+    for gateway in gateways:
+        if (gateway.name, gateway.nonce) not in heard:
+            since = last_report.get(gateway.name, gateway.first_seen)
+            tails.append(Tail(gateway=gateway.name, since=since, state=_state(gateway)))
+    return sorted(tails, key=lambda tail: (tail.gateway, tail.since))
+
+
+def _state(gateway: Gateway | None) -> Literal["running", "away", "lost"]:
+    if gateway is None:
+        return "lost"
+    return "running" if gateway.present else "away"
+
+
+def _ip(wire: int, answers: int) -> IpEstimate:
+    tcp = wire + answers * TCP_IP_ROUND_BYTES
+    return IpEstimate(
+        tcp=tcp,
+        tls=tcp + answers * TLS_ROUND_BYTES,
+        formula=(
+            f"Estimate: wire bytes + {TCP_IP_ROUND_BYTES} B for TCP/IP for every answer (measured for one gateway and"
+            f" round: headers of {TCP_IP_HEADER_BYTES} B on each MQTT packet and each bare ACK), and"
+            f" {TLS_ROUND_BYTES} B more with TLS. Connection handshakes and pings between rounds far apart come on top."
+        ),
+    )
+
+
+def _findings(
+    metric_name: str,
+    wire: Traffic,
+    dense: Traffic,
+    raw: int,
+    rounds: Sequence[RoundLine],
+    gateways: Sequence[GatewayLine],
+    below: Sequence[int],
+    tails: Sequence[Tail],
+) -> list[str]:
+    if not rounds:
+        return ["No round has been opened yet."]
+    findings = [
+        f"{many(len(gateways), 'gateway')} and {many(len(rounds), 'round')} took {size(wire.total)} on the wire:"
+        f" {size(wire.up)} up, {size(wire.down)} down."
+    ]
+    scored = [line for line in rounds if line.metric is not None]
+    if len(scored) == 1:
+        findings.append(
+            f"{metric_name} is {scored[0].metric:.3f} in round {scored[0].id}, on {_source(scored[0].metric_source)}."
+        )
+    elif scored:
+        findings.append(
+            f"{metric_name} went from {scored[0].metric:.3f} in round {scored[0].id}"
+            f" to {scored[-1].metric:.3f} in round {scored[-1].id}, on {_source(scored[-1].metric_source)}."
+        )
+    if wire.total:
+        findings.append(
+            _against("plain FedAvg in float32, for the updates that were accepted,", dense.total, wire.total)
+        )
+        findings.append(_against("uploading the raw signal once", raw, wire.total))
+        if 0 < raw < wire.total:
+            findings.append(
+                "In bytes alone it would have been cheaper to upload this signal. Federation then earns its bytes by"
+                " keeping the signal where it is, or once the gateways have gathered more of it."
+            )
+    else:
+        findings.append("No gateway has reported its wire bytes yet: nothing can be compared.")
+    if below:
+        findings.append(
+            f"{many(len(below), 'round')} closed below quorum: the model stood still, what was accepted is owed."
+        )
+    if tails:
+        names = len({t.gateway for t in tails})
+        findings.append(f"{many(names, 'gateway')} counted bytes that are not reported: the figures lack these tails.")
+    return findings
+
+
+def _against(what: str, other: int, wire: int) -> str:
+    if other <= 0:
+        return f"Against {what}: the ledger knows no bytes to compare with."
+    if other >= wire:
+        return f"Against {what} that is {other / wire:,.1f} times fewer bytes: {size(wire)} instead of {size(other)}."
+    return (
+        f"Federation cost MORE than {what}: {size(wire)} instead of {size(other)}, {size(wire - other)} more,"
+        f" {wire / other:,.1f} times as much."
+    )
+
+
+def _source(source: str | None) -> str:
+    return {None: "an unnamed source", "test set": "the test set"}.get(source, f"the gateways' {source}")
+
+
+def many(count: int, noun: str) -> str:
+    """'1 round', '2,000 rounds'."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _ratio(above: int, below: int) -> float | None:
+    return above / below if above and below else None
+
+
+def _sum(parts: Iterable[Traffic]) -> Traffic:
+    up = down = 0
+    for part in parts:
+        up += part.up
+        down += part.down
+    return Traffic(up=up, down=down)

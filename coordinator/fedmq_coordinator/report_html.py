@@ -1,0 +1,394 @@
+"""The report as one HTML page that needs nothing else: no server, no network, and for its figures no script either.
+
+Owns the page; every figure comes from `report`. Charts are drawn by uPlot 1.6.32 (MIT; `assets/`, inlined), and
+what they show stands in tables as well. What came from a gateway or the ledger is escaped wherever it stands, and
+the page's own policy lets no script run but its two, by their digests, and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from html import escape
+from importlib import resources
+
+import msgspec
+
+from fedmq_coordinator.report import GatewayLine, Report, RoundLine, Tail, Traffic, many, size
+
+__all__ = ["to_html"]
+
+UPLOT = "uplot-1.6.32"
+
+ROUNDS_SHOWN = 1_000
+"""Rows of the table of rounds, the latest; the charts show all."""
+
+GATEWAYS_SHOWN = 200
+"""Rows of the table of gateways, those with the most bytes."""
+
+
+class _Cell(str):
+    """Markup that is made here and needs no escaping."""
+
+
+_NO_HEAD = _Cell('<td aria-hidden="true"></td>')
+
+
+def to_html(report: Report) -> str:
+    """The whole page, UTF-8."""
+    library, own = _asset(f"{UPLOT}.min.js"), _asset("report.js")
+    policy = (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src {_source(library)} {_source(own)}; base-uri 'none'; form-action 'none'"
+    )
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<link rel="icon" href="data:,">',
+        "<title>Bandwidth report of a federation</title>",
+        f"<!-- The charts are drawn by uPlot.\n{_asset(f'{UPLOT}-LICENSE.txt')}-->",
+        f"<style>{_asset(f'{UPLOT}.min.css')}\n{_asset('report.css')}</style>",
+        "</head><body>",
+        *_head(report),
+    ]
+    if report.rounds:
+        parts += [*_charts(report), *_totals(report), *_gateways(report), *_declines(report), *_rounds(report)]
+        parts += _otherwise(report)
+    parts += [
+        _heading("How it is counted"),
+        _list([*report.rules, report.ip.formula]),
+        "</main><footer>Made by fedmq from the coordinator's ledger. Sizes are decimal: 1 kB is 1,000 bytes. "
+        "Times are UTC.</footer>",
+        f'<script type="application/json" id="report-data">{_json(_chart_data(report))}</script>',
+        f"<script>{library}</script>",
+        f"<script>{own}</script>",
+        "</body></html>\n",
+    ]
+    return "\n".join(parts)
+
+
+# -- the page's parts ------------------------------------------------------------------------------------------
+
+
+def _head(report: Report) -> list[str]:
+    when = "No round has been opened yet."
+    if report.rounds:
+        last = report.rounds[-1]
+        when = (
+            f"{many(len(report.rounds), 'round')}, {many(len(report.gateways), 'gateway')},"
+            f" {_utc(report.rounds[0].opened_at)} to {_utc(last.closed_at or last.opened_at)}"
+        )
+    parts = [f'<header><h1>Bandwidth report</h1><p class="quiet">{escape(when)}</p></header><main>']
+    if not report.rounds:
+        return parts
+    cards = [
+        _card("On the wire", size(report.wire.total), f"{size(report.wire.up)} up, {size(report.wire.down)} down"),
+        _versus("dense float32", report.factors.dense_over_wire, report.dense.total),
+        _versus("uploading the raw signal", report.factors.raw_over_wire, report.raw_bytes),
+    ]
+    if report.metric_last is not None:
+        about = f"round {report.metric_last_round}; {report.metric_first:.3f} at first"
+        cards.append(_card(report.metric_name, f"{report.metric_last:.3f}", about))
+    if report.wire_per_gateway_round_median is not None:
+        cards.append(
+            _card(
+                "One gateway, one round", f"{report.wire_per_gateway_round_median:,.0f} B", "wire, up and down, median"
+            )
+        )
+    return [*parts, f'<dl class="cards">{"".join(cards)}</dl>', _list(report.findings)]
+
+
+def _card(name: str, figure: str, about: str, *, warn: bool = False) -> str:
+    kind = ' class="warn"' if warn else ""
+    return f"<div{kind}><dt>{escape(name)}</dt><dd>{escape(figure)} <small>{escape(about)}</small></dd></div>"
+
+
+def _versus(name: str, factor: float | None, other: int) -> str:
+    if factor is None:
+        return _card(f"Against {name}", "not known", "no bytes to compare with")
+    if factor >= 1:
+        return _card(f"Against {name}", f"{factor:,.1f} ×", f"fewer bytes, instead of {size(other)}")
+    return _card(f"Against {name}", f"{1 / factor:,.1f} ×", f"MORE bytes, instead of {size(other)}", warn=True)
+
+
+def _charts(report: Report) -> list[str]:
+    def figure(name: str, title: str, about: str) -> str:
+        return (
+            f"<section><h2>{escape(title)}</h2><figure><figcaption>{escape(about)}</figcaption>"
+            f'<div class="chart" id="chart-{name}" tabindex="0" role="group" aria-label="{escape(title)}: chart. Arrow'
+            f' keys walk from round to round; the figures are in the table of rounds."></div></figure></section>'
+        )
+
+    return [
+        '<noscript><p class="quiet">The charts need JavaScript; their figures are in the tables below.</p></noscript>',
+        '<div class="charts">',
+        figure(
+            "metric",
+            "What was learnt",
+            f"{report.metric_name} (left axis) and loss (right axis) of each round's model.",
+        ),
+        figure(
+            "cumulative",
+            "Bytes so far",
+            "All gateways together. Joining is counted at the start. Logarithmic: each step up is ten times as much.",
+        ),
+        figure("round", "Bytes of each round", "On the wire, all gateways together, joining left out."),
+        "</div>",
+    ]
+
+
+def _totals(report: Report) -> list[str]:
+    wire = report.wire.total
+
+    def row(name: str, traffic: Traffic, kind: str = "") -> list[str]:
+        return [_row_head(name, kind), size(traffic.up), size(traffic.down), *together(traffic.total)]
+
+    def together(count: int) -> list[str]:
+        return [size(count), f"{count / wire:,.2f} ×" if count and wire else ""]
+
+    rows = [
+        row("Wire, everything", report.wire),
+        row("of it joining", report.joining, "sub"),
+        row("Payload alone", report.payload),
+        row("Dense float32", report.dense),
+        [_row_head("Raw signal, once"), size(report.raw_bytes), "", *together(report.raw_bytes)],
+        [_row_head("IP level over TCP, estimate"), "", "", *together(report.ip.tcp)],
+        [_row_head("with TLS, estimate", "sub"), "", "", *together(report.ip.tls)],
+    ]
+    notes = []
+    if report.factors.dense_over_payload is not None:
+        notes.append(f"Dense over payload alone: {report.factors.dense_over_payload:,.1f} times.")
+    if report.seconds_median is not None:
+        notes.append(f"Seconds of a round, median: {report.seconds_median:,.1f}.")
+    table = _table("Bytes in total", ["", "up", "down", "together", "against wire"], rows)
+    return [_heading("Totals"), table, f'<p class="quiet">{escape(" ".join(notes))}</p>']
+
+
+def _gateways(report: Report) -> list[str]:
+    shown = sorted(report.gateways, key=lambda g: -g.wire.total)[:GATEWAYS_SHOWN]
+    most = max((g.wire.total for g in shown), default=0)
+    rows = [
+        [
+            _Cell(f'<th scope="row">{escape(g.name)}{_absence(g)}</th>'),
+            _bars(most, up=g.wire.up, down=g.wire.down),
+            size(g.wire.up),
+            size(g.wire.down),
+            size(g.joining.total),
+            size(g.payload.total),
+            size(g.dense.total),
+            size(g.raw_bytes),
+            f"{g.accepted:,}",
+            _zero(g.declined),
+            _zero(g.processes - 1),
+        ]
+        for g in shown
+    ]
+    about = (
+        "" if len(shown) == len(report.gateways) else f" The {len(shown)} of {len(report.gateways):,} with the most."
+    )
+    head = ["joining", "payload", "dense", "raw", "updates", "declines", "restarts"]
+    return [
+        _heading("Gateways"),
+        f'<p class="key quiet"><span class="up"></span>wire up<span class="down"></span>wire down.{about}</p>',
+        _table(
+            "Bytes of each gateway",
+            ["gateway", _NO_HEAD, "wire up", "wire down", *head],
+            rows,
+        ),
+    ]
+
+
+def _absence(gateway: GatewayLine) -> str:
+    if gateway.present:
+        return ""
+    since = "" if gateway.last_seen is None else f" since {_utc(gateway.last_seen)}"
+    return f"<small>absent{since}</small>"
+
+
+def _declines(report: Report) -> list[str]:
+    if not report.declines:
+        return [_heading("Declines"), "<p>No gateway declined a round.</p>"]
+    most = max(report.declines.values())
+    rows = []
+    for reason, count in report.declines.items():
+        named = [f"{g.name} ({g.declines[reason]:,})" for g in report.gateways if reason in g.declines]
+        more = f" and {len(named) - 10:,} more" if len(named) > 10 else ""
+        rows.append(
+            [
+                _row_head(reason),
+                _bars(most, count=count),
+                f"{count:,}",
+                _Cell(f'<td class="left wide">{escape(", ".join(named[:10]) + more)}</td>'),
+            ]
+        )
+    head = [
+        "reason",
+        _NO_HEAD,
+        "declines",
+        _Cell('<th scope="col" class="left">gateways</th>'),
+    ]
+    return [_heading("Declines by reason"), _table("Declines by reason", head, rows)]
+
+
+def _rounds(report: Report) -> list[str]:
+    shown = report.rounds[-ROUNDS_SHOWN:]
+    about = "" if len(shown) == len(report.rounds) else f", the latest {len(shown):,} of {len(report.rounds):,}"
+    head = ["round", _Cell('<th scope="col" class="left">outcome</th>'), "accepted of drawn", "declined"]
+    head += [report.metric_name, "loss", "seconds", "wire up", "wire down", "payload up", "payload down", "dense"]
+    table = _table("Every round", head, [_round_row(line) for line in shown])
+    is_open = " open" if len(shown) <= 60 else ""
+    return [_heading("Rounds"), f"<details{is_open}><summary>Every round{about}</summary>{table}</details>"]
+
+
+def _round_row(line: RoundLine) -> list[str]:
+    outcome = line.outcome if line.kind == "training" else f"{line.outcome} ({line.kind})"
+    if line.owed:
+        outcome += f", {line.owed} owed"
+    return [
+        _row_head(str(line.id)),
+        _Cell(f'<td class="left">{escape(outcome)}</td>'),
+        f"{line.accepted if line.kind == 'training' else line.answered - line.declined:,} of {line.drawn:,}",
+        _zero(line.declined),
+        _number(line.metric, 3),
+        _number(line.loss, 3),
+        _number(line.seconds, 1),
+        size(line.wire.up),
+        size(line.wire.down),
+        size(line.payload.up),
+        size(line.payload.down),
+        size(line.dense.total),
+    ]
+
+
+def _otherwise(report: Report) -> list[str]:
+    parts = []
+    if report.below_quorum or report.owed:
+        rounds = ", ".join(str(r) for r in report.below_quorum[-50:]) or "none"
+        parts += [
+            _heading("Below quorum"),
+            f"<p>Rounds closed below quorum: {rounds}. Updates owed to the next round: {report.owed:,}.</p>",
+        ]
+    if report.verdicts:
+        rows = [[_row_head(v.kind), v.verdict, f"{v.answers:,}"] for v in report.verdicts]
+        parts += [
+            _heading("Answers not accepted"),
+            _table("Answers not accepted", ["kind", "verdict", "answers"], rows),
+        ]
+    if report.catch_ups:
+        rows = [[_row_head(c.kind), f"{c.published:,}", size(c.bytes), f"{c.askers:,}"] for c in report.catch_ups]
+        head = ["kind", "published", "bytes", "gateways served"]
+        parts += [_heading("Catch-ups of gateways that missed deltas"), _table("Catch-ups", head, rows)]
+    if report.refused:
+        rows = [[_row_head(r.channel), r.reason, f"{r.messages:,}", size(r.bytes)] for r in report.refused]
+        parts += [_heading("Refused junk"), _table("Refused junk", ["channel", "reason", "messages", "bytes"], rows)]
+    if report.tails:
+        rows = [[_row_head(t.gateway), _utc(t.since), _tail(t)] for t in report.tails[:GATEWAYS_SHOWN]]
+        parts += [
+            _heading("Bytes counted and not reported"),
+            _table("Tails not reported", ["gateway", "since", "the process"], rows),
+        ]
+    return parts
+
+
+def _tail(tail: Tail) -> str:
+    return {
+        "running": "runs: comes with its next answer",
+        "away": "is not connected",
+        "lost": "ended without a last word: never known",
+    }[tail.state]
+
+
+def _chart_data(report: Report) -> dict[str, object]:
+    lines = report.rounds
+    return {
+        "metric_name": report.metric_name,
+        "round": [line.id for line in lines],
+        "metric": [line.metric for line in lines],
+        "loss": [line.loss for line in lines],
+        "wire_up": [line.wire.up for line in lines],
+        "wire_down": [line.wire.down for line in lines],
+        "cumulative_up": _running((line.wire.up for line in lines), report.joining.up),
+        "cumulative_down": _running((line.wire.down for line in lines), report.joining.down),
+        "cumulative_dense": _running(line.dense.total for line in lines),
+        "raw": [report.raw_bytes] * len(lines),
+    }
+
+
+# -- markup ----------------------------------------------------------------------------------------------------
+
+
+def _heading(text: str) -> str:
+    return f"<h2>{escape(text)}</h2>"
+
+
+def _list(lines: Iterable[str]) -> str:
+    items = (f'<li class="warn">{escape(x)}</li>' if " MORE " in x else f"<li>{escape(x)}</li>" for x in lines)
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def _row_head(text: str, kind: str = "") -> _Cell:
+    return _Cell(f'<th scope="row" class="{kind}">{escape(text)}</th>')
+
+
+def _table(label: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in a box that scrolls sideways, by keyboard too; the first column is the row's head."""
+    columns = "".join(
+        cell if isinstance(cell, _Cell) else f'<th scope="col"{_left(place)}>{escape(cell)}</th>'
+        for place, cell in enumerate(head)
+    )
+    body = "".join(
+        "<tr>" + "".join(cell if isinstance(cell, _Cell) else f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table class="data">'
+        f"<thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _left(place: int) -> str:
+    return "" if place else ' class="left"'
+
+
+def _bars(most: int, **counts: int) -> _Cell:
+    """A cell of bars side by side, each of its own class; the numbers stand in cells of their own."""
+    widths = {kind: 100 * count / most if most else 0.0 for kind, count in counts.items()}
+    spans = "".join(f'<span class="{kind}" style="width:{width:.1f}%"></span>' for kind, width in widths.items())
+    return _Cell(f'<td class="bar left" aria-hidden="true">{spans}</td>')
+
+
+def _running(counts: Iterable[int], start: int = 0) -> list[int]:
+    return list(itertools.accumulate(counts, initial=start))[1:]
+
+
+def _zero(count: int) -> str:
+    return f"{count:,}" if count > 0 else ""
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _utc(at: float) -> str:
+    return datetime.fromtimestamp(at, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _json(value: object) -> str:
+    """JSON that stays inside its script element, whatever it holds: no '<' is left that could end it."""
+    text = msgspec.json.encode(value).decode()
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _source(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _asset(name: str) -> str:
+    return resources.files("fedmq_coordinator").joinpath("assets", name).read_text(encoding="utf-8")

@@ -1,0 +1,383 @@
+"""The report and the state of things as plain text, for a terminal, a pipe or an ssh window.
+
+Owns layout and nothing else: every figure comes from `report`. Lines fit the width asked for, there are no colour
+codes, and what came from a gateway cannot move the cursor. Only here is rich imported, and only when text is asked
+for, so that a coordinator runs without it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from fedmq_coordinator.ledger import Answer, Gateway, Ledger, Round
+from fedmq_coordinator.report import GatewayLine, Report, RoundLine, Traffic, build, many, size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["MissingExtraError", "status", "to_text"]
+
+ROUNDS_SHOWN = 40
+"""The latest rounds; JSON and CSV have them all."""
+
+GATEWAYS_SHOWN = 40
+"""Those with the most bytes; JSON has them all."""
+
+
+class MissingExtraError(ImportError):
+    """rich is not installed."""
+
+
+def to_text(report: Report, width: int = 80) -> str:
+    """Findings, totals, rounds, gateways and what went otherwise, in lines of at most `width` characters."""
+    page = _Page(width)
+    page.heading("Bandwidth report")
+    page.lines(report.findings, bullet="-")
+    if not report.rounds:
+        return page.text()
+    page.heading("Totals")
+    page.table(("", "up", "down", "together", "against wire"), _totals(report), left=(0,))
+    page.lines(_totals_notes(report))
+    page.heading("Rounds" + _latest(len(report.rounds), ROUNDS_SHOWN))
+    page.table(
+        ("round", "answers", "no", "wire up", "wire down", "payload", report.metric_name, "loss", "seconds", ""),
+        [_round_row(line) for line in report.rounds[-ROUNDS_SHOWN:]],
+        left=(9,),
+    )
+    page.lines(["answers: accepted updates (or statistics) of gateways drawn; no: declines, with the reasons below."])
+    page.heading("Gateways" + _largest(len(report.gateways), GATEWAYS_SHOWN))
+    largest = sorted(report.gateways, key=lambda g: -g.wire.total)[:GATEWAYS_SHOWN]
+    page.table(
+        ("gateway", "rounds", "no", "wire up", "wire down", "joining", "dense", "raw"),
+        [_gateway_row(line) for line in largest],
+        left=(0,),
+    )
+    _otherwise(page, report)
+    page.heading("How it is counted")
+    page.lines([*report.rules, report.ip.formula], bullet="-")
+    return page.text()
+
+
+def status(ledger: Ledger, now: float, width: int = 80) -> str:
+    """The round in progress, the model, who is there, and bytes so far. `now`: unix seconds."""
+    report = build(ledger)
+    with ledger.snapshot():
+        gateways = ledger.gateways()
+        round_ = ledger.last_round()
+        answers = [] if round_ is None else ledger.answers(round_.id)
+        version = None if round_ is None else ledger.last_version(round_.lineage)
+        verdicts = {g.name: ledger.verdict(g.name) for g in gateways}
+    page = _Page(width)
+    fields = [("round", "No round has been opened yet")]
+    if round_ is not None:
+        fields = _round_state(round_, answers, gateways, now)
+    model = "none yet" if version is None else f"version {version.number}, made {_ago(version.created_at, now)}"
+    if report.metric_last is not None and report.metric_last_round is not None:
+        scored = next(line for line in reversed(report.rounds) if line.id == report.metric_last_round)
+        model += f"; {report.metric_name} {report.metric_last:.3f} after round {scored.id} ({scored.metric_source})"
+    carried = f"{size(report.wire.up)} up, {size(report.wire.down)} down on the wire"
+    if report.tails:
+        silent = many(len({t.gateway for t in report.tails}), "gateway")
+        carried += f"; the latest bytes of {silent} not reported yet"
+    here = sum(g.present for g in gateways)
+    presence = f"{here} present, {len(gateways) - here} absent"
+    page.fields([*fields, ("model", model), ("bytes", carried), ("gateways", presence)])
+    if gateways:
+        last = {line.name: line for line in report.gateways}
+        shown = sorted(gateways, key=lambda g: (g.present, g.last_seen, g.name))[:GATEWAYS_SHOWN]
+        page.table(
+            ("gateway", "", "last seen", "last answer", "windows", "wire"),
+            [_presence_row(g, last[g.name], verdicts[g.name], now) for g in shown],
+            left=(0, 1, 2, 3),
+        )
+        if len(gateways) > len(shown):
+            page.lines([f"{len(gateways) - len(shown):,} more: absent ones are named first, then the longest silent."])
+    return page.text()
+
+
+# -- the report's parts ----------------------------------------------------------------------------------------
+
+
+def _totals(report: Report) -> list[tuple[str, ...]]:
+    wire = report.wire.total
+
+    def row(name: str, traffic: Traffic) -> tuple[str, ...]:
+        return (name, size(traffic.up), size(traffic.down), size(traffic.total), _times(traffic.total, wire))
+
+    return [
+        row("wire, everything", report.wire),
+        row("  of it joining", report.joining),
+        row("payload alone", report.payload),
+        row("dense float32", report.dense),
+        ("raw signal, once", size(report.raw_bytes), "", size(report.raw_bytes), _times(report.raw_bytes, wire)),
+        ("IP level, estimate", "", "", size(report.ip.tcp), _times(report.ip.tcp, wire)),
+        ("  with TLS, estimate", "", "", size(report.ip.tls), _times(report.ip.tls, wire)),
+    ]
+
+
+def _totals_notes(report: Report) -> list[str]:
+    notes = []
+    if report.factors.dense_over_payload is not None:
+        notes.append(f"Dense over payload alone: {report.factors.dense_over_payload:,.1f} times.")
+    if report.wire_per_gateway_round_median is not None:
+        notes.append(f"Wire bytes of one gateway in one round, median: {report.wire_per_gateway_round_median:,.0f} B.")
+    if report.seconds_median is not None:
+        notes.append(f"Seconds of a round, median: {report.seconds_median:,.1f}.")
+    return notes
+
+
+def _round_row(line: RoundLine) -> tuple[str, ...]:
+    done = line.accepted if line.kind != "statistics" else line.answered - line.declined
+    remark = {"applied": "", "open": "open", "below quorum": "below"}.get(line.outcome, line.outcome)
+    return (
+        str(line.id),
+        f"{done}/{line.drawn}",
+        str(line.declined) if line.declined else "",
+        size(line.wire.up),
+        size(line.wire.down),
+        size(line.payload.total),
+        _number(line.metric, 3),
+        _number(line.loss, 3),
+        _number(line.seconds, 1),
+        remark or ("stats" if line.kind == "statistics" else ""),
+    )
+
+
+def _gateway_row(line: GatewayLine) -> tuple[str, ...]:
+    return (
+        line.name,
+        str(line.accepted),
+        str(line.declined) if line.declined else "",
+        size(line.wire.up),
+        size(line.wire.down),
+        size(line.joining.total),
+        size(line.dense.total),
+        size(line.raw_bytes),
+    )
+
+
+def _otherwise(page: _Page, report: Report) -> None:
+    if report.declines:
+        page.heading("Declines by reason")
+        page.table(
+            ("reason", "declines", "gateways"),
+            [(reason, f"{count:,}", _who(report.gateways, reason)) for reason, count in report.declines.items()],
+            left=(0, 2),
+        )
+    if report.below_quorum or report.owed:
+        page.heading("Below quorum")
+        rounds = ", ".join(str(r) for r in report.below_quorum[-20:]) or "none"
+        page.lines([f"Rounds closed below quorum: {rounds}. Updates owed to the next round: {report.owed}."])
+    if report.verdicts:
+        page.heading("Answers not accepted")
+        page.table(
+            ("kind", "verdict", "answers"),
+            [(v.kind, v.verdict, f"{v.answers:,}") for v in report.verdicts],
+            left=(0, 1),
+        )
+    if report.catch_ups:
+        page.heading("Catch-ups of gateways that missed deltas")
+        page.table(
+            ("kind", "published", "bytes", "gateways served"),
+            [(c.kind, f"{c.published:,}", size(c.bytes), f"{c.askers:,}") for c in report.catch_ups],
+            left=(0,),
+        )
+    if report.refused:
+        page.heading("Refused junk")
+        page.table(
+            ("channel", "reason", "messages", "bytes"),
+            [(r.channel, r.reason, f"{r.messages:,}", size(r.bytes)) for r in report.refused],
+            left=(0, 1),
+        )
+    if report.tails:
+        page.heading("Bytes counted and not reported")
+        page.table(
+            ("gateway", "since", "the process"),
+            [(t.gateway, _utc(t.since), _TAIL_STATES[t.state]) for t in report.tails[:GATEWAYS_SHOWN]],
+            left=(0, 1, 2),
+        )
+
+
+_TAIL_STATES = {
+    "running": "runs: comes with its next answer",
+    "away": "is not connected",
+    "lost": "ended without a last word: never known",
+}
+
+
+def _who(gateways: Iterable[GatewayLine], reason: str) -> str:
+    named = [f"{g.name} ({g.declines[reason]})" for g in gateways if reason in g.declines]
+    more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+    return ", ".join(named[:5]) + more
+
+
+# -- the state's parts -----------------------------------------------------------------------------------------
+
+
+def _round_state(
+    round_: Round, answers: Sequence[Answer], gateways: Sequence[Gateway], now: float
+) -> list[tuple[str, str]]:
+    name = f"{round_.id} ({round_.kind})"
+    if round_.closed_at is None:
+        left = round_.closes_at - now
+        closes = f"closes in {_span(left)}"
+        if left < 0:
+            closes = f"should have closed {_span(-left)} ago: does the coordinator run?"
+        state = f"{name} in progress, opened {_utc(round_.opened_at)}, {_ago(round_.opened_at, now)}; {closes}"
+    else:
+        state = f"{name} closed {_ago(round_.closed_at, now)}: {round_.outcome}; no round is open"
+    accepted = sum(a.kind != "decline" and a.verdict == "accepted" for a in answers)
+    declines = Counter(a.reason or "not said" for a in answers if a.kind == "decline")
+    said = f"{len(answers)} of {round_.drawn} drawn: {accepted} accepted, {declines.total()} declined"
+    if declines:
+        said += f" ({', '.join(f'{reason} {count}' for reason, count in sorted(declines.items()))})"
+    if others := len(answers) - accepted - declines.total():
+        said += f", {others} not accepted"
+    fields = [("round", state), ("answers", said)]
+    answered = {a.gateway for a in answers}
+    missing = [g.name for g in gateways if g.name not in answered]
+    if missing and round_.closed_at is None and len(answers) < round_.drawn:
+        more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
+        drawn = "" if round_.drawn >= len(gateways) else " (not all of them are drawn)"
+        fields.append(("missing", f"{', '.join(missing[:12])}{more}{drawn}"))
+    return fields
+
+
+def _presence_row(
+    gateway: Gateway, line: GatewayLine, verdict: tuple[int, int, bytes, str] | None, now: float
+) -> tuple[str, ...]:
+    answer = "none yet" if line.last_round is None else f"round {line.last_round}"
+    if verdict is not None:
+        answer = f"round {verdict[0]}: {verdict[3]}"
+    return (
+        gateway.name,
+        "present" if gateway.present else "ABSENT",
+        _ago(gateway.last_seen, now),
+        answer,
+        f"{gateway.windows:,}",
+        size(line.wire.total),
+    )
+
+
+# -- layout ----------------------------------------------------------------------------------------------------
+
+
+class _Page:
+    """Text that grows from the top; rich does the tables."""
+
+    def __init__(self, width: int) -> None:
+        try:
+            from rich.console import Console
+        except ImportError as error:
+            raise MissingExtraError(
+                "text needs the package rich: pip install 'fedmq[coordinator]' (JSON, CSV and HTML do without it)"
+            ) from error
+        self._out = io.StringIO()
+        self._console = Console(
+            file=self._out,
+            width=max(width, 40),
+            color_system=None,
+            force_terminal=False,
+            force_jupyter=False,
+            no_color=True,
+            legacy_windows=False,
+            markup=False,
+            emoji=False,
+            highlight=False,
+            _environ={},
+        )
+
+    def heading(self, text: str) -> None:
+        if self._out.tell():
+            self._console.print()
+        self._console.print(_plain(text))
+        self._console.print("-" * min(len(text), self._console.width))
+
+    def lines(self, lines: Iterable[str], bullet: str = "") -> None:
+        if bullet:
+            self.fields((bullet, line) for line in lines)
+            return
+        from rich.text import Text
+
+        for line in lines:
+            self._console.print(Text(_plain(line)))
+
+    def fields(self, fields: Iterable[tuple[str, str]]) -> None:
+        """A label and what belongs to it, which is folded beside the label."""
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        for label, text in fields:
+            grid.add_row(Text(label), Text(_plain(text)))
+        self._console.print(grid)
+
+    def table(self, headings: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int]) -> None:
+        """Columns are right-aligned but those in `left`."""
+        from rich.text import Text
+
+        table = self._empty_table()
+        for place, heading in enumerate(headings):
+            if place in left:
+                table.add_column(Text(_plain(heading)), overflow="fold")
+            else:
+                table.add_column(Text(_plain(heading)), justify="right", no_wrap=len(heading) <= 9, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(_plain(cell)) for cell in row))
+        self._console.print(table)
+
+    @staticmethod
+    def _empty_table() -> Table:
+        from rich.box import Box
+        from rich.table import Table
+
+        # ASCII, and no rule but the one below the heading: what is copied into a mail stays readable.
+        box = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+        return Table(box=box, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+
+    def text(self) -> str:
+        return "\n".join(line.rstrip() for line in self._out.getvalue().splitlines()) + "\n"
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _latest(count: int, shown: int) -> str:
+    return f" (the latest {shown} of {count:,}; --json and --csv have all)" if count > shown else ""
+
+
+def _largest(count: int, shown: int) -> str:
+    return f" (the {shown} of {count:,} with the most bytes; --json has all)" if count > shown else ""
+
+
+def _times(count: int, wire: int) -> str:
+    return f"{count / wire:,.2f} x" if wire and count else ""
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _utc(at: float) -> str:
+    return datetime.fromtimestamp(at, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _ago(at: float, now: float) -> str:
+    return f"{_span(max(0.0, now - at))} ago"
+
+
+def _span(seconds: float) -> str:
+    """'35 s', '4 min', '2 h 05 min', '3 days'."""
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 5400:
+        return f"{round(whole / 60)} min"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{round(whole / 86400)} days"

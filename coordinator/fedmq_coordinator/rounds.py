@@ -1,0 +1,139 @@
+"""A round, from its plan to its close. Pure: time, answers and what is on record come in, verdicts go out.
+
+The life of a round:
+
+    open ──update, decline──> open ──all asked have answered──────────> closed
+                              open ──as many updates as hoped for─────> closed
+                              open ──closing time─────────────────────> closed
+
+    closed with at least `quorum` updates: applied, and a new version comes of it
+    closed with fewer: below quorum; the version stands, what was accepted is owed to the next round
+
+`admit` and `examine` decide on an update and change nothing; only after its verdict is on record does `count` change
+the round.
+Checks go from cheap to dear, and from "not now" to "never": an answer is put back into the gateway's residual unless
+the answer itself is at fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fedmq_compression.pipeline import Decoded, PayloadError
+from fedmq_protocol.messages import Bitmap, RoundKind, RoundPlan, Slot, Verdict
+
+__all__ = ["Judgement", "Record", "Round", "admit", "examine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is on disk of a gateway's earlier answer."""
+
+    round_id: int
+    counter: int
+    digest: bytes
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    verdict: Verdict
+    repeat: bool = False
+    """The verdict is an earlier one: nothing is to be written."""
+    decoded: Decoded | None = None
+    why: str = ""
+
+
+class Round:
+    """One open round. `asked` is who was drawn and present; `weights` are fixed when it opens."""
+
+    def __init__(
+        self, plan: RoundPlan, *, asked: frozenset[str], target: int, quorum: int, close_when_answered: bool = True
+    ) -> None:
+        self.plan = plan
+        self.asked = asked
+        self.target = target
+        self.quorum = quorum
+        self._close_when_answered = close_when_answered
+        self.updates: set[str] = set()
+        self.declines: set[str] = set()
+        self.refused: set[str] = set()
+
+    @property
+    def answered(self) -> set[str]:
+        return self.updates | self.declines | self.refused
+
+    def drawn(self, gateway: str, roster: int) -> bool:
+        rule: Bitmap | Slot = self.plan.drawn
+        return rule.includes(roster, gateway)
+
+    def count(self, gateway: str, *, update: bool) -> None:
+        """An accepted answer is on record."""
+        (self.updates if update else self.declines).add(gateway)
+
+    def refuse(self, gateway: str) -> None:
+        """A refused answer is on record: its verdict stands, so nothing more is to be waited for."""
+        self.refused.add(gateway)
+
+    def should_close(self, now: float) -> bool:
+        if self.plan.kind is RoundKind.REST:
+            return False
+        if now >= self.plan.closes_at:
+            return True
+        if self._close_when_answered and self.asked and self.asked <= self.answered:
+            return True
+        # Over-drawn: the rest was only asked in case somebody fails.
+        return self.target < len(self.asked) and len(self.updates) >= self.target
+
+    @property
+    def has_quorum(self) -> bool:
+        return len(self.updates) >= max(1, self.quorum)
+
+
+def admit(
+    *,
+    round_: Round | None,
+    newest_round: int,
+    round_id: int,
+    base: int,
+    counter: int,
+    digest: bytes,
+    gateway: str,
+    roster: int | None,
+    record: Record | None,
+    now: float,
+) -> Judgement | None:
+    """What can be said of an update without decoding it; None when it deserves to be decoded.
+
+    `record` is the gateway's answer to this very round, or else its latest one.
+    """
+    if record is not None and record.round_id == round_id:
+        if record.digest == digest and record.counter == counter:
+            return Judgement(verdict=record.verdict, repeat=True)
+        return Judgement(verdict=Verdict.CONFLICT, repeat=True, why="it answered this round before, with other bytes")
+    if round_ is None or round_.plan.round_id != round_id:
+        if round_id > newest_round:
+            return Judgement(verdict=Verdict.ABANDONED, repeat=True, why="no such round was opened")
+        return Judgement(verdict=Verdict.CLOSED, why="the round had closed")
+    if round_.plan.kind is not RoundKind.TRAINING or roster is None or not round_.drawn(gateway, roster):
+        return Judgement(verdict=Verdict.NOT_DRAWN, why="it was not drawn for this round")
+    if base != round_.plan.base:
+        return Judgement(verdict=Verdict.WRONG_BASE, why=f"trained from version {base}, not {round_.plan.base}")
+    if now > round_.plan.closes_at:
+        return Judgement(verdict=Verdict.CLOSED, why="past its closing time")
+    if record is not None and counter <= record.counter:
+        return Judgement(verdict=Verdict.ABANDONED, why=f"counter {counter} after {record.counter}: an old image?")
+    return None
+
+
+def examine(decode: Callable[[], Decoded], max_norm: float) -> Judgement:
+    """The verdict on an admitted update, from its content."""
+    try:
+        decoded = decode()
+    except PayloadError as error:
+        return Judgement(verdict=Verdict.MALFORMED, why=str(error))
+    norm = decoded.norm()
+    if not norm <= max_norm:
+        return Judgement(verdict=Verdict.NORM, why=f"norm {norm:.3g}, at most {max_norm:g} expected")
+    return Judgement(verdict=Verdict.ACCEPTED, decoded=decoded)

@@ -1,0 +1,428 @@
+"""The settings of the coordinator. `coordinator/coordinator.example.toml` is rendered from them.
+
+Owns which knobs the coordinator has, their bounds and defaults: plain values. Refuses to know how a file is read and
+how a task is built from them. Bounds of what becomes part of a task are those of `fedmq_protocol.task`, or narrower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fedmq_protocol.settings import ConnectionSettings, Table, named
+from fedmq_protocol.task import Recipe, Windowing
+from fedmq_protocol.topics import CHUNK_BYTES
+from msgspec import Meta
+
+from fedmq_coordinator.schedule import Pace
+
+__all__ = [
+    "CodecSettings",
+    "CoordinatorSettings",
+    "LimitSettings",
+    "RecipeSettings",
+    "RoundSettings",
+    "TaskSettings",
+    "WindowingSettings",
+]
+
+_WINDOWING = Windowing()
+_RECIPE = Recipe()
+
+Bits = Literal[1, 4, 8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowingSettings(Table):
+    """How a recording becomes windows, and a window becomes features, on every gateway alike."""
+
+    samples: Annotated[int, Meta(ge=64, le=1 << 20, description="Samples of a window.")] = _WINDOWING.samples
+    hop: Annotated[int, Meta(ge=1, le=1 << 20, description="Samples from one window's start to the next one's.")] = (
+        _WINDOWING.hop
+    )
+    sampling_rate_hz: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1e6,
+            description="Samples a second that recordings must have. A gateway with another rate declines:"
+            " frequency bands"
+            " would shift.",
+        ),
+    ] = _WINDOWING.sampling_rate_hz
+    features: Annotated[str, Meta(min_length=1, max_length=32, description="Name of the feature set.")] = (
+        _WINDOWING.features
+    )
+    held_out: Annotated[
+        float,
+        Meta(
+            ge=0,
+            lt=1,
+            description="Share of each recording's end that a gateway does not train on, and measures the model with.",
+        ),
+    ] = _WINDOWING.held_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSettings(Table):
+    """How a gateway trains: stochastic gradient descent."""
+
+    learning_rate: Annotated[float, Meta(gt=0, le=100, description="Step size of a gateway's own training.")] = (
+        _RECIPE.learning_rate
+    )
+    momentum: Annotated[
+        float, Meta(ge=0, lt=1, description="Momentum of a gateway's own training; it begins at 0 in every round.")
+    ] = _RECIPE.momentum
+    local_epochs: Annotated[
+        int, Meta(ge=1, le=10_000, description="Passes over its own windows that a gateway makes in a round.")
+    ] = _RECIPE.local_epochs
+    batch_size: Annotated[int, Meta(ge=1, le=65_536, description="Windows of one step.")] = _RECIPE.batch_size
+    proximal: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1e3,
+            description="FedProx's mu: how strongly a gateway is held to the shared model while it trains. 0: not"
+            " at all.",
+        ),
+    ] = _RECIPE.proximal
+    clip_norm: Annotated[
+        float,
+        Meta(gt=0, le=1e6, description="Length (L2 norm) to which a gateway shortens what it learnt in one round."),
+    ] = _RECIPE.clip_norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecSettings(Table):
+    """How what was learnt is coded on the wire. Density is a dial between bytes and rounds."""
+
+    kind: Annotated[
+        Literal["sparse", "dense"],
+        Meta(
+            description='"sparse" sends the largest changes and keeps the rest for later rounds; "dense" sends'
+            " float32 both"
+            " ways, which is plain federated averaging. With dense the other keys of this table have no effect.",
+        ),
+    ] = "sparse"
+    up_density: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="Share of the parameters that a gateway sends in a round. Half of what comes down is enough"
+            " where all take part, for they choose different ones; where a tenth of the fleet is drawn, 0.05 to 0.1 is"
+            " best.",
+        ),
+    ] = 0.005
+    down_density: Annotated[
+        float, Meta(gt=0, le=1, description="Share of the parameters that the coordinator sends to all in a round.")
+    ] = 0.01
+    min_coordinates: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1 << 20,
+            description="Parameters that are sent at least, whatever the densities make: a hundredth of a small model"
+            " would take too many rounds.",
+        ),
+    ] = 32
+    up_bits: Annotated[
+        Bits, Meta(description="Bits of each value that a gateway sends: 1 is a sign, with one scale for all.")
+    ] = 1
+    down_bits: Annotated[Bits, Meta(description="Bits of each value that the coordinator sends.")] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings(Table):
+    """What is learnt. Changing anything here or below it makes another task, which starts anew."""
+
+    name: Annotated[
+        str, Meta(min_length=1, max_length=64, examples=["bearing-faults"], description="Name of the task.")
+    ]
+    kind: Annotated[
+        Literal["softmax", "mlp", "autoencoder"],
+        Meta(
+            description='Model: "softmax" is linear, "mlp" has hidden layers, "autoencoder" learns what healthy'
+            " looks like"
+            " and scores how far a window is from that.",
+        ),
+    ] = "mlp"
+    hidden: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=65_536)], ...],
+        Meta(max_length=30, description="Units of each hidden layer, from inputs to outputs. Empty for softmax."),
+    ] = (32,)
+    classes: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...],
+        Meta(
+            max_length=1024,
+            examples=[("normal", "inner", "ball", "outer")],
+            extra={"stated": True},
+            description="Labels that the model tells apart: the names of the folders on the gateways. Not for an"
+            " autoencoder; required for the others.",
+        ),
+    ] = ()
+    anomaly_label: Annotated[
+        str,
+        Meta(min_length=1, max_length=64, description="Label of healthy windows: an autoencoder trains on no others."),
+    ] = "normal"
+    seed: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=(1 << 63) - 1,
+            description="Seed of the initial parameters, which every gateway draws for itself.",
+        ),
+    ] = 0
+    grid_bits: Annotated[
+        int, Meta(ge=4, le=24, description="A parameter is a whole number of steps of 2 to the power of minus this.")
+    ] = 12
+    min_windows: Annotated[
+        int, Meta(ge=1, le=1 << 31, description="Training windows that a gateway must have to take part.")
+    ] = 20
+    windowing: WindowingSettings = field(default_factory=WindowingSettings)
+    recipe: RecipeSettings = field(default_factory=RecipeSettings)
+    codec: CodecSettings = field(default_factory=CodecSettings)
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        if self.kind == "softmax" and self.hidden:
+            yield "hidden", f"expected [] for a softmax model, which has no hidden layer, got {list(self.hidden)}"
+        if self.kind != "softmax" and not self.hidden:
+            yield "hidden", f'expected at least one hidden layer for kind = "{self.kind}"'
+        if self.kind == "autoencoder":
+            if self.classes:
+                yield "classes", "expected none for an autoencoder, which gives back its inputs"
+        elif len(self.classes) < 2:
+            yield "classes", f'expected at least two labels for kind = "{self.kind}", got {len(self.classes)}'
+        for label in sorted({label for label in self.classes if self.classes.count(label) > 1}):
+            yield "classes", f'the label "{label}" stands there twice'
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundSettings(Table):
+    """When rounds open and close, who is asked, and when to stop."""
+
+    min_gateways: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="Gateways that must be online before a round opens.")
+    ] = 1
+    first_gateways: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000_000,
+            description="Gateways that must be online before the very first round opens, which learns the scaling of"
+            " features from them. 0: min_gateways.",
+        ),
+    ] = 0
+    fraction: Annotated[
+        float,
+        Meta(gt=0, le=1, description="Share of the gateways online that is asked in a round; everyone's turn comes."),
+    ] = 1.0
+    quorum_share: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="Share of the gateways asked whose updates a round needs. With fewer at closing time the"
+            " model stays"
+            " as it is, and what came in counts in the next round.",
+        ),
+    ] = 0.5
+    quorum_gateways: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="Updates that a round needs in any case, whatever the share makes.")
+    ] = 1
+    closing_seconds: Annotated[
+        float, Meta(gt=0, le=7 * 86_400, description="Seconds after which a round closes with what has come in.")
+    ] = 120.0
+    close_when_all_answered: Annotated[
+        bool, Meta(description="Whether a round closes at once when every gateway asked has answered, yes or no.")
+    ] = True
+    interval_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=31 * 86_400,
+            description="Seconds from one round's opening to the next one's. 0: one after another.",
+        ),
+    ] = 0.0
+    retry_most_seconds: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=86_400,
+            description="Longest pause after rounds that missed their quorum; it begins at a second and doubles with"
+            " each.",
+        ),
+    ] = 300.0
+    nightly: Annotated[
+        str | None,
+        Meta(
+            pattern=r"^([01]\d|2[0-3]):[0-5]\d\Z",
+            extra={"expected": 'a time of day such as "02:30"'},
+            examples=["02:30"],
+            description="Local time at which a night's series of rounds begins. Without it rounds go on all day.",
+        ),
+    ] = None
+    rounds_per_night: Annotated[
+        int, Meta(ge=1, le=100_000, description="Rounds of a night's series. No effect without nightly.")
+    ] = 10
+    new_windows_min: Annotated[
+        int | None,
+        Meta(
+            ge=1,
+            le=1 << 40,
+            examples=[500],
+            description="A round opens only when gateways have reported this many windows that were not there at"
+            " the last one.",
+        ),
+    ] = None
+    max_rounds: Annotated[int | None, Meta(ge=1, le=1 << 31, examples=[100], description="Stop after this round.")] = (
+        None
+    )
+    target_metric: Annotated[
+        float | None,
+        Meta(
+            ge=0,
+            le=1,
+            examples=[0.98],
+            description="Stop when the task's metric reaches this value (macro-F1; higher is better).",
+        ),
+    ] = None
+    plateau_rounds: Annotated[
+        int | None,
+        Meta(
+            ge=1,
+            le=1 << 31,
+            examples=[20],
+            description="Stop when the best metric has not risen by plateau_delta within this many rounds.",
+        ),
+    ] = None
+    plateau_delta: Annotated[
+        float, Meta(ge=0, le=1, description="Least rise of the metric that counts. No effect without plateau_rounds.")
+    ] = 0.001
+    resume_on_new_data: Annotated[
+        bool,
+        Meta(
+            description="Whether a run that stopped at its target or plateau goes on when gateways report new windows."
+        ),
+    ] = True
+    server_momentum: Annotated[
+        float,
+        Meta(
+            ge=0,
+            lt=1,
+            description="Momentum of the shared model (FedAvgM). Behind a sparse downlink it overshoots; below full"
+            " participation (fraction under 1) it has been seen to break training, and is refused.",
+        ),
+    ] = 0.0
+    server_learning_rate: Annotated[
+        float, Meta(gt=0, le=100, description="Factor on the mean of the updates before the model takes it.")
+    ] = 1.0
+    staleness_exponent: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10,
+            description="An update that counts s rounds late weighs (1 + s) to the power of minus this. 0: as much as a"
+            " fresh one.",
+        ),
+    ] = 0.5
+    statistics_min_windows: Annotated[
+        int,
+        Meta(
+            ge=2,
+            le=1 << 31,
+            description="Windows that a gateway must have for its means and spreads to count in the scaling of"
+            " features.",
+        ),
+    ] = 20
+
+    @property
+    def pace(self) -> Pace:
+        """The schedule alone."""
+        resume = self.new_windows_min or 1
+        return Pace(
+            interval_seconds=self.interval_seconds,
+            nightly=None if self.nightly is None else time.fromisoformat(self.nightly),
+            rounds_per_night=self.rounds_per_night,
+            retry_most_seconds=self.retry_most_seconds,
+            max_rounds=self.max_rounds or 0,
+            target_metric=self.target_metric,
+            plateau_rounds=self.plateau_rounds or 0,
+            plateau_delta=self.plateau_delta,
+            new_windows_min=self.new_windows_min or 0,
+            resume_windows=resume if self.resume_on_new_data else 0,
+        )
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        if self.server_momentum > 0 and self.fraction < 1:
+            yield (
+                "server_momentum",
+                f"expected 0 while fraction is below 1 ({self.fraction:g}): momentum breaks training there",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitSettings(Table):
+    """What the coordinator refuses, and how it sends."""
+
+    max_norm: Annotated[
+        float, Meta(gt=0, le=1e9, description="Length (L2 norm) of a decoded update above which it is refused.")
+    ] = 1_000.0
+    chunk_bytes: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=2 * CHUNK_BYTES,
+            description="Bytes of one message of a transfer that needs several. AWS IoT Core takes 128 KB a"
+            " message, Azure"
+            " Event Grid 64 KB in flight.",
+        ),
+    ] = CHUNK_BYTES
+    catch_up_gather_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="Seconds that the coordinator gathers requests for missed versions before it answers all at"
+            " once.",
+        ),
+    ] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoordinatorSettings(Table):
+    """Settings of the fedmq coordinator. Start it with: fedmq coordinator --config FILE"""
+
+    name: Annotated[
+        str,
+        Meta(description="Name of the coordinator at the broker; with client certificates it is the CN."),
+    ] = "coordinator"
+    state_dir: Annotated[
+        Path,
+        Meta(
+            examples=["/var/lib/fedmq/coordinator"],
+            description="Folder of model versions, accepted updates and the ledger. A restart goes on from there.",
+        ),
+    ]
+    test_data: Annotated[
+        Path | None,
+        Meta(
+            examples=["/var/lib/fedmq/test-data"],
+            description="Folder of labelled recordings to measure the model with: one folder for each label."
+            " Without it the"
+            " gateways' own held-out metrics are averaged.",
+        ),
+    ] = None
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
+    ] = "info"
+    connection: ConnectionSettings = field(default_factory=ConnectionSettings)
+    task: TaskSettings
+    rounds: RoundSettings = field(default_factory=RoundSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        yield from named("name", self.name)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fedmq_coordinator.settings import (
+    CoordinatorSettings,
+    RecipeSettings,
+    RoundSettings,
+    TaskSettings,
+    WindowingSettings,
+)
+from fedmq_protocol.settings import SettingsError, document, load
+from fedmq_protocol.task import Recipe, Windowing
+
+EXAMPLE = Path(__file__).parents[2] / "coordinator" / "coordinator.example.toml"
+CLASSES = ("normal", "inner", "ball", "outer")
+
+
+def test_the_example_file_is_what_is_rendered() -> None:
+    assert EXAMPLE.read_text() == document(CoordinatorSettings)
+
+
+def test_the_example_file_loads_to_the_defaults() -> None:
+    assert load(CoordinatorSettings, EXAMPLE) == CoordinatorSettings(
+        state_dir=Path("/var/lib/fedmq/coordinator"), task=TaskSettings(name="bearing-faults", classes=CLASSES)
+    )
+
+
+@pytest.mark.parametrize(("settings", "wire"), [(RecipeSettings, Recipe), (WindowingSettings, Windowing)])
+def test_settings_of_a_task_have_the_fields_and_defaults_of_the_task(settings: type, wire: type) -> None:
+    made, meant = settings(), wire()
+    assert {name: getattr(made, name) for name in made.__dataclass_fields__} == {
+        name: getattr(meant, name) for name in meant.__struct_fields__
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"kind": "softmax", "classes": CLASSES}, "hidden"),
+        ({"kind": "mlp", "hidden": (), "classes": CLASSES}, "hidden"),
+        ({"kind": "mlp"}, "classes"),
+        ({"kind": "mlp", "classes": ("a",)}, "classes"),
+        ({"kind": "mlp", "classes": ("a", "b", "a")}, "classes"),
+        ({"kind": "autoencoder", "classes": CLASSES}, "classes"),
+    ],
+)
+def test_a_model_that_does_not_add_up_is_a_mistake(given: dict[str, object], key: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        TaskSettings(name="t", **given)  # type: ignore[arg-type]
+    assert [mistake.key for mistake in caught.value.mistakes] == [key]
+
+
+def test_server_momentum_is_refused_below_full_participation() -> None:
+    RoundSettings(server_momentum=0.9)
+    with pytest.raises(SettingsError, match=r"^server_momentum: expected 0 while fraction is below 1"):
+        RoundSettings(server_momentum=0.9, fraction=0.1)
+
+
+@pytest.mark.parametrize("time", ["2:30", "24:00", "02:60", "night", "02:30\n"])
+def test_a_night_begins_at_a_time_of_day(time: str) -> None:
+    with pytest.raises(SettingsError, match=r'^nightly: expected a time of day such as "02:30"'):
+        RoundSettings(nightly=time)
+
+
+def test_a_file_without_a_task_names_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "coordinator.toml"
+    path.write_text("")
+    with pytest.raises(SettingsError) as caught:
+        load(CoordinatorSettings, path)
+    assert [mistake.key for mistake in caught.value.mistakes] == ["state_dir", "task.name"]

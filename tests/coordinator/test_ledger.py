@@ -1,0 +1,226 @@
+"""The ledger: what a transaction keeps, what is erased, and which files are refused."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fedmq_coordinator.ledger import Answer, Ledger, LedgerError, Round, Wire
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+ROUND = Round(
+    id=1,
+    lineage=1,
+    kind="training",
+    base=0,
+    opened_at=10.0,
+    closes_at=40.0,
+    closed_at=None,
+    outcome="open",
+    drawn=1,
+    plan_bytes=200,
+    version=None,
+    metric=None,
+    loss=None,
+    metric_source=None,
+)
+ANSWER = Answer(
+    round=1,
+    gateway="a",
+    received_at=12.0,
+    kind="update",
+    verdict="accepted",
+    reason=None,
+    counter=1,
+    digest=b"d",
+    samples=5,
+    weight=5,
+    payload_bytes=3,
+    dense_bytes=400,
+    nonce=b"n",
+    sent=1,
+    received=2,
+    held_out_metric=None,
+    held_out_loss=None,
+    held_out_windows=None,
+    owed=False,
+    payload=b"abc",
+)
+WIRE = Wire(gateway="a", nonce=b"n", sent=10, received=20, reported_at=5.0, final=False)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.sqlite"
+
+
+def test_what_was_committed_is_there_after_opening_again(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.open_round(ROUND)
+    ledger.save_answer(ANSWER)
+    ledger.put("key", b"value")
+    ledger.commit()
+    ledger.close()
+
+    again = Ledger(path, read_only=True)
+
+    assert again.rounds() == [ROUND]
+    assert again.answers() == [ANSWER]
+    assert again.get("key") == b"value"
+    again.close()
+
+
+def test_what_was_not_committed_is_gone_after_rollback_and_after_closing(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.open_round(ROUND)
+    ledger.rollback()
+    assert ledger.rounds() == []
+    ledger.open_round(ROUND)
+    ledger.close()
+
+    assert Ledger(path).rounds() == []
+
+
+def test_another_reader_sees_nothing_before_the_commit(path: Path) -> None:
+    ledger = Ledger(path)
+    reader = Ledger(path, read_only=True)
+    ledger.open_round(ROUND)
+    assert reader.rounds() == []
+
+    ledger.commit()
+
+    assert reader.rounds() == [ROUND]
+
+
+def test_a_snapshot_stays_at_its_moment_while_the_coordinator_writes(path: Path) -> None:
+    ledger = Ledger(path)
+    reader = Ledger(path, read_only=True)
+    with reader.snapshot():
+        assert reader.rounds() == []
+        ledger.open_round(ROUND)
+        ledger.commit()
+        assert reader.rounds() == []
+
+    assert reader.rounds() == [ROUND]
+
+
+def test_a_second_answer_of_a_gateway_to_a_round_is_refused_by_the_file(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.save_answer(ANSWER)
+
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger.save_answer(replace(ANSWER, digest=b"other"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99), st.booleans()), min_size=1, max_size=8))
+def test_cumulative_wire_is_never_lowered(reports: list[tuple[int, int, bool]]) -> None:
+    ledger = Ledger(Path(":memory:"))
+    for place, (sent, received, final) in enumerate(reports):
+        ledger.save_wire(replace(WIRE, sent=sent, received=received, reported_at=50.0 - place, final=final))
+    ledger.commit()
+
+    (wire,) = ledger.wires()
+    ledger.close()
+
+    assert (wire.sent, wire.received) == (max(r[0] for r in reports), max(r[1] for r in reports))
+    assert wire.reported_at == 50.0
+    assert wire.final == any(r[2] for r in reports)
+
+
+def test_each_process_of_a_gateway_has_its_own_counter(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.save_wire(WIRE)
+    ledger.save_wire(replace(WIRE, nonce=b"restarted", sent=1))
+
+    assert sorted(w.sent for w in ledger.wires()) == [1, 10]
+
+
+def test_erasing_payloads_settles_what_was_owed_and_keeps_the_record(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.save_answer(ANSWER)
+    ledger.save_answer(replace(ANSWER, gateway="b", verdict="late", payload=None))
+    ledger.owe(1)
+    assert [a.gateway for a in ledger.owed()] == ["a"]
+
+    ledger.erase_payloads()
+    ledger.commit()
+
+    assert ledger.owed() == []
+    assert [a.payload for a in ledger.answers()] == [None, None]
+    assert [a.payload_bytes for a in ledger.answers()] == [3, 3]
+
+
+def test_a_roll_back_brings_erased_payloads_again(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.save_answer(ANSWER)
+    ledger.commit()
+    ledger.erase_payloads()
+    ledger.rollback()
+
+    assert [a.payload for a in ledger.answers()] == [b"abc"]
+
+
+def test_a_foreign_sqlite_file_is_refused_and_left_as_it_was(path: Path) -> None:
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE recipes (name TEXT)")
+    other.close()
+    before = path.read_bytes()
+
+    with pytest.raises(LedgerError, match="not a ledger of fedmq"):
+        Ledger(path)
+    with pytest.raises(LedgerError, match="schema 0"):
+        Ledger(path, read_only=True)
+
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_ledger_of_another_schema_is_refused(path: Path, read_only: bool) -> None:
+    Ledger(path).close()
+    with sqlite3.connect(path) as other:
+        other.execute("PRAGMA user_version = 99")
+    other.close()
+
+    with pytest.raises(LedgerError, match="schema 99, this software reads 1"):
+        Ledger(path, read_only=read_only)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_file_that_is_no_database_is_refused_by_name(path: Path, read_only: bool) -> None:
+    path.write_bytes(b"\xff" * 8192)
+
+    with pytest.raises(LedgerError, match=r"cannot use the ledger .*ledger\.sqlite"):
+        Ledger(path, read_only=read_only)
+
+
+def test_damage_behind_the_head_is_named_when_it_is_read(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.open_round(ROUND)
+    ledger.commit()
+    ledger.close()
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(content)
+    reader = Ledger(path, read_only=True)
+
+    with pytest.raises(LedgerError, match="cannot read the ledger"), reader.snapshot():
+        reader.rounds()
+
+
+def test_reading_a_missing_file_names_it_and_creates_nothing(path: Path) -> None:
+    with pytest.raises(LedgerError, match=r"no ledger at .*ledger\.sqlite"):
+        Ledger(path, read_only=True)
+
+    assert not path.exists()
+
+
+def test_a_read_only_ledger_cannot_be_written(path: Path) -> None:
+    Ledger(path).close()
+    reader = Ledger(path, read_only=True)
+
+    with pytest.raises(sqlite3.OperationalError):
+        reader.put("key", b"value")

@@ -1,0 +1,571 @@
+"""The savings report: what it counts, how it divides, and that every view says the same."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from fedmq_coordinator import report_html, report_text
+from fedmq_coordinator.ledger import Answer, CatchUp, Gateway, Ledger, Round, Version, Wire
+from fedmq_coordinator.report import METRIC_NAME, Report, Traffic, build, divide, size, to_csv, to_json
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+START = 1_760_000_000.0
+DENSE = 72_456
+
+
+def a_gateway(name: str, roster: int, **changes: object) -> Gateway:
+    gateway = Gateway(
+        name=name,
+        roster=roster,
+        first_seen=START,
+        last_seen=START,
+        present=True,
+        software="0.1.0",
+        engines="numpy",
+        windows=320,
+        signal_bytes=2_000_000,
+        nonce=name.encode(),
+    )
+    return replace(gateway, **changes)  # type: ignore[arg-type]
+
+
+def a_round(id_: int, **changes: object) -> Round:
+    opened_at = START + 60.0 * id_
+    round_ = Round(
+        id=id_,
+        lineage=1,
+        kind="training",
+        base=id_ - 1,
+        opened_at=opened_at,
+        closes_at=opened_at + 30,
+        closed_at=opened_at + 3,
+        outcome="applied",
+        drawn=2,
+        plan_bytes=300,
+        version=id_,
+        metric=None,
+        loss=None,
+        metric_source=None,
+    )
+    return replace(round_, **changes)  # type: ignore[arg-type]
+
+
+def an_answer(round_id: int, gateway: str, sent: int = 0, received: int = 0, **changes: object) -> Answer:
+    answer = Answer(
+        round=round_id,
+        gateway=gateway,
+        received_at=START + 60.0 * round_id + 1,
+        kind="update",
+        verdict="accepted",
+        reason=None,
+        counter=round_id,
+        digest=b"digest",
+        samples=320,
+        weight=320,
+        payload_bytes=200,
+        dense_bytes=DENSE,
+        nonce=gateway.encode(),
+        sent=sent,
+        received=received,
+        held_out_metric=None,
+        held_out_loss=None,
+        held_out_windows=None,
+        owed=False,
+        payload=None,
+    )
+    return replace(answer, **changes)  # type: ignore[arg-type]
+
+
+def a_decline(round_id: int, gateway: str, reason: str, **changes: object) -> Answer:
+    return an_answer(
+        round_id, gateway, kind="decline", reason=reason, payload_bytes=0, dense_bytes=0, samples=0, weight=0, **changes
+    )
+
+
+def a_wire(gateway: str, sent: int, received: int, **changes: object) -> Wire:
+    wire = Wire(
+        gateway=gateway, nonce=gateway.encode(), sent=sent, received=received, reported_at=START + 5, final=True
+    )
+    return replace(wire, **changes)  # type: ignore[arg-type]
+
+
+def write_plant(path: Path, rounds: int = 40) -> Ledger:
+    """A plausible federation: 7 gateways with declines, a restart, a round below quorum; the last round is open."""
+    ledger = Ledger(path)
+    draw = random.Random(7)
+    names = ["bay1-press", "bay1-spindle", "bay2-fan", "bay2-pump-north", "bay3-conveyor", "bay3-mixer", "boiler-feed"]
+    sent = {name: 460 + draw.randrange(60) for name in names}
+    received = {name: 900 + draw.randrange(60) for name in names}
+    nonce = {name: b"1" + name.encode() for name in names}
+    ledger.put(METRIC_NAME, b"macro-F1")
+    parent = b"\0" * 32
+    ledger.save_version(
+        Version(lineage=1, number=0, digest=b"0" * 32, parent=parent, round=None, created_at=START, delta=b"")
+    )
+    number = 0
+    for id_ in range(rounds):
+        statistics = id_ == 0
+        opened_at = START + id_ * 62.0
+        last = id_ == rounds - 1
+        below = id_ == 17
+        ledger.open_round(
+            a_round(
+                id_,
+                kind="statistics" if statistics else "training",
+                base=number,
+                opened_at=opened_at,
+                closes_at=opened_at + 60,
+                closed_at=None,
+                outcome="open",
+                drawn=7,
+                version=None,
+            )
+        )
+        for place, name in enumerate(names):
+            if below and place > 1:
+                continue
+            if name == "bay2-fan" and 20 <= id_ < 23:  # killed in round 20, back in 23 as another process
+                continue
+            if last and place > 3:
+                continue
+            if name == "bay2-fan" and id_ == 23:
+                nonce[name] = b"2" + name.encode()
+                sent[name], received[name] = 510, 2_950
+            at = opened_at + 0.6 + draw.random() * 1.5
+            shared = {
+                "sent": sent[name],
+                "received": received[name],
+                "nonce": nonce[name],
+                "received_at": at,
+                "digest": hashlib.sha256(f"{id_}{name}".encode()).digest(),
+            }
+            if statistics:
+                answer = an_answer(id_, name, kind="statistics", payload_bytes=560, dense_bytes=0, **shared)
+            elif name == "boiler-feed" and id_ in (9, 10, 11, 30):
+                answer = a_decline(id_, name, "cpu busy" if id_ == 30 else "battery", **shared)
+            elif name == "bay3-mixer" and id_ == 25:
+                answer = an_answer(id_, name, verdict="late", payload_bytes=231, **shared)
+            else:
+                payload = draw.randbytes(215 + draw.randrange(30))
+                answer = an_answer(id_, name, payload_bytes=len(payload), payload=payload, **shared)
+            ledger.save_answer(answer)
+            ledger.save_verdict(name, id_, id_ + 1, answer.digest, answer.verdict)
+            sent[name] += answer.payload_bytes + 70 + draw.randrange(12)
+            received[name] += 345 + draw.randrange(40)
+            ledger.save_wire(a_wire(name, sent[name], received[name], nonce=nonce[name], reported_at=at, final=False))
+        if below:
+            ledger.close_round(id_, at=opened_at + 60, outcome="below quorum", version=None)
+            ledger.owe(id_)
+        elif not last:
+            number += 1
+            ledger.erase_payloads()
+            delta = draw.randbytes(225 + draw.randrange(20)) if not statistics else b""
+            digest = hashlib.sha256(bytes([number])).digest()
+            ledger.save_version(
+                Version(
+                    lineage=1,
+                    number=number,
+                    digest=digest,
+                    parent=parent,
+                    round=id_,
+                    created_at=opened_at + 3,
+                    delta=delta,
+                )
+            )
+            parent = digest
+            closed = 60.0 if 20 <= id_ < 23 else 2.2 + draw.random()
+            ledger.close_round(id_, at=opened_at + closed, outcome="applied", version=number)
+            if not statistics:
+                metric = 0.992 - 0.62 * 0.83**id_ + draw.uniform(-0.008, 0.008)
+                loss = 0.06 + 1.2 * 0.87**id_
+                ledger.set_metric(id_, metric=metric, loss=loss, source="test set")
+    end = START + (rounds - 1) * 62.0
+    for place, name in enumerate(names):
+        ledger.save_gateway(
+            a_gateway(
+                name,
+                place,
+                last_seen=end + 1 if name != "bay3-mixer" else end - 190,
+                present=name != "bay3-mixer",
+                windows=280 + 31 * place,
+                signal_bytes=1_900_000 + 260_000 * place,
+                nonce=nonce[name],
+            )
+        )
+    ledger.save_wire(
+        a_wire("boiler-feed", sent["boiler-feed"] + 40, received["boiler-feed"] + 4, nonce=nonce["boiler-feed"])
+    )
+    ledger.save_catch_up(CatchUp(at=START + 1430, kind="merged", from_version=19, to_version=22, bytes=1_210, askers=1))
+    ledger.count_refused("answer", "truncated", 17)
+    ledger.count_refused("answer", "truncated", 21)
+    ledger.count_refused("status", "identity", 120)
+    ledger.commit()
+    return ledger
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
+    return write_plant(tmp_path_factory.mktemp("plant") / "ledger.sqlite")
+
+
+@pytest.fixture(scope="module")
+def report(plant: Ledger) -> Report:
+    return build(plant)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.sqlite")
+
+
+# -- dividing the wire table -----------------------------------------------------------------------------------
+
+
+def test_bytes_after_an_answer_belong_to_its_round_and_bytes_before_the_first_to_joining() -> None:
+    answers = [an_answer(1, "a", 100, 1000), an_answer(2, "a", 150, 1600)]
+
+    shares = divide([a_wire("a", 180, 1900)], answers)
+
+    assert shares == {
+        ("a", None): Traffic(up=100, down=1000),
+        ("a", 1): Traffic(up=50, down=600),
+        ("a", 2): Traffic(up=30, down=300),
+    }
+
+
+def test_after_a_restart_the_counter_begins_at_zero_and_the_gateway_joins_again() -> None:
+    answers = [an_answer(1, "a", 100, 1000, nonce=b"1"), an_answer(2, "a", 40, 700, nonce=b"2")]
+    wires = [a_wire("a", 130, 1100, nonce=b"1", final=False), a_wire("a", 90, 1000, nonce=b"2")]
+
+    shares = divide(wires, answers)
+
+    assert shares == {
+        ("a", None): Traffic(up=140, down=1700),
+        ("a", 1): Traffic(up=30, down=100),
+        ("a", 2): Traffic(up=50, down=300),
+    }
+
+
+def test_a_process_that_never_answered_was_only_joining() -> None:
+    assert divide([a_wire("a", 70, 80)], []) == {("a", None): Traffic(up=70, down=80)}
+
+
+def test_a_counter_that_falls_back_or_overshoots_gives_no_negative_share() -> None:
+    answers = [an_answer(1, "a", 100, 10), an_answer(2, "a", 40, 5), an_answer(3, "a", 9_999, 20)]
+
+    shares = divide([a_wire("a", 200, 30)], answers)
+
+    assert shares["a", 1] == Traffic()
+    assert shares["a", 2] == Traffic(up=100, down=10)
+    assert shares["a", 3] == Traffic(up=0, down=10)
+
+
+counts = st.integers(0, 10**12)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[list[Round], list[Answer], list[Wire]]:
+    """Any wire table and any answers, consistent or not: processes without answers, answers without wire."""
+    rounds = [a_round(id_) for id_ in range(draw(st.integers(0, 6)))]
+    gateways = ["a", "b", "c"]
+    nonces = st.sampled_from([b"1", b"2", b"3"])
+    wires = [
+        a_wire(gateway, draw(counts), draw(counts), nonce=nonce, final=draw(st.booleans()))
+        for gateway in gateways
+        for nonce in sorted(draw(st.sets(nonces)))
+    ]
+    answers = [
+        an_answer(
+            round_.id, gateway, draw(counts), draw(counts), nonce=draw(nonces), received_at=draw(st.floats(0, 1e6))
+        )
+        for round_ in rounds
+        for gateway in gateways
+        if draw(st.booleans())
+    ]
+    return rounds, answers, wires
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories())
+def test_rounds_and_joining_sum_to_the_wire_table(history: tuple[list[Round], list[Answer], list[Wire]]) -> None:
+    rounds, answers, wires = history
+    ledger = Ledger(Path(":memory:"))
+    for round_ in rounds:
+        ledger.open_round(round_)
+    for answer in answers:
+        ledger.save_answer(answer)
+    for wire in wires:
+        ledger.save_wire(wire)
+    ledger.commit()
+
+    report = build(ledger)
+    ledger.close()
+
+    table = Traffic(up=sum(w.sent for w in wires), down=sum(w.received for w in wires))
+    by_round = report.joining
+    for line in report.rounds:
+        assert line.wire.up >= 0
+        assert line.wire.down >= 0
+        by_round += line.wire
+    by_gateway = Traffic()
+    for gateway in report.gateways:
+        by_gateway += gateway.wire
+    assert report.wire == table
+    assert by_round == table
+    assert by_gateway == table
+
+
+# -- what is counted -------------------------------------------------------------------------------------------
+
+
+def test_payload_dense_and_raw_are_counted_by_their_rules(ledger: Ledger) -> None:
+    ledger.save_gateway(a_gateway("a", 0, signal_bytes=500))
+    ledger.save_gateway(a_gateway("b", 1, signal_bytes=700))
+    ledger.save_gateway(a_gateway("later", 2, first_seen=START + 9_999, signal_bytes=0))
+    ledger.open_round(a_round(1))
+    ledger.save_answer(an_answer(1, "a", payload_bytes=210))
+    ledger.save_answer(a_decline(1, "b", "battery"))
+    ledger.save_version(
+        Version(lineage=1, number=1, digest=b"d", parent=b"p", round=1, created_at=START, delta=b"x" * 90)
+    )
+    ledger.commit()
+
+    report = build(ledger)
+
+    assert report.payload == Traffic(up=210, down=2 * 90)
+    assert report.rounds[0].payload == report.payload
+    assert report.dense == Traffic(up=DENSE, down=DENSE)
+    assert report.raw_bytes == 1_200
+    assert report.declines == {"battery": 1}
+    assert [g.declines for g in report.gateways] == [{}, {"battery": 1}, {}]
+    assert [g.payload.down for g in report.gateways] == [90, 90, 0]
+
+
+def test_an_update_that_was_not_accepted_counts_as_payload_but_not_as_dense(ledger: Ledger) -> None:
+    ledger.open_round(a_round(1))
+    ledger.save_answer(an_answer(1, "a", payload_bytes=210, verdict="late"))
+    ledger.commit()
+
+    report = build(ledger)
+
+    assert report.payload.up == 210
+    assert report.dense == Traffic()
+    assert [(v.kind, v.verdict, v.answers) for v in report.verdicts] == [("update", "late", 1)]
+
+
+def test_factors_divide_dense_and_raw_by_what_was_sent(ledger: Ledger) -> None:
+    ledger.save_gateway(a_gateway("a", 0, signal_bytes=3_000))
+    ledger.open_round(a_round(1))
+    ledger.save_answer(an_answer(1, "a", payload_bytes=100, dense_bytes=6_000))
+    ledger.save_wire(a_wire("a", 400, 600))
+    ledger.commit()
+
+    report = build(ledger)
+
+    assert report.factors.dense_over_wire == 12.0
+    assert report.factors.raw_over_wire == 3.0
+    assert report.factors.dense_over_payload == 120.0
+    assert report.ip.tcp == 1_000 + 450
+    assert report.ip.tls == 1_000 + 450 + 130
+
+
+def test_federation_that_costs_more_than_uploading_says_so_and_by_how_much(ledger: Ledger) -> None:
+    ledger.save_gateway(a_gateway("a", 0, signal_bytes=400))
+    ledger.open_round(a_round(1))
+    ledger.save_answer(an_answer(1, "a"))
+    ledger.save_wire(a_wire("a", 400, 600))
+    ledger.commit()
+
+    words = " ".join(build(ledger).findings)
+
+    assert "cost MORE than uploading the raw signal once: 1.00 kB instead of 400 B, 600 B more, 2.5 times" in words
+    assert "cheaper to upload" in words
+
+
+def test_a_gateway_without_a_last_word_has_a_tail_since_its_last_report(ledger: Ledger) -> None:
+    ledger.save_gateway(a_gateway("done", 0))
+    ledger.save_gateway(a_gateway("running", 1))
+    ledger.save_gateway(a_gateway("away", 2, present=False))
+    ledger.save_gateway(a_gateway("reborn", 3, nonce=b"new"))
+    ledger.save_gateway(a_gateway("silent", 4))
+    ledger.save_wire(a_wire("done", 1, 1))
+    for name in ("running", "away", "reborn"):
+        ledger.save_wire(a_wire(name, 1, 1, final=False, reported_at=START + 8))
+    ledger.commit()
+
+    tails = [(t.gateway, t.since - START, t.state) for t in build(ledger).tails]
+
+    assert tails == [
+        ("away", 8, "away"),
+        ("reborn", 8, "lost"),
+        ("reborn", 8, "running"),
+        ("running", 8, "running"),
+        ("silent", 0, "running"),
+    ]
+
+
+def test_updates_of_a_round_below_quorum_are_owed_until_a_version_holds_them(ledger: Ledger) -> None:
+    ledger.open_round(a_round(1, outcome="below quorum", version=None))
+    ledger.save_answer(an_answer(1, "a", payload=b"payload"))
+    ledger.owe(1)
+    ledger.commit()
+
+    report = build(ledger)
+
+    assert (report.below_quorum, report.owed, report.rounds[0].owed) == ([1], 1, 1)
+    assert "Updates owed to the next round: 1" in report_text.to_text(report)
+
+
+def test_the_plant_is_reported_whole(report: Report) -> None:
+    assert len(report.rounds) == 40
+    assert len(report.gateways) == 7
+    assert report.metric_name == "macro-F1"
+    assert report.below_quorum == [17]
+    assert report.owed == 0
+    assert report.declines == {"battery": 3, "cpu busy": 1}
+    assert [(c.kind, c.bytes, c.askers) for c in report.catch_ups] == [("merged", 1_210, 1)]
+    assert [(r.reason, r.messages, r.bytes) for r in report.refused] == [("truncated", 2, 38), ("identity", 1, 120)]
+    assert [g.processes for g in report.gateways] == [1, 1, 2, 1, 1, 1, 1]
+    assert report.seconds_median == pytest.approx(2.7, abs=0.5)
+    assert report.wire_per_gateway_round_median == pytest.approx(680, abs=60)
+
+
+def test_an_empty_ledger_gives_a_report_that_says_so(ledger: Ledger) -> None:
+    report = build(ledger)
+
+    assert report.findings == ["No round has been opened yet."]
+    assert report.factors.dense_over_wire is None
+    assert "No round" in report_text.to_text(report)
+    assert "No round" in report_html.to_html(report)
+    assert "No round" in report_text.status(ledger, START)
+    assert len(to_csv(report).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 B"), (999, "999 B"), (1_000, "1.00 kB"), (9_996, "10.0 kB"), (123_456, "123 kB"), (999_600, "1.00 MB")],
+)
+def test_sizes_have_three_digits_in_decimal_units(count: int, words: str) -> None:
+    assert size(count) == words
+
+
+# -- views -----------------------------------------------------------------------------------------------------
+
+
+def test_json_holds_the_report_as_it_is(report: Report) -> None:
+    assert msgspec.json.decode(to_json(report), type=Report) == report
+
+
+def test_csv_has_a_line_for_every_round_whose_bytes_sum_to_the_total(report: Report) -> None:
+    lines = list(csv.DictReader(io.StringIO(to_csv(report))))
+
+    assert [line["round"] for line in lines] == [str(line.id) for line in report.rounds]
+    assert sum(int(line["wire_up_bytes"]) for line in lines) + report.joining.up == report.wire.up
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_text_fits_its_width_and_has_no_control_codes(report: Report, width: int) -> None:
+    text = report_text.to_text(report, width)
+
+    assert max(map(len, text.splitlines())) <= width
+    assert all(c.isprintable() or c == "\n" for c in text)
+    for words in ("macro-F1", "bay2-pump-north", "battery", "below", "merged", "truncated", "joining", "raw signal"):
+        assert words in text
+
+
+def test_text_of_hostile_names_cannot_move_the_cursor(ledger: Ledger) -> None:
+    ledger.open_round(a_round(1))
+    ledger.save_answer(a_decline(1, "a", "\x1b[2J\x1b]0;owned\x07 [bold]reason[/bold]"))
+    ledger.commit()
+
+    text = report_text.to_text(build(ledger)) + report_text.status(ledger, START)
+
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "[bold]reason[/bold]" in text.replace("\n", "")
+
+
+def test_status_names_the_round_the_missing_and_the_absent(plant: Ledger) -> None:
+    opened_at = START + 39 * 62.0
+
+    text = report_text.status(plant, opened_at + 20)
+
+    assert max(map(len, text.splitlines())) <= 80
+    assert "39 (training) in progress" in text
+    assert "closes in 40 s" in text
+    assert "4 of 7 drawn: 4 accepted, 0 declined" in text
+    assert re.search(r"[Mm]issing +bay3-conveyor, bay3-mixer, boiler-feed", text)
+    assert "version 38" in text
+    assert "6 present, 1 absent" in text
+    assert re.search(r"bay3-mixer +ABSENT +4 min ago", text)
+
+
+def test_status_of_an_overdue_round_asks_whether_the_coordinator_runs(plant: Ledger) -> None:
+    assert "does the coordinator" in report_text.status(plant, START + 39 * 62.0 + 3_600)
+
+
+# -- the page --------------------------------------------------------------------------------------------------
+
+
+def test_the_page_asks_for_nothing_from_outside(report: Report) -> None:
+    page = report_html.to_html(report)
+
+    assert not re.search(r"""(?:src|href|action|data|poster)\s*=\s*["']?(?!#|data:,)[^"'\s>]""", _markup(page))
+    assert "@import" not in page
+    assert not re.search(r"url\(", page)
+    assert "default-src 'none'" in page
+    assert not re.search(r"\b(?:fetch|XMLHttpRequest|WebSocket|sendBeacon)\(", page)
+
+
+def test_the_page_holds_its_figures_in_tables_for_readers_without_scripts(report: Report) -> None:
+    markup = _markup(report_html.to_html(report))
+
+    for words in (size(report.wire.total), size(report.dense.total), "bay2-pump-north", "battery", "below quorum"):
+        assert words in markup
+    assert markup.count("<table") >= 6
+    assert len(re.findall("<tr>", markup)) > 40 + 7
+
+
+def test_hostile_text_stays_text_in_the_page(ledger: Ledger) -> None:
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028'\"&"
+    ledger.put(METRIC_NAME, evil.encode())
+    ledger.save_gateway(a_gateway(evil, 0))
+    ledger.open_round(a_round(1, metric=0.5, metric_source=evil, outcome=evil))
+    ledger.save_answer(a_decline(1, evil, evil))
+    ledger.count_refused(evil, evil, 1)
+    ledger.save_catch_up(CatchUp(at=START, kind=evil, from_version=0, to_version=1, bytes=1, askers=1))
+    ledger.save_wire(a_wire(evil, 10, 10, final=False))
+    ledger.commit()
+
+    page = report_html.to_html(build(ledger))
+
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert page.lower().count("</script") == 3  # the data, the chart library, our own
+    data = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', page, re.S)
+    assert data is not None
+    assert json.loads(data[1])["metric_name"] == evil
+
+
+def test_only_the_two_scripts_of_the_page_may_run(report: Report) -> None:
+    page = report_html.to_html(report)
+
+    allowed = re.search(r"script-src ([^;]*);", page)
+    assert allowed is not None
+    assert allowed[1].count("'sha256-") == 2
+    assert "unsafe" not in allowed[1]
+
+
+def _markup(page: str) -> str:
+    """The page without scripts and styles."""
+    return re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.S)
