@@ -1,0 +1,207 @@
+"""What the default recipe is worth: the federation of the demo, simulated in one process, dense beside sparse.
+
+    python bench/recipe.py --data /path/to/cwru --hidden 64,128,64 --seeds 0,1,2 --json recipe.json
+
+The modules are the real ones (features, scaling, training, codec, defaults); only the broker is left out. Bytes are
+those of the codec's payloads and a fixed allowance for everything else on the wire, so they are an *estimate*:
+`--overhead` bytes a round and gateway, `--join` bytes once. Every gateway takes part in every round.
+
+Reached: the first of two consecutive rounds at or above 99 % of dense's metric in the last round of the same seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from fedmq_compression.pipeline import CodecSpec, encode
+from fedmq_coordinator.scaling import combine
+from fedmq_coordinator.settings import RoundSettings
+from fedmq_edge_node.runtimes import NumpyEngine
+from fedmq_edge_node.samples import Samples, Scaler, load, load_test, statistics
+from fedmq_edge_node.trainer import evaluate, train
+from fedmq_protocol.task import Codec, Task, initial_steps, to_parameters
+from numpy.typing import NDArray
+
+from fedmq.baselines import local_only, pooled
+from fedmq.data import cwru, lay_out
+from fedmq.defaults import build_task
+from fedmq.simulator import simulate_fleet
+
+Labelled = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    metric: float
+    up_bytes: int
+    """Payload of all gateways together."""
+    down_bytes: int
+    """Payload of the broadcast, once."""
+
+
+def federate(
+    task: Task, gateways: Sequence[Samples], test: Labelled, rounds: int, server_momentum: float
+) -> list[Round]:
+    """Trains with everyone drawn in every round; the metric is the test set's after each."""
+    length = task.model.parameters
+    step = 2.0**-task.grid_bits
+    up, down = _spec(task.up, step), _spec(task.down, step)
+    mean, scale = combine([statistics(own.train_x) for own in gateways])
+    scaler = Scaler(mean=mean, scale=scale)
+    engine = NumpyEngine(task.model)
+    own_x = [scaler.apply(own.train_x) for own in gateways]
+    test_x = scaler.apply(test[0])
+    weights = [own.train_windows for own in gateways]
+    residuals = [np.zeros(length, dtype=np.float32) for _ in gateways]
+    server_residual = np.zeros(length, dtype=np.float32)
+    velocity = np.zeros(length, dtype=np.float32)
+    steps = initial_steps(task.model, task.seed, task.grid_bits)
+    done = []
+    for number in range(rounds):
+        flat = to_parameters(steps, task.grid_bits)
+        total = np.zeros(length, dtype=np.int64)
+        up_bytes = 0
+        for index, own in enumerate(gateways):
+            rng = np.random.default_rng((task.seed, index, number))
+            delta = train(engine, flat, own_x[index], own.train_y, task.recipe, rng, lambda: True).delta
+            coded = encode(delta, up, residuals[index])
+            residuals[index] = coded.residual
+            coded.sent.add_to(total, weights[index])
+            up_bytes += len(coded.payload)
+        velocity = np.float32(server_momentum) * velocity + (total * (step / sum(weights))).astype(np.float32)
+        coded = encode(velocity, down, server_residual)
+        server_residual = coded.residual
+        moved = np.zeros(length, dtype=np.int64)
+        coded.sent.add_to(moved, 1)
+        steps = (steps + moved).astype(np.int32)
+        metric = evaluate(engine, to_parameters(steps, task.grid_bits), test_x, test[1], task.classes).metric
+        done.append(Round(metric=metric, up_bytes=up_bytes, down_bytes=len(coded.payload)))
+    return done
+
+
+def reached(metrics: Sequence[float], level: float) -> int | None:
+    """The number, from 1, of the first of two consecutive rounds at or above `level`."""
+    for number in range(len(metrics) - 1):
+        if min(metrics[number : number + 2]) >= level:
+            return number + 1
+    return None
+
+
+def wire_bytes(rounds: Sequence[Round], gateways: int, overhead: int, join: int, framing: float) -> float:
+    """Estimated bytes per gateway, up and down, for these rounds; `framing` is what large messages grow by."""
+    payload = sum(done.up_bytes / gateways + done.down_bytes for done in rounds)
+    return payload * framing + overhead * len(rounds) + join
+
+
+def _spec(codec: Codec, step: float) -> CodecSpec:
+    return CodecSpec(bits=codec.bits, density=codec.density, step=step)
+
+
+def prepare(data: str, split: str, test_load: int) -> tuple[tuple[str, ...], float, list[Samples], Labelled]:
+    """Classes, sampling rate, each gateway's samples, and the test set."""
+    fleet = simulate_fleet() if data == "sim" else cwru(Path(data), split, test_load)  # type: ignore[arg-type]
+    probe = build_task(name="probe", classes=fleet.classes, sampling_rate_hz=fleet.sampling_rate_hz)
+    with tempfile.TemporaryDirectory() as directory:
+        folders = lay_out(fleet, Path(directory))
+        test = load_test(folders.pop("test"), probe.windowing, fleet.classes)
+        gateways = [load(folder, probe.windowing, fleet.classes) for folder in folders.values()]
+    return fleet.classes, fleet.sampling_rate_hz, gateways, test
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="sim", help="`sim`, or a folder of CWRU recordings")
+    parser.add_argument("--split", default="fault", choices=["fault", "severity", "load"])
+    parser.add_argument("--test-load", type=int, default=2)
+    parser.add_argument("--hidden", default="32")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--overhead", type=int, default=230, help="wire bytes a round and gateway besides payload")
+    parser.add_argument("--join", type=int, default=1200, help="wire bytes a gateway once, to join")
+    parser.add_argument("--server-momentum", type=float, default=RoundSettings().server_momentum)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--local-epochs", type=int)
+    parser.add_argument("--density", type=float, help="both ways, in place of the default")
+    parser.add_argument("--baselines", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    hidden = tuple(int(units) for units in options.hidden.split(",") if units)
+    classes, rate, gateways, test = prepare(options.data, options.split, options.test_load)
+
+    rows: list[dict[str, Any]] = []
+    for seed in (int(text) for text in options.seeds.split(",")):
+        runs: dict[str, list[Round]] = {}
+        for codec in ("dense", "sparse"):
+            task = build_task(
+                name="bench",
+                hidden=hidden,
+                classes=classes,
+                sampling_rate_hz=rate,
+                codec=codec,
+                seed=seed,
+                learning_rate=options.learning_rate,
+                local_epochs=options.local_epochs,
+            )
+            if codec == "sparse" and options.density:
+                coding = msgspec.structs.replace(task.up, density=options.density)
+                task = msgspec.structs.replace(task, up=coding, down=coding)
+            runs[codec] = federate(task, gateways, test, options.rounds, options.server_momentum)
+        level = 0.99 * runs["dense"][-1].metric
+        row: dict[str, Any] = {
+            "seed": seed,
+            "parameters": task.model.parameters,
+            "density": [task.up.density, task.down.density],
+        }
+        for codec, run in runs.items():
+            metrics = [done.metric for done in run]
+            row[codec] = {
+                "reached": reached(metrics, level),
+                "at_20": metrics[min(19, len(metrics) - 1)],
+                "final": metrics[-1],
+                "metric_by_round": metrics,
+                "bytes_per_round": wire_bytes(run, len(gateways), options.overhead, 0, 1.003) / len(run),
+            }
+            if row[codec]["reached"] is not None:
+                spent = run[: row[codec]["reached"]]
+                row[codec]["bytes"] = wire_bytes(spent, len(gateways), options.overhead, options.join, 1.003)
+        if "bytes" in row["dense"] and "bytes" in row["sparse"]:
+            row["ratio"] = row["dense"]["bytes"] / row["sparse"]["bytes"]
+        if options.baselines:
+            row["local_only_mean"] = float(np.mean(local_only(gateways, task, options.rounds, test)))
+            row["pooled"] = pooled(gateways, task, options.rounds, test)
+        rows.append(row)
+        print(_line(row))
+    ratios = [row["ratio"] for row in rows if "ratio" in row]
+    if len(ratios) == len(rows):
+        print(f"geometric mean: {math.exp(sum(map(math.log, ratios)) / len(ratios)):.1f} times fewer bytes")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _line(row: dict[str, Any]) -> str:
+    up, down = row["density"]
+    parts = [f"seed {row['seed']}  {row['parameters']:,} parameters, density {up:.4f} up {down:.4f} down"]
+    for codec in ("dense", "sparse"):
+        run = row[codec]
+        parts.append(
+            f"{codec}: round {run['reached']}, F1 {run['at_20']:.3f} at 20, {run['final']:.3f} at the end, "
+            f"{run['bytes_per_round']:,.0f} B a round"
+        )
+    if "ratio" in row:
+        parts.append(f"{row['ratio']:.1f} times")
+    if "pooled" in row:
+        parts.append(f"alone {row['local_only_mean']:.3f}, pooled {row['pooled']:.3f}")
+    return "  |  ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

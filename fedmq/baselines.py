@@ -1,0 +1,61 @@
+"""The two yardsticks of federated learning: each gateway alone, and everything pooled.
+
+Owns their training, with the task's own recipe and as many epochs as the federation has in all. Each gateway alone
+scales features by its own statistics; the pooled model scales by pooled statistics and sees all windows at once,
+which is exactly what a federation must not do: it is there to compare with, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from fedmq_edge_node.runtimes import NumpyEngine
+from fedmq_edge_node.samples import Floats, Samples, Scaler, statistics
+from fedmq_edge_node.trainer import evaluate, train
+from fedmq_protocol.task import Task, initial_steps, to_parameters
+from numpy.typing import NDArray
+
+__all__ = ["local_only", "pooled"]
+
+Labelled = tuple[Floats, NDArray[np.int64]]
+
+
+def local_only(gateways: Sequence[Samples], task: Task, rounds: int, test: Labelled | None = None) -> list[float]:
+    """The metric of each gateway's own model, on `test` (unscaled features and labels), else on its held-out windows.
+
+    Gateways that have too few windows for the task are left out, as the federation leaves them out.
+    """
+    metrics = []
+    for number, own in enumerate(gateways):
+        if own.train_windows < task.min_windows:
+            continue
+        x, y = test if test is not None else (own.held_x, own.held_y)
+        metrics.append(_train_and_evaluate((own.train_x, own.train_y), (x, y), task, rounds, number))
+    return metrics
+
+
+def pooled(gateways: Sequence[Samples], task: Task, rounds: int, test: Labelled | None = None) -> float:
+    """The metric of one model trained on all windows together, on `test`, else on all held-out windows."""
+    everything = (
+        np.concatenate([own.train_x for own in gateways]),
+        np.concatenate([own.train_y for own in gateways]),
+    )
+    held = (
+        np.concatenate([own.held_x for own in gateways]),
+        np.concatenate([own.held_y for own in gateways]),
+    )
+    return _train_and_evaluate(everything, held if test is None else test, task, rounds, len(gateways))
+
+
+def _train_and_evaluate(own: Labelled, test: Labelled, task: Task, rounds: int, stream: int) -> float:
+    count, mean, m2 = statistics(own[0])
+    spread = np.sqrt(m2 / count)
+    scaler = Scaler(mean=mean.astype(np.float32), scale=np.where(spread > 1e-6, spread, 1.0).astype(np.float32))
+    engine = NumpyEngine(task.model)
+    rng = np.random.default_rng((task.seed, stream))
+    flat = to_parameters(initial_steps(task.model, task.seed, task.grid_bits), task.grid_bits)
+    x = scaler.apply(own[0])
+    for _ in range(rounds):
+        flat = flat + train(engine, flat, x, own[1], task.recipe, rng, lambda: True).delta
+    return evaluate(engine, flat, scaler.apply(test[0]), test[1], task.classes).metric

@@ -1,0 +1,334 @@
+"""The `fedmq` command: reads the command line, and hands over to the part that does the work.
+
+Heavy imports stand inside the functions: a gateway's process must not carry what only a workstation needs, and
+`--help` should not wait for numpy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from fedmq import __version__
+
+__all__ = ["main"]
+
+_EPILOG = """\
+examples:
+  fedmq demo                                       the whole job on this machine, with simulated bearings
+  fedmq broker                                     a broker for development, Mosquitto where it is installed
+  fedmq coordinator --config coordinator.toml      opens rounds, aggregates, keeps the ledger
+  fedmq gateway --config gateway.toml              trains on its own recordings when its gates allow
+  fedmq report --state /var/lib/fedmq --html savings.html
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit status: 0, or 1 after one clear line on stderr, or 2 for a wrong command line."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        return int(arguments.run(arguments) or 0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`fedmq report | head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError) as error:
+        # Every error of ours is a ValueError, with a text made for this line. A traceback is for bugs.
+        print(f"fedmq {arguments.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedmq",
+        description="Federated learning over MQTT for IoT gateways: rounds of a few hundred bytes, no raw signal sent.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fedmq {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    broker = commands.add_parser(
+        "broker",
+        help="run a broker for development, or write the configuration of a real one",
+        description="Runs Mosquitto where it is installed, else the embedded broker, and says which; or, with "
+        "--render, writes mosquitto.conf and acl for a server and runs nothing.",
+    )
+    broker.add_argument("--broker", choices=("auto", "mosquitto", "embedded"), default="auto", help="default: auto")
+    broker.add_argument(
+        "--port", type=_port, default=1883, help="port on 127.0.0.1; 0 picks a free one (default: 1883)"
+    )
+    broker.add_argument("--federation", default="demo", help="name in the topics that the ACL allows (default: demo)")
+    broker.add_argument("--directory", type=Path, help="where its files go (default: a temporary folder)")
+    broker.add_argument("--render", type=Path, metavar="DIR", help="only write mosquitto.conf and acl into DIR")
+    _add_settings(broker, "broker.toml")
+    broker.set_defaults(run=_broker)
+
+    coordinator = commands.add_parser(
+        "coordinator",
+        help="open rounds, aggregate, keep the ledger",
+        description="Runs beside the broker until it is stopped (SIGTERM). Stopped or killed at any moment, it goes "
+        "on where it was.",
+    )
+    _add_settings(coordinator, "coordinator.toml")
+    coordinator.add_argument(
+        "--new-lineage", action="store_true", help="learn afresh: a new scaler and the seeded start; the ledger stays"
+    )
+    coordinator.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
+    coordinator.set_defaults(run=_coordinator)
+
+    gateway = commands.add_parser(
+        "gateway",
+        help="take part in rounds with the recordings of one folder",
+        description="Runs on a gateway until it is stopped (SIGTERM): checks battery, load and link, trains on its own "
+        "windows, sends back a compressed delta. The raw signal stays here.",
+    )
+    _add_settings(gateway, "gateway.toml")
+    gateway.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
+    gateway.set_defaults(run=_gateway)
+
+    report = commands.add_parser(
+        "report",
+        help="bandwidth savings, from the coordinator's ledger",
+        description="Bytes per round, per gateway and in total, against dense float32 and against uploading the raw "
+        "signal; declines by reason; accuracy by round. Reads the ledger alone, also while the coordinator runs.",
+    )
+    _add_state(report)
+    report.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    report.add_argument("--csv", action="store_true", help="print one line a round as CSV")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page with charts")
+    report.set_defaults(run=_report)
+
+    status = commands.add_parser(
+        "status",
+        help="what is going on: round, gateways, model",
+        description="The round in progress, who has answered, who is here, and the model in force.",
+    )
+    _add_state(status)
+    status.add_argument("--watch", type=float, metavar="SECONDS", help="print it again every so often")
+    status.set_defaults(run=_status)
+
+    _add_demo(commands)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, example: str) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help=f"settings in TOML, such as {example}")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting, such as --set connection.port=1884; may be given several times",
+    )
+
+
+def _add_state(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--state", type=Path, required=True, metavar="DIR", help="the coordinator's state directory (its state_dir)"
+    )
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="the whole job on this machine: broker, coordinator and gateways, each its own process",
+        description="Several gateways learn a bearing-fault model together over MQTT; the raw vibration stays in "
+        "each gateway's process. Shows the rounds as they go, and ends with what was learnt and what it cost.",
+    )
+    data = demo.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        default="sim",
+        metavar="sim|cwru:DIR|DIR",
+        help="sim: simulated bearings; cwru:DIR: recordings of the CWRU Bearing Data Center, as .npz or .mat; "
+        "DIR: your own, as DIR/<gateway>/<label>/*.{npy,csv,wav} (default: sim)",
+    )
+    data.add_argument(
+        "--split",
+        choices=("fault", "severity", "load"),
+        default="fault",
+        help="what a gateway has seen (cwru): one fault type, one severity, or one motor load (default: fault)",
+    )
+    data.add_argument("--test-load", type=int, metavar="HP", help="cwru: this motor load is for testing only")
+    data.add_argument("--sampling-rate", type=float, metavar="HZ", help="of your own recordings that do not say it")
+    demo.add_argument("--rounds", type=_positive, default=40, help="training rounds (default: 40)")
+    demo.add_argument("--gateways", type=_positive, help="how many (sim; cwru has what the split gives)")
+    demo.add_argument("--seed", type=int, default=0, help="of initial weights, batches and simulation (default: 0)")
+    learning = demo.add_argument_group("learning")
+    learning.add_argument("--model", choices=("softmax", "mlp", "autoencoder"), default="mlp", help="default: mlp")
+    learning.add_argument(
+        "--hidden", type=_sizes, metavar="N,N,…", help="hidden units, such as 64,128,64 (default: 32)"
+    )
+    learning.add_argument("--codec", default="sparse", help="sparse, dense, 8bit, … or BITS:DENSITY (default: sparse)")
+    learning.add_argument("--local-epochs", type=_positive, help="passes over a gateway's windows in a round")
+    learning.add_argument(
+        "--baselines",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also train each gateway alone, and all data pooled, to compare (default: yes)",
+    )
+    demo.add_argument(
+        "--broker", default="auto", metavar="auto|mosquitto|embedded|HOST:PORT", help="which broker (default: auto)"
+    )
+    demo.add_argument(
+        "--gates",
+        choices=("healthy", "real"),
+        default="healthy",
+        help="healthy: injected vitals, so that every gate is open; real: this machine's own (default: healthy)",
+    )
+    demo.add_argument(
+        "--closing", type=float, default=30.0, metavar="SECONDS", help="a round's closing time (default: 30)"
+    )
+    demo.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    demo.add_argument(
+        "--report", type=Path, metavar="FILE", help="where the HTML report goes (default: in the run's folder)"
+    )
+    demo.add_argument("--directory", type=Path, metavar="DIR", help="the run's folder (default: runs/<date and time>)")
+    demo.add_argument("--no-progress", dest="progress", action="store_false", help="print only the result")
+    demo.set_defaults(run=_demo)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number <= 65_535:
+        raise argparse.ArgumentTypeError(f"expected 0 to 65535, got {text}")
+    return number
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers with commas between, got {text!r}") from None
+    if not all(0 < size <= 65_536 for size in sizes):
+        raise argparse.ArgumentTypeError(f"expected sizes from 1 to 65536, got {text!r}")
+    return sizes
+
+
+def _log(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+
+
+def _stop_on_signal(stop: object) -> None:
+    """SIGTERM and SIGINT ask `stop.stopping`; a second one ends the process at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.stopping = True  # type: ignore[attr-defined]
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+
+
+def _gateway(arguments: argparse.Namespace) -> None:
+    # One thread, and the memory of one: set before numpy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from fedmq_edge_node.settings import GatewaySettings
+    from fedmq_protocol.settings import document, load
+
+    if arguments.example:
+        print(document(GatewaySettings), end="")
+        return
+    settings = load(GatewaySettings, arguments.config, arguments.overrides)
+    _log(settings.log_level)
+    from fedmq.programs import build_gateway
+
+    gateway = build_gateway(settings)
+    _stop_on_signal(gateway)
+    gateway.run()
+
+
+def _coordinator(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from fedmq_coordinator.settings import CoordinatorSettings
+    from fedmq_protocol.settings import document, load
+
+    if arguments.example:
+        print(document(CoordinatorSettings), end="")
+        return
+    settings = load(CoordinatorSettings, arguments.config, arguments.overrides)
+    _log(settings.log_level)
+    from fedmq.programs import build_coordinator
+
+    coordinator = build_coordinator(settings, new_lineage=arguments.new_lineage)
+    _stop_on_signal(coordinator)
+    coordinator.run()
+
+
+def _broker(arguments: argparse.Namespace) -> None:
+    from fedmq.programs import run_broker
+
+    run_broker(arguments)
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from fedmq.programs import open_ledger
+
+    ledger = open_ledger(arguments.state)
+    from fedmq_coordinator import report
+    from fedmq_coordinator.report_text import to_text
+
+    built = report.build(ledger)
+    if arguments.html is not None:
+        from fedmq_coordinator.report_html import to_html
+
+        arguments.html.write_text(to_html(built), encoding="utf-8")
+        print(f"wrote {arguments.html}", file=sys.stderr)
+    if arguments.json:
+        print(report.to_json(built).decode())
+    elif arguments.csv:
+        print(report.to_csv(built), end="")
+    elif arguments.html is None:
+        print(to_text(built, _width()), end="")
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    import time
+
+    from fedmq.programs import open_ledger
+
+    ledger = open_ledger(arguments.state)
+    from fedmq_coordinator.report_text import status
+
+    while True:
+        if arguments.watch and sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")
+        print(status(ledger, time.time(), _width()), end="", flush=True)
+        if not arguments.watch:
+            return
+        time.sleep(arguments.watch)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from fedmq.demo import DemoOptions, run
+
+    given = {name: getattr(arguments, name) for name in DemoOptions.__dataclass_fields__}
+    return run(DemoOptions(**given))

@@ -1,0 +1,133 @@
+"""From wishes to a task: `task_settings` fills in what was not wished for, `task_of` makes of it what travels.
+
+The numbers of the recipe are the defaults of the settings themselves (`fedmq_coordinator.settings`,
+`fedmq_protocol.task`); `bench/recipe.py` is what they were measured with. Refuses to know where the data came from.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedmq_coordinator.settings import CodecSettings, RecipeSettings, TaskSettings, WindowingSettings
+from fedmq_edge_node.samples import FEATURES
+from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
+
+__all__ = ["CODECS", "HIDDEN", "build_task", "task_of", "task_settings"]
+
+Kind = Literal["softmax", "mlp", "autoencoder"]
+
+HIDDEN: dict[str, tuple[int, ...]] = {"softmax": (), "mlp": (32,), "autoencoder": (12, 6, 12)}
+
+CODECS: dict[str, CodecSettings] = {
+    "sparse": CodecSettings(),
+    "dense": CodecSettings(kind="dense"),
+    "8bit": CodecSettings(up_bits=8, down_bits=8, up_density=1.0, down_density=1.0),
+    "4bit": CodecSettings(up_bits=4, down_bits=4),
+}
+"""Names for the command line. `dense` is float32 both ways: plain FedAvg, the yardstick."""
+
+DENSE_GRID_BITS = 24
+"""With float32 both ways the grid must not be what limits it."""
+
+
+def task_settings(
+    *,
+    name: str,
+    kind: Kind = "mlp",
+    hidden: tuple[int, ...] | None = None,
+    classes: tuple[str, ...],
+    sampling_rate_hz: float,
+    codec: str = "sparse",
+    seed: int = 0,
+    local_epochs: int | None = None,
+    learning_rate: float | None = None,
+) -> TaskSettings:
+    """The settings that an engineer would write. Raises ValueError for a codec without a name, SettingsError else."""
+    if codec not in CODECS:
+        raise ValueError(f"codec: expected {', '.join(CODECS)}, got {codec!r}")
+    recipe = RecipeSettings()
+    return TaskSettings(
+        name=name,
+        kind=kind,
+        hidden=HIDDEN[kind] if hidden is None else hidden,
+        classes=() if kind == "autoencoder" else classes,
+        seed=seed,
+        windowing=WindowingSettings(sampling_rate_hz=sampling_rate_hz),
+        recipe=RecipeSettings(
+            local_epochs=recipe.local_epochs if local_epochs is None else local_epochs,
+            learning_rate=recipe.learning_rate if learning_rate is None else learning_rate,
+        ),
+        codec=CODECS[codec],
+    )
+
+
+def task_of(settings: TaskSettings, *, max_norm: float = 1000.0, held_out_reports: bool = True) -> Task:
+    """What travels to the gateways."""
+    outputs = FEATURES if settings.kind == "autoencoder" else len(settings.classes)
+    model = ModelSpec(kind=settings.kind, sizes=(FEATURES, *settings.hidden, outputs))
+    codec = settings.codec
+    dense = codec.kind == "dense"
+    floor = codec.min_coordinates / model.parameters
+    grid_bits = DENSE_GRID_BITS if dense else settings.grid_bits
+
+    def direction(bits: Literal[1, 4, 8], density: float) -> Codec:
+        return Codec(bits=32, density=1.0) if dense else Codec(bits=bits, density=min(1.0, max(density, floor)))
+
+    windowing, recipe = settings.windowing, settings.recipe
+    return Task(
+        name=settings.name,
+        model=model,
+        classes=settings.classes,
+        windowing=Windowing(
+            samples=windowing.samples,
+            hop=windowing.hop,
+            sampling_rate_hz=windowing.sampling_rate_hz,
+            features=windowing.features,
+            held_out=windowing.held_out,
+        ),
+        recipe=Recipe(
+            learning_rate=recipe.learning_rate,
+            momentum=recipe.momentum,
+            local_epochs=recipe.local_epochs,
+            batch_size=recipe.batch_size,
+            proximal=recipe.proximal,
+            clip_norm=recipe.clip_norm,
+        ),
+        up=direction(codec.up_bits, codec.up_density),
+        down=direction(codec.down_bits, codec.down_density),
+        grid_bits=grid_bits,
+        seed=settings.seed,
+        initial=short(model_digest(initial_steps(model, settings.seed, grid_bits))),
+        min_windows=settings.min_windows,
+        max_norm=max_norm,
+        held_out_reports=held_out_reports,
+        anomaly_label=settings.anomaly_label,
+    )
+
+
+def build_task(
+    *,
+    name: str,
+    kind: Kind = "mlp",
+    hidden: tuple[int, ...] | None = None,
+    classes: tuple[str, ...],
+    sampling_rate_hz: float,
+    codec: str = "sparse",
+    seed: int = 0,
+    local_epochs: int | None = None,
+    learning_rate: float | None = None,
+) -> Task:
+    """Both steps at once."""
+    return task_of(
+        task_settings(
+            name=name,
+            kind=kind,
+            hidden=hidden,
+            classes=classes,
+            sampling_rate_hz=sampling_rate_hz,
+            codec=codec,
+            seed=seed,
+            local_epochs=local_epochs,
+            learning_rate=learning_rate,
+        )
+    )

@@ -1,0 +1,444 @@
+"""The main job on one machine: a broker, a coordinator and gateways, each a process of its own, and what came of it.
+
+The demo plays the plant: it puts each gateway's recordings into that gateway's own folder, writes the settings that
+an engineer would write, starts the same programs, and then only watches the ledger. It learns nothing itself, but for
+the baselines, which are trained in this process afterwards and are marked as what they are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import psutil
+from fedmq_broker_config.render import BrokerSettings
+from fedmq_broker_config.run import choose
+from fedmq_coordinator import report as savings
+from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.report_html import to_html
+from fedmq_edge_node.samples import load
+
+from fedmq.baselines import local_only, pooled
+from fedmq.data import Fleet, Split, cwru, lay_out, own_folder
+from fedmq.defaults import Kind, task_settings
+from fedmq.programs import ledger_path, load_task
+from fedmq.showing import Screen
+from fedmq.simulator import simulate_fleet
+
+__all__ = ["DemoError", "DemoOptions", "run"]
+
+FEDERATION = "demo"
+POLL_SECONDS = 0.1
+START_SECONDS = 60.0
+LEAVE_SECONDS = 15.0
+
+
+class DemoError(ValueError):
+    """The demo cannot go on: says which part, and the end of its log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """The command line; see `fedmq demo --help`."""
+
+    data: str = "sim"
+    split: str = "fault"
+    test_load: int | None = None
+    sampling_rate: float | None = None
+    rounds: int = 40
+    gateways: int | None = None
+    seed: int = 0
+    model: str = "mlp"
+    hidden: tuple[int, ...] | None = None
+    codec: str = "sparse"
+    local_epochs: int | None = None
+    baselines: bool = True
+    broker: str = "auto"
+    gates: str = "healthy"
+    closing: float = 30.0
+    json: Path | None = None
+    report: Path | None = None
+    directory: Path | None = None
+    progress: bool = True
+
+
+@dataclass(kw_only=True)
+class _Child:
+    """A program that the demo started, and the most memory it was seen with."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    rss_bytes: int = 0
+
+    def look(self) -> None:
+        """Note its memory; raises DemoError when it has ended by itself."""
+        status = self.process.poll()
+        if status is not None:
+            raise DemoError(f"{self.name} ended with status {status}; the end of {self.log}:\n{_tail(self.log)}")
+        try:
+            self.rss_bytes = max(self.rss_bytes, psutil.Process(self.process.pid).memory_info().rss)
+        except psutil.NoSuchProcess:
+            return  # the next look says so
+
+
+def run(options: DemoOptions) -> int:
+    """The whole demo; returns its exit status."""
+    began = time.monotonic()
+    screen = Screen(progress=options.progress)
+    fleet = _open_fleet(options)
+    directory = options.directory or Path("runs") / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise DemoError(f"{directory} is not empty: name another --directory, for a run starts from nothing")
+    directory = directory.resolve()
+    folders = lay_out(fleet, directory / "plant")
+    _say_data(screen, fleet)
+    with choose(options.broker, BrokerSettings(federation=FEDERATION), directory=directory / "broker") as broker:
+        about = broker.about
+        screen.say(f"broker: {about}")
+        screen.say(
+            "gates: injected healthy vitals, so every gate is open (--gates real reads this machine)"
+            if options.gates == "healthy"
+            else "gates: this machine's own vitals"
+        )
+        plant = _Plant(fleet=fleet, options=options, directory=directory, host=about.host, port=about.port)
+        with plant.running():
+            plant.shut_down(plant.watch(screen))
+    ledger = Ledger(ledger_path(plant.state), read_only=True)
+    built = savings.build(ledger)
+    ledger.close()
+    figures = _figures(plant, fleet, built, f"{about.name} {about.version}".strip())
+    if options.baselines:
+        figures |= _baselines(plant, fleet, folders, figures["rounds"], screen)
+    figures["wall_seconds"] = round(time.monotonic() - began, 2)
+    page = options.report or directory / "report.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(to_html(built), encoding="utf-8")
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    screen.result(figures, built.findings, page)
+    return 0
+
+
+def _open_fleet(options: DemoOptions) -> Fleet:
+    if options.data == "sim":
+        return simulate_fleet(gateways=options.gateways or 7, seed=options.seed)
+    kind, colon, folder = options.data.partition(":")
+    if kind == "cwru" and colon:
+        fleet = cwru(Path(folder), split=cast(Split, options.split), test_load=options.test_load)
+    else:
+        fleet = own_folder(Path(options.data))
+    if options.gateways is not None and options.gateways != len(fleet.gateways):
+        if options.gateways > len(fleet.gateways):
+            raise DemoError(f"--gateways {options.gateways}: {options.data} has recordings for {len(fleet.gateways)}")
+        fleet = replace(fleet, gateways=fleet.gateways[: options.gateways])
+    return fleet
+
+
+def _say_data(screen: Screen, fleet: Fleet) -> None:
+    what = "simulated vibration" if fleet.name.startswith("sim") else "recorded vibration"
+    screen.say(f"data: {fleet.name}, {what} at {fleet.sampling_rate_hz:g} samples a second, split by {fleet.split}")
+    for gateway in fleet.gateways:
+        labels = sorted({recording.label for recording in gateway.recordings})
+        screen.say(f"  {gateway.name}: {len(gateway.recordings)} recordings of {', '.join(labels)}")
+    if fleet.test is not None:
+        screen.say(f"  test set, which no gateway has: {len(fleet.test)} recordings")
+
+
+@dataclass(kw_only=True)
+class _Plant:
+    """The processes of one run, and their folders."""
+
+    fleet: Fleet
+    options: DemoOptions
+    directory: Path
+    host: str
+    port: int
+    children: list[_Child] = field(default_factory=list)
+    digest: str = ""
+    """Of the last model version, in hex."""
+
+    @property
+    def state(self) -> Path:
+        return self.directory / "coordinator"
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """All programs, started; ended whatever happens."""
+        try:
+            self._start_coordinator()
+            for gateway in self.fleet.gateways:
+                self._start_gateway(gateway.name)
+            yield
+        finally:
+            for child in self.children:
+                if child.process.poll() is None:
+                    child.process.terminate()
+            for child in self.children:
+                try:
+                    child.process.wait(LEAVE_SECONDS)
+                except subprocess.TimeoutExpired:
+                    child.process.kill()
+                    child.process.wait()
+
+    def _start_coordinator(self) -> None:
+        options = self.options
+        config = self.directory / "coordinator.toml"
+        config.write_text(
+            _toml(
+                {
+                    "state_dir": str(self.state),
+                    "log_level": "info",
+                    **({"test_data": str(self.directory / "plant" / "test")} if self.fleet.test is not None else {}),
+                    "connection": self._connection(),
+                    "task": self._task(),
+                    "rounds": {
+                        "min_gateways": max(1, len(self.fleet.gateways) // 2),
+                        "first_gateways": len(self.fleet.gateways),
+                        "interval_seconds": 0,
+                        "closing_seconds": options.closing,
+                        "max_rounds": options.rounds,
+                        "resume_on_new_data": False,
+                    },
+                    "limits": {"catch_up_gather_seconds": 0.3},
+                }
+            ),
+            encoding="utf-8",
+        )
+        self._start("coordinator", ["coordinator", "--config", str(config)])
+
+    def _start_gateway(self, name: str) -> None:
+        folder = self.directory / "gateways" / name
+        folder.mkdir(parents=True)
+        vitals: dict[str, str] = {}
+        if self.options.gates == "healthy":
+            (folder / "vitals.toml").write_text(HEALTHY_VITALS, encoding="utf-8")
+            vitals = {"vitals_file": "vitals.toml"}
+        config = folder / "gateway.toml"
+        config.write_text(
+            _toml(
+                {
+                    "name": name,
+                    "data_dir": str(self.directory / "plant" / name),
+                    "state_dir": "state",
+                    **vitals,
+                    "ask_jitter_seconds": 0.2,
+                    "connection": self._connection(),
+                }
+            ),
+            encoding="utf-8",
+        )
+        self._start(name, ["gateway", "--config", str(config)])
+
+    def _task(self) -> dict[str, Any]:
+        options = self.options
+        settings = task_settings(
+            name=self.fleet.name,
+            kind=cast(Kind, options.model),
+            hidden=options.hidden,
+            classes=self.fleet.classes,
+            sampling_rate_hz=self.fleet.sampling_rate_hz,
+            codec=options.codec,
+            seed=options.seed,
+            local_epochs=options.local_epochs,
+        )
+        return asdict(settings)
+
+    def _connection(self) -> dict[str, Any]:
+        return {
+            "host": self.host,
+            "port": self.port,
+            "federation": FEDERATION,
+            "reconnect_min_seconds": 0.2,
+            "reconnect_max_seconds": 2.0,
+        }
+
+    def _start(self, name: str, words: list[str]) -> None:
+        log = self.directory / "logs" / f"{name}.log"
+        log.parent.mkdir(exist_ok=True)
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fedmq", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+                # A Ctrl-C in the terminal reaches the demo alone, which then ends its children in order.
+                start_new_session=True,
+            )
+        self.children.append(_Child(name=name, process=process, log=log))
+
+    def watch(self, screen: Screen) -> Ledger:
+        """Show rounds until the run rests; returns the ledger."""
+        path = ledger_path(self.state)
+        self._wait(lambda: path.is_file() and path.stat().st_size > 0, "the coordinator to make its ledger")
+        self._wait(lambda: _opens(path), "the coordinator to make its ledger")
+        ledger = Ledger(path, read_only=True)
+        shown = 0
+        stalled_since = time.monotonic()
+        progress = screen.rounds(self.options.rounds)
+        while True:
+            for child in self.children:
+                child.look()
+            closed = [r for r in ledger.rounds() if r.closed_at is not None]
+            for row in closed[shown:]:
+                progress.show(row, ledger.answers(row.id))
+                stalled_since = time.monotonic()
+            shown = len(closed)
+            if ledger.get("rest") is not None:
+                return ledger
+            if time.monotonic() - stalled_since > START_SECONDS + 2 * self.options.closing:
+                raise DemoError(
+                    f"no round closed for {START_SECONDS + 2 * self.options.closing:.0f} s; "
+                    f"the end of {self.children[0].log}:\n{_tail(self.children[0].log)}"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def shut_down(self, ledger: Ledger) -> None:
+        """Gateways leave first, so that their last byte counts reach the ledger; then the coordinator."""
+        coordinator, *gateways = self.children
+        # The last delta travels with the message that says the run rests: let it arrive and be applied.
+        time.sleep(1.0)
+        for child in gateways:
+            child.look()
+            child.process.send_signal(signal.SIGTERM)
+        for child in gateways:
+            status = child.process.wait(LEAVE_SECONDS)
+            if status != 0:
+                raise DemoError(f"{child.name} left with status {status}:\n{_tail(child.log)}")
+        until = time.monotonic() + LEAVE_SECONDS
+        while time.monotonic() < until and any(g.present for g in ledger.gateways()):
+            time.sleep(POLL_SECONDS)
+        newest = ledger.last_version(int(ledger.get("lineage") or 0))
+        self.digest = newest.digest.hex() if newest is not None else ""
+        ledger.close()
+        coordinator.look()
+        coordinator.process.send_signal(signal.SIGTERM)
+        coordinator.process.wait(LEAVE_SECONDS)
+
+    def _wait(self, ready: Callable[[], bool], what: str) -> None:
+        until = time.monotonic() + START_SECONDS
+        while not ready():
+            for child in self.children:
+                child.look()
+            if time.monotonic() > until:
+                raise DemoError(f"waited {START_SECONDS:.0f} s for {what}, in vain")
+            time.sleep(POLL_SECONDS)
+
+
+HEALTHY_VITALS = """\
+# Injected by the demo: a gateway on mains, idle, cool, on a network that costs nothing.
+battery_pct = 100.0
+on_mains = true
+cpu_idle_pct = 90.0
+memory_available_bytes = 1000000000
+temperature_c = 40.0
+link_up = true
+link_kind = "ethernet"
+metered = false
+"""
+
+
+def _figures(plant: _Plant, fleet: Fleet, built: savings.Report, broker: str) -> dict[str, Any]:
+    """What `--json` writes. Wire bytes are sums over gateways; lists have one entry a training round."""
+    options = plant.options
+    ledger = Ledger(ledger_path(plant.state), read_only=True)
+    task = load_task(ledger)
+    ledger.close()
+    training = [row for row in built.rounds if row.kind == "training"]
+    before = [row.metric for row in built.rounds if row.kind == "statistics" and row.metric is not None]
+    metrics = [row.metric for row in training]
+    coordinator, *gateways = plant.children
+    return {
+        "data": fleet.name,
+        "split": fleet.split,
+        "gateways": len(fleet.gateways),
+        "rounds": len(training),
+        "params": task.model.parameters,
+        "model": task.model.kind,
+        "hidden": list(task.model.sizes[1:-1]),
+        "seed": options.seed,
+        "broker": broker,
+        "codec": options.codec,
+        "metric_name": built.metric_name,
+        "metric_source": next((row.metric_source for row in training if row.metric_source), "nothing"),
+        "metric_before": before[-1] if before else None,
+        "metric_by_round": metrics,
+        "metric_final": next((m for m in reversed(metrics) if m is not None), None),
+        "metric_local_only_mean": None,
+        "metric_pooled": None,
+        "payload_up_bytes": built.payload.up,
+        "payload_down_bytes": built.payload.down,
+        "wire_up_bytes": built.wire.up,
+        "wire_down_bytes": built.wire.down,
+        "wire_up_bytes_by_round": [row.wire.up for row in training],
+        "wire_down_bytes_by_round": [row.wire.down for row in training],
+        "dense_up_bytes": built.dense.up,
+        "dense_down_bytes": built.dense.down,
+        "raw_data_bytes": built.raw_bytes,
+        "declines": built.declines,
+        "answers_by_round": [row.accepted for row in training],
+        "round_seconds_median": built.seconds_median,
+        "gateway_rss_bytes_max": max(child.rss_bytes for child in gateways),
+        "coordinator_rss_bytes": coordinator.rss_bytes,
+        "model_digest": plant.digest,
+    }
+
+
+def _baselines(plant: _Plant, fleet: Fleet, folders: dict[str, Path], rounds: int, screen: Screen) -> dict[str, Any]:
+    """The same recipe without federation, on the same test set, trained in this process."""
+    ledger = Ledger(ledger_path(plant.state), read_only=True)
+    task = load_task(ledger)
+    ledger.close()
+    if fleet.test is None:
+        screen.say("no test set, so no baselines to compare with")
+        return {}
+    with screen.busy(
+        "baselines: each gateway alone, then all data pooled (this breaks no rule: it is only to compare)"
+    ):
+        whole = msgspec.structs.replace(task.windowing, held_out=0.0)
+        test = load(folders["test"], whole, task.classes)
+        own = [load(folders[gateway.name], task.windowing, task.classes) for gateway in fleet.gateways]
+        alone = local_only(own, task, rounds, (test.train_x, test.train_y))
+        together = pooled(own, task, rounds, (test.train_x, test.train_y))
+    return {
+        "metric_local_only": alone,
+        "metric_local_only_mean": sum(alone) / len(alone) if alone else None,
+        "metric_pooled": together,
+    }
+
+
+def _opens(path: Path) -> bool:
+    try:
+        Ledger(path, read_only=True).close()
+    except ValueError:
+        return False  # being made at this moment
+    return True
+
+
+def _tail(path: Path, lines: int = 12) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def _toml(table: dict[str, Any], prefix: str = "") -> str:
+    """Plain values and nested tables as TOML; JSON's strings, numbers, booleans and lists are TOML's."""
+    plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    text = (f"[{prefix}]\n" if prefix else "") + "\n".join(lines) + "\n"
+    for key, value in table.items():
+        if isinstance(value, dict):
+            text += "\n" + _toml(value, f"{prefix}.{key}" if prefix else key)
+    return text

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import os
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedmq_edge_node.samples import load, load_test
+from fedmq_protocol.task import Windowing
+
+from fedmq.data import CWRU_CLASSES, CWRU_TABLE, DataError, Fleet, GatewayData, Recording, cwru, lay_out, own_folder
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECORDINGS = Path(os.environ.get("FEDMQ_DATA", REPOSITORY.parent / "shared" / "data")) / "cwru"
+
+
+def signal(seconds: float = 1.0, rate: float = 12_000.0, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, int(seconds * rate))
+
+
+def make_npz(path: Path, numbers: list[int], **changed: object) -> None:
+    parts: dict[str, object] = {
+        "fs": np.int32(12_000),
+        "recording": np.array(numbers),
+        "scale": np.full(len(numbers), 1e-4),
+    }
+    for index, number in enumerate(numbers):
+        parts[f"x{index:02d}"] = np.rint(signal(seed=number) * 1e4).astype(np.int16)
+    np.savez_compressed(path, **(parts | changed))  # type: ignore[arg-type]
+
+
+def labels(recordings: tuple[Recording, ...]) -> set[str]:
+    return {recording.label for recording in recordings}
+
+
+EVERY = [run.number for run in CWRU_TABLE]
+
+
+def test_the_table_knows_cwrus_file_numbers() -> None:
+    known = {run.number: (run.label, run.diameter_mil, run.load_hp) for run in CWRU_TABLE}
+    assert len(known) == 40
+    assert known[97] == ("normal", 0, 0)
+    assert known[106] == ("inner_race", 7, 1)
+    assert known[121] == ("ball", 7, 3)
+    assert known[130] == ("outer_race", 7, 0)
+    assert known[199] == ("outer_race", 14, 2)
+    assert known[223] == ("ball", 21, 1)
+    assert known[212] == ("inner_race", 21, 3)
+
+
+def test_split_by_fault_gives_each_gateway_one_load_and_one_fault_with_all_severities(tmp_path: Path) -> None:
+    make_npz(tmp_path / "c.npz", [97, *(number for number in EVERY if number > 100)])
+    fleet = cwru(tmp_path, "fault", test_load=2)
+    assert [gateway.name for gateway in fleet.gateways] == [
+        "healthy",
+        *(f"load{hp}-{fault}" for hp in (0, 1, 3) for fault in ("ball", "inner-race", "outer-race")),
+    ]
+    for gateway in fleet.gateways[1:]:
+        assert len(gateway.recordings) == 3
+        assert len(labels(gateway.recordings)) == 1
+    assert labels(fleet.gateways[0].recordings) == {"normal"}
+    assert fleet.test is not None
+    assert sorted(int(recording.name) for recording in fleet.test) == [107, 120, 132, 171, 187, 199, 211, 224, 236]
+    assert fleet.classes == CWRU_CLASSES
+
+
+def test_no_recording_of_the_test_load_reaches_a_gateway(tmp_path: Path) -> None:
+    make_npz(tmp_path / "c.npz", EVERY)
+    loads = {str(run.number): run.load_hp for run in CWRU_TABLE}
+    for split in ("fault", "severity", "load"):
+        for test_load in range(4):
+            fleet = cwru(tmp_path, split, test_load)  # type: ignore[arg-type]
+            seen = {loads[recording.name] for gateway in fleet.gateways for recording in gateway.recordings}
+            assert seen == {0, 1, 2, 3} - {test_load}
+            assert fleet.test is not None
+            assert {loads[recording.name] for recording in fleet.test} == {test_load}
+            assert labels(fleet.test) == set(CWRU_CLASSES) - {"normal"}
+
+
+def test_split_by_severity_gives_each_gateway_one_load_and_one_diameter(tmp_path: Path) -> None:
+    make_npz(tmp_path / "c.npz", [number for number in EVERY if number > 100])
+    fleet = cwru(tmp_path, "severity", test_load=None)
+    assert len(fleet.gateways) == 12
+    assert fleet.test is None
+    diameters = {str(run.number): (run.load_hp, run.diameter_mil) for run in CWRU_TABLE}
+    for gateway in fleet.gateways:
+        assert len({diameters[recording.name] for recording in gateway.recordings}) == 1
+        assert labels(gateway.recordings) == set(CWRU_CLASSES) - {"normal"}
+
+
+def test_mat_files_are_read_by_number_and_healthy_ones_brought_to_12_khz(tmp_path: Path) -> None:
+    savemat = pytest.importorskip("scipy.io", reason="needs scipy").savemat
+    time = np.arange(48_000) / 48_000
+    tone = np.sin(2 * np.pi * 300 * time)
+    savemat(tmp_path / "97.mat", {"X097_DE_time": tone[:, None], "X097_FE_time": -tone[:, None]})
+    own = signal()
+    savemat(tmp_path / "105.mat", {"X105_DE_time": own[:, None], "X105RPM": [[1797]]})
+    savemat(tmp_path / "107.mat", {"X107_DE_time": own[:, None]})
+    savemat(tmp_path / "99.mat", {"X098_DE_time": own[:, None], "X099_DE_time": tone[:, None]})
+    fleet = cwru(tmp_path, "fault", test_load=2)
+    healthy, faulty = fleet.gateways
+    assert healthy.name == "healthy"
+    decimated = np.asarray(healthy.recordings[0].signal)
+    assert decimated.shape == (12_000,)
+    np.testing.assert_allclose(decimated[100:-100], tone[::4][100:-100], atol=0.01)
+    np.testing.assert_allclose(np.asarray(faulty.recordings[0].signal), own.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("what", "about"),
+    [
+        ("nowhere", "found none"),
+        ("empty", "found none"),
+        ("healthy only", "found none"),
+        ("no test load", "test load of 2 hp, found loads"),
+        ("other rate", "expected fs = 12000"),
+        ("float signal", "expected x00 as"),
+        ("no scale", "expected the keys"),
+        ("broken zip", "expected"),
+        ("broken mat", "expected a MATLAB file"),
+        ("mat without the channel", "expected the variable X105_DE_time"),
+    ],
+)
+def test_what_is_not_cwru_is_named_in_one_line(tmp_path: Path, what: str, about: str) -> None:
+    folder = tmp_path
+    match what:
+        case "nowhere":
+            folder = tmp_path / "nowhere"
+        case "healthy only":
+            make_npz(tmp_path / "c.npz", [97])
+        case "no test load":
+            make_npz(tmp_path / "c.npz", [97, 105, 106])
+        case "other rate":
+            make_npz(tmp_path / "c.npz", EVERY[4:], fs=np.int32(48_000))
+        case "float signal":
+            make_npz(tmp_path / "c.npz", EVERY[4:], x00=signal())
+        case "no scale":
+            np.savez(tmp_path / "c.npz", fs=np.int32(12_000), recording=np.array([105]))
+        case "broken zip":
+            (tmp_path / "c.npz").write_bytes(b"PK\x03\x04" + b"\xff" * 200)
+        case "broken mat":
+            pytest.importorskip("scipy.io", reason="needs scipy")
+            (tmp_path / "105.mat").write_bytes(b"MATLAB 5.0" + b"\xff" * 300)
+        case "mat without the channel":
+            savemat = pytest.importorskip("scipy.io", reason="needs scipy").savemat
+            savemat(tmp_path / "105.mat", {"X105_FE_time": signal()})
+    with pytest.raises(DataError, match=about) as caught:
+        cwru(folder)
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gateway_reads_what_was_laid_out_for_it(tmp_path: Path) -> None:
+    steps = np.rint(signal() * 1e4).astype(np.int16)
+    recordings = (
+        Recording(label="ball", name="steps", signal=steps, scale=1e-4, sampling_rate_hz=12_000.0),
+        Recording(label="normal", name="g", signal=signal(seed=1).astype(np.float32), sampling_rate_hz=12_000.0),
+    )
+    fleet = Fleet(
+        name="made",
+        sampling_rate_hz=12_000.0,
+        classes=("normal", "ball"),
+        gateways=(GatewayData(name="press-1", recordings=recordings),),
+        test=recordings[:1],
+        split="none",
+    )
+    folders = lay_out(fleet, tmp_path)
+    samples = load(folders["press-1"], Windowing(), fleet.classes)
+    assert set(samples.train_y.tolist()) == {0, 1}
+    assert samples.raw_bytes == 2 * 24_000
+    # Both kinds of signal come out in g.
+    np.testing.assert_allclose(10 ** samples.train_x[:, 0], 0.1, rtol=0.1)
+    assert load_test(folders["test"], Windowing(), fleet.classes)[1].tolist() == [1] * 10
+
+
+def test_a_folder_that_already_exists_is_not_mixed_with(tmp_path: Path) -> None:
+    make_npz(tmp_path / "c.npz", EVERY)
+    fleet = cwru(tmp_path)
+    lay_out(fleet, tmp_path / "plant")
+    with pytest.raises(DataError, match="expected a new folder"):
+        lay_out(fleet, tmp_path / "plant")
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "", "é"])
+def test_a_gateway_name_that_is_no_topic_level_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="gateway"):
+        Fleet(
+            name="made",
+            sampling_rate_hz=12_000.0,
+            classes=("normal",),
+            gateways=(GatewayData(name=name, recordings=()),),
+            test=None,
+            split="none",
+        )
+
+
+def own(tmp_path: Path) -> Path:
+    root = tmp_path / "plant"
+    for gateway, label, name in (
+        ("pump-a", "normal", "monday.npy"),
+        ("pump-a", "leak", "friday.csv"),
+        ("pump-b", "cavitation", "x.wav"),
+        ("test", "leak", "other.npy"),
+    ):
+        path = root / gateway / label / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".npy":
+            np.save(path, signal())
+        elif path.suffix == ".csv":
+            path.write_text("\n".join(map(repr, signal(seed=2).tolist())))
+        else:
+            with wave.open(str(path), "wb") as file:
+                file.setnchannels(1)
+                file.setsampwidth(2)
+                file.setframerate(12_000)
+                file.writeframes(np.rint(signal() * 3e4).astype("<i2").tobytes())
+    (root / "recording.toml").write_text("sampling_rate_hz = 12000\n")
+    return root
+
+
+def test_a_folder_of_ones_own_becomes_a_fleet_that_gateways_can_read(tmp_path: Path) -> None:
+    fleet = own_folder(own(tmp_path))
+    assert fleet.name == "plant"
+    assert fleet.classes == ("normal", "cavitation", "leak")
+    assert [gateway.name for gateway in fleet.gateways] == ["pump-a", "pump-b"]
+    assert fleet.sampling_rate_hz == 12_000.0
+    folders = lay_out(fleet, tmp_path / "out")
+    assert set(load(folders["pump-a"], Windowing(), fleet.classes).train_y.tolist()) == {0, 2}
+    assert set(load(folders["pump-b"], Windowing(), fleet.classes).train_y.tolist()) == {1}
+    assert set(load_test(folders["test"], Windowing(), fleet.classes)[1].tolist()) == {2}
+
+
+def test_recordings_at_different_rates_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    root = own(tmp_path)
+    (root / "pump-a" / "recording.toml").write_text("sampling_rate_hz = 6000\n")
+    with pytest.raises(DataError, match=r"one sampling rate .* \[6000.0, 12000.0\]"):
+        own_folder(root)
+
+
+def test_a_rate_that_is_nowhere_is_asked_for(tmp_path: Path) -> None:
+    root = own(tmp_path)
+    (root / "recording.toml").unlink()
+    with pytest.raises(DataError, match=r"sampling_rate_hz = ….*recording.toml"):
+        own_folder(root)
+
+
+def test_a_test_label_that_no_gateway_has_is_refused(tmp_path: Path) -> None:
+    root = own(tmp_path)
+    (root / "test" / "leak").rename(root / "test" / "crack")
+    with pytest.raises(DataError, match="no gateway has recordings of crack"):
+        own_folder(root)
+
+
+def test_the_real_recordings_make_seven_gateways() -> None:
+    if not RECORDINGS.is_dir():
+        pytest.skip(f"no CWRU recordings in {RECORDINGS}; name their parent folder with FEDMQ_DATA")
+    fleet = cwru(RECORDINGS, "fault", test_load=2)
+    assert len(fleet.gateways) == 7
+    assert fleet.test is not None
+    assert len(fleet.test) == 9
+    rms = [float(np.std(np.asarray(r.signal) * (r.scale or 1.0))) for g in fleet.gateways for r in g.recordings]
+    assert all(0.02 < level < 3.0 for level in rms)

@@ -1,0 +1,521 @@
+"""What happens to rounds when things go wrong, told with the real services on a broker in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from fedmq_compression.pipeline import CodecSpec, decode
+from fedmq_coordinator.settings import RoundSettings
+from fedmq_edge_node.gates import Vitals
+from fedmq_edge_node.memory import GatewayState
+from fedmq_edge_node.work import uplink
+from fedmq_protocol.messages import (
+    AskModel,
+    Bitmap,
+    Chunk,
+    Decline,
+    Receipt,
+    RoundKind,
+    RoundPlan,
+    Update,
+    Verdict,
+    Welcome,
+    from_bytes,
+    to_bytes,
+)
+from fedmq_protocol.reasons import Reason
+from fedmq_protocol.session import Received
+from fedmq_protocol.topics import Channel, Direction, parse, spec, topic
+from plant import FEDERATION, Plant, make_task
+
+
+def message_of(received: Received) -> object:
+    return from_bytes(parse(received.topic).spec, received.payload)
+
+
+def sent(plant: Plant, kind: type) -> list[tuple[str, object]]:
+    """Messages of a kind that passed the broker, each with the client that sent it."""
+    found = []
+    for published in plant.broker.log:
+        if published.topic.endswith("/report"):
+            continue
+        message = from_bytes(parse(published.topic).spec, published.payload)
+        if isinstance(message, kind):
+            found.append((published.client_id, message))
+    return found
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> bytes:
+    """Digest of the model that four gateways come to in five rounds when nothing goes wrong."""
+    plant = Plant(tmp_path / "undisturbed")
+    plant.run_to_rest()
+    return plant.digest
+
+
+def test_a_quiet_run_ends_with_one_model_everywhere(tmp_path: Path) -> None:
+    plant = Plant(tmp_path)
+    plant.run_to_rest()
+    assert plant.version == 5
+    assert set(plant.digests().values()) == {plant.digest}
+    rounds = plant.ledger.rounds()
+    assert [r.kind for r in rounds] == ["statistics"] + ["training"] * 5
+    assert {r.outcome for r in rounds} == {"applied"}
+    assert all(g.state.pending is None for g in plant.gateways.values())
+
+
+def test_the_same_run_twice_gives_the_same_model(tmp_path: Path, undisturbed: bytes) -> None:
+    plant = Plant(tmp_path / "again")
+    plant.run_to_rest()
+    assert plant.digest == undisturbed
+
+
+def test_learning_happens(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, rounds=15)
+    plant.run_to_rest()
+    metrics = [r.metric for r in plant.ledger.rounds() if r.metric is not None]
+    assert metrics[-1] > metrics[0] + 0.2
+
+
+def test_every_message_twice_changes_nothing(tmp_path: Path, undisturbed: bytes) -> None:
+    plant = Plant(tmp_path / "twice")
+    publish = plant.broker.publish
+
+    def twice(client_id: str, topic: str, payload: bytes, retain: bool) -> bool:
+        publish(client_id, topic, payload, retain)
+        return publish(client_id, topic, payload, retain)
+
+    plant.broker.publish = twice  # type: ignore[method-assign]
+    plant.run_to_rest()
+    assert plant.digest == undisturbed
+
+
+def test_a_lost_receipt_is_asked_for_and_the_first_verdict_comes_again(tmp_path: Path, undisturbed: bytes) -> None:
+    plant = Plant(tmp_path / "lost")
+    lost = 0
+
+    def lose(client: str, received: Received) -> bool:
+        nonlocal lost
+        if client == "g1" and lost < 1 and isinstance(message_of(received), Receipt):
+            lost += 1
+            return True
+        return False
+
+    plant.lose = lose
+    plant.run_to_rest()
+    assert lost == 1
+    assert plant.digest == undisturbed
+    updates = [a for a in plant.ledger.answers() if a.gateway == "g1" and a.kind == "update"]
+    assert [a.verdict for a in updates] == ["accepted"] * 5
+
+
+def test_a_lost_update_is_sent_again_while_its_round_is_open(tmp_path: Path, undisturbed: bytes) -> None:
+    plant = Plant(tmp_path / "lost")
+    lost = 0
+
+    def lose(client: str, received: Received) -> bool:
+        nonlocal lost
+        if client == "coordinator" and lost < 3 and isinstance(message_of(received), Update):
+            lost += 1
+            return True
+        return False
+
+    plant.lose = lose
+    plant.run_to_rest()
+    assert lost == 3
+    assert plant.digest == undisturbed
+
+
+@pytest.mark.parametrize("moment", range(0, 60, 3))
+def test_a_coordinator_killed_at_any_moment_comes_to_the_same_model(
+    tmp_path: Path, undisturbed: bytes, moment: int
+) -> None:
+    plant = Plant(tmp_path / "killed")
+    for _ in range(moment):
+        plant.tick(0.01)
+    plant.kill_coordinator()
+    for _ in range(10):
+        plant.tick(0.01)
+    plant.start_coordinator()
+    plant.run_to_rest()
+    assert plant.digest == undisturbed
+    assert set(plant.digests().values()) == {plant.digest}
+
+
+@pytest.mark.parametrize("moment", range(0, 60, 3))
+def test_a_gateway_killed_at_any_moment_is_back_in_its_round(tmp_path: Path, undisturbed: bytes, moment: int) -> None:
+    plant = Plant(tmp_path / "killed")
+    for _ in range(moment):
+        plant.tick(0.01)
+    plant.kill_gateway("g2")
+    for _ in range(10):
+        plant.tick(0.01)
+    plant.start_gateway("g2")
+    plant.run_to_rest()
+    assert plant.digest == undisturbed
+
+
+@pytest.mark.parametrize("moment", range(0, 60, 5))
+def test_a_broker_that_forgets_everything_changes_nothing(tmp_path: Path, undisturbed: bytes, moment: int) -> None:
+    plant = Plant(tmp_path / "restarted")
+    for _ in range(moment):
+        plant.tick(0.01)
+    plant.broker.retained.clear()
+    plant.broker.restart()
+    plant.run_to_rest()
+    assert plant.digest == undisturbed
+
+
+def test_a_round_closes_without_a_gateway_that_is_gone_and_it_catches_up_later(tmp_path: Path) -> None:
+    settings = RoundSettings(max_rounds=8, min_gateways=3, first_gateways=4, closing_seconds=20.0)
+    plant = Plant(tmp_path, settings=settings)
+    plant.lose = lambda client, received: client == "g3" and isinstance(message_of(received), RoundPlan)
+    plant.run_until(lambda: len(plant.ledger.rounds()) == 1)
+    plant.kill_gateway("g3")
+    plant.lose = lambda client, received: False
+    plant.run_until(lambda: plant.version == 2)
+    first = plant.ledger.rounds()[0]
+    assert first.closed_at is not None
+    assert first.closed_at >= first.closes_at, "it waited for the one that might have come back"
+    assert len(plant.ledger.answers(first.id)) == 3
+    plant.start_gateway("g3")
+    plant.run_to_rest()
+    assert set(plant.digests().values()) == {plant.digest}
+    last = [a.gateway for a in plant.ledger.answers() if a.round == plant.ledger.rounds()[-1].id]
+    assert "g3" in last
+
+
+def test_a_gateway_that_missed_deltas_catches_up_while_connected(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, rounds=8)
+    plant.lose = lambda client, received: (
+        client == "g0" and isinstance(message := message_of(received), RoundPlan) and 2 <= message.base <= 3
+    )
+    plant.run_to_rest()
+    assert sent(plant, AskModel)
+    assert set(plant.digests().values()) == {plant.digest}
+    assert plant.ledger.catch_ups()
+
+
+def test_a_newcomer_catches_up_from_nothing(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, rounds=6, settings=RoundSettings(max_rounds=6, min_gateways=3))
+    plant.kill_gateway("g3")
+    plant.run_until(lambda: plant.version >= 3)
+    plant.start_gateway("g3")
+    plant.run_to_rest()
+    assert plant.digests()["g3"] == plant.digest
+
+
+def test_a_gateway_on_a_low_battery_declines_and_the_others_go_on(tmp_path: Path) -> None:
+    plant = Plant(tmp_path)
+    plant.vitals["g0"] = Vitals(battery_pct=15.0, on_mains=False)
+    plant.run_to_rest()
+    declines = [a for a in plant.ledger.answers() if a.kind == "decline"]
+    assert {(a.gateway, a.reason) for a in declines} == {("g0", "battery")}
+    assert len(declines) == 6
+    assert plant.digests()["g0"] == plant.digest, "it listens all the same"
+
+
+def test_below_quorum_the_version_stands_and_what_was_accepted_is_owed(tmp_path: Path) -> None:
+    settings = RoundSettings(max_rounds=8, min_gateways=4, quorum_share=0.75, closing_seconds=5.0)
+    plant = Plant(tmp_path, settings=settings)
+    plant.run_until(lambda: plant.version == 1)
+    for name in ("g0", "g1"):
+        plant.vitals[name] = Vitals(battery_pct=1.0, on_mains=False)
+    plant.run_until(lambda: any(r.outcome == "below quorum" for r in plant.ledger.rounds()))
+    failed = next(r for r in plant.ledger.rounds() if r.outcome == "below quorum")
+    assert failed.version is None
+    owed = plant.ledger.owed()
+    assert {a.gateway for a in owed} == {"g2", "g3"}
+    version = plant.version
+    plant.vitals.clear()
+    plant.run_until(lambda: plant.version == version + 1)
+    assert not plant.ledger.owed()
+    assert all(a.payload is None for a in plant.ledger.answers() if a.round <= failed.id)
+
+
+def test_what_is_applied_owed_pending_and_left_is_what_was_learnt(tmp_path: Path) -> None:
+    """Accepted payloads plus the residual are the sum of all deltas of a gateway, to float32 rounding."""
+    plant = Plant(tmp_path, rounds=8)
+    learnt = {name: np.zeros(plant.task.model.parameters) for name in plant.gateways}
+    counted = {name: np.zeros(plant.task.model.parameters) for name in plant.gateways}
+    seen: set[tuple[str, int]] = set()
+
+    def watch(name: str, save: Callable[[GatewayState], None]) -> Callable[[GatewayState], None]:
+        memory = plant.gateways[name]._memory
+
+        def saving(state: GatewayState) -> None:
+            before = memory._saved
+            if state.pending is not None and before.pending is None:
+                # While it is pending the residual is y: what was learnt just now is y less the residual before.
+                seen.add((name, state.pending.counter))
+                learnt[name] += state.residual - before.residual
+                payload = state.pending.payload
+                counted[name] += decode(payload, plant.task.model.parameters, uplink(plant.task)).dense()
+            save(state)
+
+        return saving
+
+    for name, gateway in plant.gateways.items():
+        gateway._memory.save = watch(name, gateway._memory.save)  # type: ignore[method-assign]
+    plant.run_to_rest()
+    assert len(seen) == 8 * 4
+    for name, gateway in plant.gateways.items():
+        np.testing.assert_allclose(counted[name] + gateway.state.residual, learnt[name], atol=2e-5)
+
+
+def test_a_lying_payload_is_refused_and_its_residual_discarded(tmp_path: Path) -> None:
+    # With a pause between rounds: the refusal closes this one, and the next would train again at once.
+    plant = Plant(tmp_path, settings=RoundSettings(max_rounds=5, interval_seconds=5.0, min_gateways=4))
+    plant.run_until(lambda: plant.version == 1)
+    publish = plant.broker.publish
+    up = topic(FEDERATION, Direction.UP, Channel.ANSWER, "g1")
+
+    def spoil(client_id: str, where: str, payload: bytes, retain: bool) -> bool:
+        if where == up and isinstance(message := from_bytes(spec(Direction.UP, Channel.ANSWER), payload), Update):
+            assert isinstance(message.payload, bytes)
+            broken = replace_struct(message, payload=message.payload[:-1] + bytes([message.payload[-1] ^ 1]))
+            payload = to_bytes(broken)
+        return publish(client_id, where, payload, retain)
+
+    plant.broker.publish = spoil  # type: ignore[method-assign]
+    plant.run_until(lambda: any(a.verdict == "malformed" for a in plant.ledger.answers()))
+    plant.broker.publish = publish  # type: ignore[method-assign]
+    plant.tick()
+    assert plant.gateways["g1"].state.pending is None
+    assert not plant.gateways["g1"].state.residual.any()
+    plant.run_to_rest()
+    assert set(plant.digests().values()) == {plant.digest}
+    refused = next(a for a in plant.ledger.answers() if a.verdict == "malformed")
+    row = plant.ledger.round(refused.round)
+    assert row is not None
+    assert row.closed_at is not None
+    assert row.closed_at < row.closes_at, "the round waited for an answer that cannot come any more"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_decline_after_a_refused_answer_to_the_same_round_changes_nothing(tmp_path: Path, restarted: bool) -> None:
+    plant = Plant(tmp_path)
+    plant.run_until(lambda: plant.version == 1)
+    answer = topic(FEDERATION, Direction.UP, Channel.ANSWER, "g1")
+    plant.lose = lambda client, received: received.topic == answer  # the liar has its name
+    plant.run_until(lambda: plant.coordinator._round is not None and len(plant.coordinator._round.answered) == 3)
+    plant.lose = lambda client, received: False
+    assert plant.coordinator._round is not None
+    plan = plant.coordinator._round.plan
+    lie = Update(
+        round_id=plan.round_id, base=plan.base, counter=99, samples=1, payload=b"not a delta", sent=0, received=0
+    )
+    plant.broker.publish("liar", answer, to_bytes(lie), False)
+    plant.coordinator.step(plant._events(plant.coordinator_session), plant.now)
+    assert [a.verdict for a in plant.ledger.answers(plan.round_id) if a.gateway == "g1"] == ["malformed"]
+    if restarted:
+        plant.kill_coordinator()
+        plant.start_coordinator()
+        plant.coordinator.step(plant._events(plant.coordinator_session), plant.now)
+    decline = Decline(round_id=plan.round_id, reason=Reason.BATTERY, sent=0, received=0)
+    plant.broker.publish("liar", answer, to_bytes(decline), False)
+    plant.coordinator.step(plant._events(plant.coordinator_session), plant.now)
+    assert [a.kind for a in plant.ledger.answers(plan.round_id) if a.gateway == "g1"] == ["update"]
+
+
+def test_a_birth_that_claims_more_signal_than_a_disk_holds_is_refused(tmp_path: Path) -> None:
+    plant = Plant(tmp_path)
+    birth = plant.gateways["g1"]._birth()
+    huge = msgspec.structs.replace(birth, signal_samples={"normal": 1 << 62})
+    plant.broker.publish("liar", topic(FEDERATION, Direction.UP, Channel.STATUS, "g1"), to_bytes(huge), False)
+    plant.run_to_rest()
+    assert [channel for channel, *_ in plant.ledger.refused()] == ["status"]
+
+
+def replace_struct(message: Update, **changes: object) -> Update:
+    import msgspec
+
+    return msgspec.structs.replace(message, **changes)
+
+
+def test_another_answer_to_the_same_round_is_a_conflict_and_counts_nothing(tmp_path: Path, undisturbed: bytes) -> None:
+    plant = Plant(tmp_path / "conflict")
+    verdicts: list[Verdict] = []
+    publish = plant.broker.publish
+    up = topic(FEDERATION, Direction.UP, Channel.ANSWER, "g1")
+
+    def other_too(client_id: str, where: str, payload: bytes, retain: bool) -> bool:
+        done = publish(client_id, where, payload, retain)
+        if where == up and isinstance(message := from_bytes(spec(Direction.UP, Channel.ANSWER), payload), Update):
+            publish(client_id, where, to_bytes(replace_struct(message, payload=b"another", counter=10**6)), retain)
+        return done
+
+    def listen(client: str, received: Received) -> bool:
+        if client == "g1" and isinstance(message := message_of(received), Receipt):
+            verdicts.append(message.verdict)
+        return False
+
+    plant.broker.publish = other_too  # type: ignore[method-assign]
+    plant.lose = listen
+    plant.run_to_rest()
+    assert verdicts == [Verdict.ACCEPTED, Verdict.CONFLICT] * 5
+    assert plant.digest == undisturbed
+
+
+def test_dense_float32_goes_in_chunks_and_lost_chunks_are_asked_for(tmp_path: Path) -> None:
+    task = make_task(sizes=(22, 128, 64, 3), dense=True)
+    plant = Plant(tmp_path, gateways=3, rounds=3, task=task)
+    count = 0
+
+    def lose(client: str, received: Received) -> bool:
+        nonlocal count
+        if isinstance(message_of(received), Chunk):
+            count += 1
+            return count % 5 == 1
+        return False
+
+    plant.lose = lose
+    plant.run_to_rest()
+    assert count > 10
+    assert set(plant.digests().values()) == {plant.digest}
+    assert [r.outcome for r in plant.ledger.rounds()] == ["applied"] * 4
+    assert all(len(plant.ledger.answers(r.id)) == 3 for r in plant.ledger.rounds())
+
+
+def test_a_large_catch_up_goes_in_chunks(tmp_path: Path) -> None:
+    task = make_task(sizes=(22, 128, 64, 3), dense=True)
+    settings = RoundSettings(max_rounds=4, min_gateways=2)
+    plant = Plant(tmp_path, gateways=3, task=task, settings=settings)
+    plant.kill_gateway("g2")
+    plant.run_until(lambda: plant.version >= 2)
+    plant.start_gateway("g2")
+    plant.run_to_rest()
+    assert plant.digests()["g2"] == plant.digest
+
+
+def test_a_new_lineage_takes_everyone_along_and_forgets_residuals(tmp_path: Path, undisturbed: bytes) -> None:
+    plant = Plant(tmp_path / "lineage", rounds=2)
+    plant.run_to_rest()
+    plant.kill_coordinator()
+    plant.settings = replace(plant.settings, max_rounds=5)
+    plant.start_coordinator(new_lineage=True)
+    plant.run_to_rest()
+    assert {g.state.lineage for g in plant.gateways.values()} == {2}
+    assert set(plant.digests().values()) == {plant.digest}
+    assert plant.version == 5
+
+
+def test_a_gateway_restored_from_an_old_image_starts_its_residual_again(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, rounds=8)
+    plant.run_until(lambda: plant.version == 2)
+    imaged = plant.gateways["g0"].state.counter
+    plant.kill_gateway("g0")
+    image = (tmp_path / "g0" / "gateway.sqlite").read_bytes()
+    plant.start_gateway("g0")
+    plant.run_until(lambda: plant.version == 5)
+    counter = plant.gateways["g0"].state.counter
+    plant.kill_gateway("g0")
+    for file in (tmp_path / "g0").iterdir():
+        file.unlink()
+    (tmp_path / "g0" / "gateway.sqlite").write_bytes(image)
+    plant.settings = replace(plant.settings)
+    gateway = plant.start_gateway("g0")
+    old = gateway.state
+    assert old.counter == imaged < counter
+    assert old.residual.any()
+    plant.run_until(lambda: gateway.state.counter >= counter)
+    if gateway.state.counter == counter:
+        assert not gateway.state.residual.any()
+    assert gateway.state.pending is None or gateway.state.pending.counter > counter
+    plant.run_to_rest()
+    assert set(plant.digests().values()) == {plant.digest}
+
+
+def test_a_rest_ends_when_enough_new_windows_have_come(tmp_path: Path) -> None:
+    settings = RoundSettings(max_rounds=3, min_gateways=4)
+    plant = Plant(tmp_path, settings=settings)
+    plant.run_to_rest()
+    assert plant.version == 3
+    plant.folders["g1"].windows += 150
+    plant.folders["g1"].fresh = True
+    plant.run_until(lambda: plant.version == 6)
+
+
+def test_a_plan_of_another_lineage_makes_a_gateway_join_again(tmp_path: Path) -> None:
+    plant = Plant(tmp_path)
+    plant.run_until(lambda: plant.version == 1)
+    plan = RoundPlan(
+        round_id=99,
+        lineage=7,
+        kind=RoundKind.TRAINING,
+        base=0,
+        model=bytes(8),
+        closes_at=int(plant.now) + 60,
+        drawn=Bitmap.of(range(4)),
+    )
+    births = len(sent(plant, Welcome))
+    plant.broker.publish("someone", topic(FEDERATION, Direction.DOWN, Channel.PLAN), to_bytes(plan), False)
+    plant.run_to_rest()
+    assert len(sent(plant, Welcome)) > births
+    assert {g.state.lineage for g in plant.gateways.values()} == {1}
+
+
+def test_only_some_are_drawn_and_everyone_has_a_turn(tmp_path: Path) -> None:
+    settings = RoundSettings(max_rounds=8, min_gateways=8, fraction=0.25, closing_seconds=10.0)
+    plant = Plant(tmp_path, gateways=8, settings=settings)
+    plant.run_to_rest()
+    training = [r.id for r in plant.ledger.rounds() if r.kind == "training"]
+    answers = [[a.gateway for a in plant.ledger.answers(r)] for r in training]
+    assert all(len(names) == 2 for names in answers)
+    assert sorted(name for names in answers[:4] for name in names) == sorted(plant.gateways)
+
+
+def test_junk_on_every_topic_is_dropped_and_counted_and_the_run_goes_on(tmp_path: Path, undisturbed: bytes) -> None:
+    plant = Plant(tmp_path / "junk")
+    rng = np.random.default_rng(0)
+    filters = [
+        topic(FEDERATION, Direction.UP, channel, "g1")
+        for channel in (Channel.STATUS, Channel.ANSWER, Channel.ASK, Channel.CHUNK)
+    ] + [
+        topic(FEDERATION, Direction.CMD, Channel.WELCOME, "g1"),
+        topic(FEDERATION, Direction.CMD, Channel.RECEIPT, "g1"),
+        topic(FEDERATION, Direction.DOWN, Channel.PLAN),
+        topic(FEDERATION, Direction.DOWN, Channel.CHUNK),
+    ]
+    for _ in range(40):
+        for where in filters:
+            plant.broker.publish("junk", where, rng.bytes(int(rng.integers(1, 200))), False)
+        plant.tick(0.01)
+    plant.run_to_rest()
+    assert plant.digest == undisturbed
+    assert sum(messages for _, _, messages, _ in plant.ledger.refused()) == 40 * 4
+
+
+def test_a_decline_for_a_gate_that_shuts_while_training_stops_the_work(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, rounds=4)
+    gateway = plant.gateways["g0"]
+    plant.run_until(lambda: plant.version == 1)
+    readings: list[int] = []
+
+    def read() -> Vitals:
+        readings.append(gateway.state.answered)
+        # Open when the round begins, shut at the next look.
+        return Vitals() if readings.count(gateway.state.answered) == 1 else Vitals(battery_pct=3.0, on_mains=False)
+
+    gateway._read_vitals = read
+    gateway._vitals_every = 0.0
+    plant.run_until(lambda: sent(plant, Decline))
+    declines = [m for client, m in sent(plant, Decline) if client == "g0"]
+    assert {m.reason for m in declines if isinstance(m, Decline)} == {Reason.BATTERY}
+    assert not [m for client, m in sent(plant, Update) if client == "g0" and m.round_id == declines[0].round_id]
+
+
+def test_the_codec_of_the_story_is_what_the_task_says(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, rounds=1)
+    plant.run_to_rest()
+    (_, update) = sent(plant, Update)[0]
+    assert isinstance(update, Update)
+    assert isinstance(update.payload, bytes)
+    decoded = decode(update.payload, plant.task.model.parameters, CodecSpec(bits=1, density=0.1, step=2.0**-24))
+    assert decoded.indices is not None
+    assert len(decoded.indices) == round(0.1 * plant.task.model.parameters)
