@@ -172,7 +172,12 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     learning.add_argument(
         "--hidden", type=_sizes, metavar="N,N,…", help="hidden units, such as 64,128,64 (default: 32)"
     )
-    learning.add_argument("--codec", default="sparse", help="sparse, dense, 8bit, … or BITS:DENSITY (default: sparse)")
+    learning.add_argument(
+        "--codec",
+        choices=("sparse", "dense", "8bit", "4bit"),
+        default="sparse",
+        help="sparse: the largest changes at 1 bit each; dense: float32 both ways, plain FedAvg (default: sparse)",
+    )
     learning.add_argument("--local-epochs", type=_positive, help="passes over a gateway's windows in a round")
     learning.add_argument(
         "--baselines",
@@ -330,5 +335,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from fedmq.demo import DemoOptions, run
 
+    # As a Ctrl-C: the demo ends the processes that it started, which run in sessions of their own.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     given = {name: getattr(arguments, name) for name in DemoOptions.__dataclass_fields__}
     return run(DemoOptions(**given))

@@ -20,14 +20,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-import msgspec
 import psutil
 from fedmq_broker_config.render import BrokerSettings
 from fedmq_broker_config.run import choose
 from fedmq_coordinator import report as savings
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.report_html import to_html
-from fedmq_edge_node.samples import load
+from fedmq_edge_node.samples import UNLABELLED, load, load_test
 
 from fedmq.baselines import local_only, pooled
 from fedmq.data import Fleet, Split, cwru, lay_out, own_folder
@@ -135,7 +134,8 @@ def run(options: DemoOptions) -> int:
 
 def _open_fleet(options: DemoOptions) -> Fleet:
     if options.data == "sim":
-        return simulate_fleet(gateways=options.gateways or 7, seed=options.seed)
+        healthy = options.model == "autoencoder"
+        return simulate_fleet(gateways=options.gateways or 7, seed=options.seed, healthy=healthy)
     kind, colon, folder = options.data.partition(":")
     if kind == "cwru" and colon:
         fleet = cwru(Path(folder), split=cast(Split, options.split), test_load=options.test_load)
@@ -145,12 +145,19 @@ def _open_fleet(options: DemoOptions) -> Fleet:
         if options.gateways > len(fleet.gateways):
             raise DemoError(f"--gateways {options.gateways}: {options.data} has recordings for {len(fleet.gateways)}")
         fleet = replace(fleet, gateways=fleet.gateways[: options.gateways])
+    if options.model == "autoencoder":
+        able = [g.name for g in fleet.gateways if any(r.label in ("normal", UNLABELLED) for r in g.recordings)]
+        if 2 * len(able) < len(fleet.gateways):
+            raise DemoError(
+                f"an autoencoder learns from healthy recordings (normal or {UNLABELLED}), which only {len(able)} of "
+                f"{len(fleet.gateways)} gateways have with --split {fleet.split}: try another split, or --data sim"
+            )
     return fleet
 
 
 def _say_data(screen: Screen, fleet: Fleet) -> None:
-    what = "simulated vibration" if fleet.name.startswith("sim") else "recorded vibration"
-    screen.say(f"data: {fleet.name}, {what} at {fleet.sampling_rate_hz:g} samples a second, split by {fleet.split}")
+    what = "simulated bearings" if fleet.name == "simulated" else f"recordings of {fleet.name}"
+    screen.say(f"data: {what}, {fleet.sampling_rate_hz:,.0f} samples a second, split by {fleet.split}")
     for gateway in fleet.gateways:
         labels = sorted({recording.label for recording in gateway.recordings})
         screen.say(f"  {gateway.name}: {len(gateway.recordings)} recordings of {', '.join(labels)}")
@@ -289,7 +296,7 @@ class _Plant:
         ledger = Ledger(path, read_only=True)
         shown = 0
         stalled_since = time.monotonic()
-        progress = screen.rounds(self.options.rounds)
+        progress = screen.rounds(self.options.rounds, (ledger.get(savings.METRIC_NAME) or b"metric").decode())
         while True:
             for child in self.children:
                 child.look()
@@ -409,11 +416,10 @@ def _baselines(plant: _Plant, fleet: Fleet, folders: dict[str, Path], rounds: in
     with screen.busy(
         "baselines: each gateway alone, then all data pooled (this breaks no rule: it is only to compare)"
     ):
-        whole = msgspec.structs.replace(task.windowing, held_out=0.0)
-        test = load(folders["test"], whole, task.classes)
-        own = [load(folders[gateway.name], task.windowing, task.classes) for gateway in fleet.gateways]
-        alone = local_only(own, task, rounds, (test.train_x, test.train_y))
-        together = pooled(own, task, rounds, (test.train_x, test.train_y))
+        test = load_test(folders["test"], task.windowing, task.classes, task.anomaly_label)
+        own = [load(folders[g.name], task.windowing, task.classes, task.anomaly_label) for g in fleet.gateways]
+        alone = local_only(own, task, rounds, test)
+        together = pooled(own, task, rounds, test)
     return {
         "metric_local_only": alone,
         "metric_local_only_mean": sum(alone) / len(alone) if alone else None,

@@ -93,6 +93,9 @@ def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = Fals
     from fedmq.defaults import task_of
 
     task = task_of(settings.task, max_norm=settings.limits.max_norm, held_out_reports=settings.test_data is None)
+    evaluate, metric_name = None, METRIC_NAMES["macro_f1" if task.classes else "r2"]
+    if settings.test_data is not None:
+        evaluate, metric_name = _evaluator(task, settings.test_data)
     return Coordinator(
         federation=settings.connection.federation,
         task=task,
@@ -101,32 +104,34 @@ def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = Fals
         session=MqttSession(connection_of(settings.connection, settings.name)),
         ledger=Ledger(ledger_path(settings.state_dir)),
         models=ModelStore(settings.state_dir / "models"),
-        evaluate=_evaluator(task, settings.test_data) if settings.test_data is not None else None,
-        metric_name="macro-F1" if task.classes else "AUC or R2",
+        evaluate=evaluate,
+        metric_name=metric_name,
         new_lineage=new_lineage,
     )
 
 
-def _evaluator(task: Task, directory: Path) -> Callable[[NDArray[np.float32], bytes], Score]:
-    """Scores a model on a folder of recordings, cut into windows once."""
+METRIC_NAMES = {"macro_f1": "macro-F1", "auc": "AUC", "r2": "R2"}
+"""As people read them. Without a test set an autoencoder's is R2: gateways know too few faults for an AUC."""
+
+
+def _evaluator(task: Task, directory: Path) -> tuple[Callable[[NDArray[np.float32], bytes], Score], str]:
+    """Scores a model on a folder of recordings, cut into windows once; and the name of the metric."""
     from fedmq_coordinator.service import Score
     from fedmq_edge_node.runtimes import NumpyEngine
-    from fedmq_edge_node.samples import SampleError, load
+    from fedmq_edge_node.samples import load_test
     from fedmq_edge_node.trainer import evaluate
     from fedmq_edge_node.work import read_scaler
 
-    whole = msgspec.structs.replace(task.windowing, held_out=0.0)
-    samples = load(directory, whole, task.classes, task.anomaly_label)
-    x, y = samples.train_x, samples.train_y
-    if not len(x):
-        raise SampleError(f"{directory}: not one window of {task.windowing.samples} samples to score on")
+    x, y = load_test(directory, task.windowing, task.classes, task.anomaly_label)
     engine = NumpyEngine(task.model)
 
     def score(flat: NDArray[np.float32], scaler: bytes) -> Score:
         found = evaluate(engine, flat, read_scaler(scaler, task.model.sizes[0]).apply(x), y, task.classes)
         return Score(metric=found.metric, loss=found.loss)
 
-    return score
+    if task.classes:
+        return score, METRIC_NAMES["macro_f1"]
+    return score, METRIC_NAMES["auc" if (y == 0).any() and (y != 0).any() else "r2"]
 
 
 def ledger_path(state_dir: Path) -> Path:

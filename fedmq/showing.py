@@ -28,8 +28,9 @@ def bytes_text(count: float) -> str:
 class Progress:
     """Rounds as they close."""
 
-    def __init__(self, console: Console | None, rounds: int) -> None:
+    def __init__(self, console: Console | None, rounds: int, metric_name: str) -> None:
         self._console = console
+        self._metric_name = metric_name
         self._rounds = rounds
         self._trained = 0
 
@@ -52,8 +53,10 @@ class Progress:
             parts.append(row.outcome)
         seconds = (row.closed_at or row.opened_at) - row.opened_at
         name = f"round {self._trained:3d}/{self._rounds}" if training else "feature scaling"
-        metric = f"F1 {row.metric:.3f} {_bar(row.metric)}" if row.metric is not None else " " * 27
-        self._console.print(f"{name:15} {metric}  {seconds:5.2f} s  {', '.join(parts)}", highlight=False)
+        metric = f"{self._metric_name} {row.metric:.3f} {_bar(row.metric)}" if row.metric is not None else ""
+        self._console.print(
+            f"{name:15} {metric:{len(self._metric_name) + 27}}  {seconds:5.2f} s  {', '.join(parts)}", highlight=False
+        )
 
 
 def _bar(share: float, width: int = 20) -> str:
@@ -85,8 +88,8 @@ class Screen:
             self.say(text)
             yield
 
-    def rounds(self, total: int) -> Progress:
-        return Progress(self._console if self._progress else None, total)
+    def rounds(self, total: int, metric_name: str) -> Progress:
+        return Progress(self._console if self._progress else None, total, metric_name)
 
     def result(self, figures: dict[str, Any], findings: Sequence[str], page: Path) -> None:
         """The table that the demo ends with."""

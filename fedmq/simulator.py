@@ -127,17 +127,18 @@ def _ring(force: NDArray[np.float64], resonance_hz: float, damping: float) -> ND
     return np.fft.irfft(np.fft.rfft(force, size) * np.fft.rfft(response, size), size)[: len(force)]
 
 
-def simulate_fleet(*, gateways: int = 7, seed: int = 0) -> Fleet:
+def simulate_fleet(*, gateways: int = 7, seed: int = 0, healthy: bool = False) -> Fleet:
     """A simulated plant: each gateway has seen one fault type at one load, the last one healthy machines only.
 
-    The test set holds other severities, another load and other shaft speeds, faulty and healthy.
+    With `healthy` none has seen a fault, which is what an autoencoder learns from. The test set holds other
+    severities, another load and other shaft speeds, faulty and healthy.
     """
     if not 2 <= gateways <= 1000:
         raise ValueError(f"expected 2 to 1,000 simulated gateways, got {gateways}")
     faults = CLASSES[1:]
     fleet = []
     for number in range(gateways):
-        label = "normal" if number % 7 == 6 or number == gateways - 1 else faults[number % 7 % 3]
+        label = "normal" if healthy or number % 7 == 6 or number == gateways - 1 else faults[number % 7 % 3]
         load = LOADS[number % 7 // 3 % 2]
         severities = SEVERITIES if label != "normal" else (0.0,) * len(SEVERITIES)
         fleet.append(
@@ -157,7 +158,7 @@ def simulate_fleet(*, gateways: int = 7, seed: int = 0) -> Fleet:
         classes=CLASSES,
         gateways=tuple(fleet),
         test=test,
-        split="fault",
+        split="healthy" if healthy else "fault",
     )
 
 

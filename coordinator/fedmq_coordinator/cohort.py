@@ -9,12 +9,14 @@ above, it carries the slot alone and a million gateways cost one message.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
 from fedmq_protocol.messages import Bitmap, Slot
 
-__all__ = ["BITMAP_FLEET", "Cohort", "draw"]
+__all__ = ["BITMAP_FLEET", "Cohort", "Turn", "draw", "following"]
 
 BITMAP_FLEET = 64
 
@@ -28,19 +30,34 @@ class Cohort:
     target: int
 
 
-def draw(
-    present: Mapping[str, int], roster_size: int, *, fraction: float, answer_rate: float, seed: int, turn: int
-) -> Cohort:
-    """Draw for the `turn`-th training round from `present` (name to place in the roster).
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """Where in the draw the federation stands; kept by the ledger, so that a restart breaks no cycle."""
 
-    `answer_rate` is the share of the drawn that answered with an update lately; more are drawn to make up for it.
+    cycle: int
+    slots: int
+    slot: int
+
+
+def following(turn: Turn | None, *, fraction: float, answer_rate: float) -> Turn:
+    """The turn after this one; None begins.
+
+    `answer_rate` is the share of the drawn that answered with an update lately; more are drawn to make up for it. It
+    sets the number of slots for a whole cycle: changed in between, it would let somebody wait for several.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"the fraction of the fleet to draw must be in (0, 1], got {fraction}")
+    if turn is not None and turn.slot + 1 < turn.slots:
+        return Turn(cycle=turn.cycle, slots=turn.slots, slot=turn.slot + 1)
     widened = min(1.0, fraction / max(answer_rate, 0.1))
-    slots = max(1, round(1 / widened))
-    cycle, slot = divmod(turn, slots)
-    salt = hashlib.sha256(f"{seed}:{slots}:{cycle}".encode()).digest()[:8]
+    # Rounded down, to draw at least what was asked for; a hair above a whole number is that number.
+    slots = max(1, math.floor(1 / widened + 1e-9))
+    return Turn(cycle=0 if turn is None else turn.cycle + 1, slots=slots, slot=0)
+
+
+def draw(present: Mapping[str, int], roster_size: int, *, fraction: float, seed: int, turn: Turn) -> Cohort:
+    """Draw for a turn from `present` (name to place in the roster)."""
+    slots, slot = turn.slots, turn.slot
+    salt = hashlib.sha256(f"{seed}:{slots}:{turn.cycle}".encode()).digest()[:8]
     target = max(1, round(fraction * len(present)))
     if roster_size > BITMAP_FLEET:
         rule = Slot(seed=salt, slots=slots, slot=slot)

@@ -59,7 +59,7 @@ from numpy.typing import NDArray
 
 from fedmq_coordinator import scaling
 from fedmq_coordinator.aggregate import WeightedMean, staleness, weights
-from fedmq_coordinator.cohort import draw
+from fedmq_coordinator.cohort import Turn, draw, following
 from fedmq_coordinator.ledger import Answer, Gateway, Ledger, Wire
 from fedmq_coordinator.ledger import CatchUp as CatchUpRow
 from fedmq_coordinator.ledger import Round as RoundRow
@@ -671,14 +671,14 @@ class Coordinator:
         if not self._is_due(rounds, windows, now):
             return
         kind = RoundKind.TRAINING if self._line.scaler is not None else RoundKind.STATISTICS
-        cohort = draw(
-            present,
-            len(self._gateways),
-            fraction=self._settings.fraction if kind is RoundKind.TRAINING else 1.0,
-            answer_rate=self._answer_rate(rounds) if self._settings.fraction < 1 else 1.0,
-            seed=self._task.seed,
-            turn=len(rounds),
+        fraction = self._settings.fraction if kind is RoundKind.TRAINING else 1.0
+        stood = self._ledger.get("turn") if fraction < 1 else None
+        turn = following(
+            None if stood is None else msgspec.json.decode(stood, type=Turn),
+            fraction=fraction,
+            answer_rate=self._answer_rate(rounds) if fraction < 1 else 1.0,
         )
+        cohort = draw(present, len(self._gateways), fraction=fraction, seed=self._task.seed, turn=turn)
         if not cohort.asked:
             return
         names = sorted(cohort.asked)
@@ -693,6 +693,8 @@ class Coordinator:
         )
         self._ledger.put("opened", msgspec.msgpack.encode(opened))
         self._ledger.put("windows", str(windows).encode())
+        if fraction < 1:
+            self._ledger.put("turn", msgspec.json.encode(turn))
         self._ledger.open_round(
             RoundRow(
                 id=plan.round_id,

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 
 import pytest
-from fedmq_coordinator.cohort import BITMAP_FLEET, Cohort, draw
+from fedmq_coordinator.cohort import BITMAP_FLEET, Cohort, Turn, draw, following
 from fedmq_protocol.messages import Bitmap, Slot
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,9 +17,16 @@ def fleet(size: int) -> dict[str, int]:
     return {f"gateway-{place}": place for place in range(size)}
 
 
+def turn_of(number: int, fraction: float, rate: float = 1.0) -> Turn:
+    """The so-manieth turn of a fleet whose answer rate never changed."""
+    slots = following(None, fraction=fraction, answer_rate=rate).slots
+    cycle, slot = divmod(number, slots)
+    return Turn(cycle=cycle, slots=slots, slot=slot)
+
+
 def drawn(present: dict[str, int], turn: int, *, fraction: float, rate: float = 1.0, seed: int = 7) -> Cohort:
     roster_size = max(present.values(), default=-1) + 1
-    return draw(present, roster_size, fraction=fraction, answer_rate=rate, seed=seed, turn=turn)
+    return draw(present, roster_size, fraction=fraction, seed=seed, turn=turn_of(turn, fraction, rate))
 
 
 @settings(max_examples=150, deadline=None)
@@ -60,7 +67,7 @@ def test_who_is_asked_is_who_finds_itself_in_the_plan(
 ) -> None:
     rng = random.Random(turn)
     present = {name: place for name, place in fleet(size).items() if rng.random() >= absent}
-    cohort = draw(present, size, fraction=fraction, answer_rate=rate, seed=1, turn=turn)
+    cohort = draw(present, size, fraction=fraction, seed=1, turn=turn_of(turn, fraction, rate))
     assert {name for name, place in present.items() if cohort.drawn.includes(place, name)} == cohort.asked
     assert isinstance(cohort.drawn, Slot if size > 64 else Bitmap)
     if size <= BITMAP_FLEET:
@@ -75,13 +82,13 @@ def test_up_to_64_gateways_are_named_one_by_one_and_more_by_a_rule() -> None:
     assert isinstance(drawn(fleet(65), 0, fraction=0.1).drawn, Slot)
     # The roster counts, not who is here today: a place beyond the bitmap cannot be said.
     few = {"gateway-80": 80, "gateway-3": 3}
-    assert isinstance(draw(few, 81, fraction=1.0, answer_rate=1.0, seed=1, turn=0).drawn, Slot)
+    assert isinstance(draw(few, 81, fraction=1.0, seed=1, turn=turn_of(0, 1.0)).drawn, Slot)
 
 
 def test_where_few_of_a_large_fleet_are_here_no_round_is_empty() -> None:
     # 5 of 70: most of ten slots hold nobody. A draw of nobody would open no round, and the next would be the same.
     present = {f"gateway-{place}": place for place in range(0, 70, 14)}
-    asked = [draw(present, 70, fraction=0.1, answer_rate=1.0, seed=2, turn=turn).asked for turn in range(10)]
+    asked = [draw(present, 70, fraction=0.1, seed=2, turn=turn_of(turn, 0.1)).asked for turn in range(10)]
     assert all(asked)
     assert frozenset().union(*asked) == set(present)
 
@@ -145,5 +152,24 @@ def test_a_fraction_outside_its_range_is_refused(fraction: float) -> None:
 
 def test_nobody_present_means_nobody_asked() -> None:
     for roster_size in (0, 10, 100):
-        cohort = draw({}, roster_size, fraction=0.1, answer_rate=1.0, seed=1, turn=0)
+        cohort = draw({}, roster_size, fraction=0.1, seed=1, turn=turn_of(0, 0.1))
         assert cohort.asked == frozenset()
+
+
+def test_a_drifting_answer_rate_lets_nobody_wait_for_two_cycles() -> None:
+    rng = random.Random(0)
+    present = fleet(500)
+    last = dict.fromkeys(present, 0)
+    longest = 0
+    turn = None
+    for number in range(400):
+        turn = following(turn, fraction=0.1, answer_rate=rng.uniform(0.8, 0.98))
+        for name in draw(present, 500, fraction=0.1, seed=3, turn=turn).asked:
+            longest = max(longest, number - last[name])
+            last[name] = number
+    assert longest < 20
+
+
+def test_at_least_the_fraction_asked_for_is_drawn() -> None:
+    for fraction in (0.15, 0.3, 0.4, 0.7):
+        assert following(None, fraction=fraction, answer_rate=1.0).slots <= 1 / fraction
