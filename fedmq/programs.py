@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from fedmq_coordinator.ledger import Ledger
-    from fedmq_coordinator.service import Coordinator, Score
+    from fedmq_coordinator.run import Score
+    from fedmq_coordinator.service import Coordinator
     from fedmq_coordinator.settings import CoordinatorSettings
     from fedmq_edge_node.service import Gateway
     from fedmq_edge_node.settings import GatewaySettings
@@ -116,7 +117,7 @@ METRIC_NAMES = {"macro_f1": "macro-F1", "auc": "AUC", "r2": "R2"}
 
 def _evaluator(task: Task, directory: Path) -> tuple[Callable[[NDArray[np.float32], bytes], Score], str]:
     """Scores a model on a folder of recordings, cut into windows once; and the name of the metric."""
-    from fedmq_coordinator.service import Score
+    from fedmq_coordinator.run import Score
     from fedmq_edge_node.runtimes import NumpyEngine
     from fedmq_edge_node.samples import load_test
     from fedmq_edge_node.trainer import evaluate

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from fedmq_compression.pipeline import Decoded, PayloadError
 from fedmq_protocol.messages import Bitmap, RoundKind, RoundPlan, Slot, Verdict
 
-__all__ = ["Judgement", "Record", "Round", "admit", "examine"]
+__all__ = ["Judgement", "Record", "Round", "admit", "examine", "verdict_name", "verdict_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,3 +137,13 @@ def examine(decode: Callable[[], Decoded], max_norm: float) -> Judgement:
     if not norm <= max_norm:
         return Judgement(verdict=Verdict.NORM, why=f"norm {norm:.3g}, at most {max_norm:g} expected")
     return Judgement(verdict=Verdict.ACCEPTED, decoded=decoded)
+
+
+def verdict_name(verdict: Verdict) -> str:
+    """As the ledger and the report have it."""
+    return verdict.name.lower().replace("_", " ")
+
+
+def verdict_of(name: str) -> Verdict:
+    """The other way round."""
+    return Verdict[name.upper().replace(" ", "_")]

@@ -303,10 +303,12 @@ def test_a_decline_after_a_refused_answer_to_the_same_round_changes_nothing(tmp_
     plant.run_until(lambda: plant.version == 1)
     answer = topic(FEDERATION, Direction.UP, Channel.ANSWER, "g1")
     plant.lose = lambda client, received: received.topic == answer  # the liar has its name
-    plant.run_until(lambda: plant.coordinator._round is not None and len(plant.coordinator._round.answered) == 3)
+    plant.run_until(
+        lambda: plant.coordinator._run.round is not None and len(plant.coordinator._run.round.answered) == 3
+    )
     plant.lose = lambda client, received: False
-    assert plant.coordinator._round is not None
-    plan = plant.coordinator._round.plan
+    assert plant.coordinator._run.round is not None
+    plan = plant.coordinator._run.round.plan
     lie = Update(
         round_id=plan.round_id, base=plan.base, counter=99, samples=1, payload=b"not a delta", sent=0, received=0
     )

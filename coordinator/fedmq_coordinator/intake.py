@@ -1,0 +1,273 @@
+"""What becomes of an answer: checked, put on record, counted, and told its verdict.
+
+Owns updates that are still coming in chunks. Decides with `rounds`, writes into the ledger's running transaction, and
+says nothing itself: receipts wait in the outbox for the commit. A repeat gets its first verdict again, for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from fedmq_protocol.messages import (
+    AskVerdict,
+    BlobRef,
+    Chunk,
+    Decline,
+    Missing,
+    Receipt,
+    RoundKind,
+    Statistics,
+    Update,
+    Verdict,
+)
+from fedmq_protocol.task import short
+from fedmq_protocol.topics import Channel, Direction, topic
+from fedmq_protocol.transfer import Incoming, TransferError, refer
+
+from fedmq_coordinator import scaling
+from fedmq_coordinator.ledger import Answer, Ledger
+from fedmq_coordinator.lineage import Lineage, statistics_of
+from fedmq_coordinator.outbox import Outbox
+from fedmq_coordinator.roster import Roster
+from fedmq_coordinator.rounds import Judgement, Record, admit, examine, verdict_name, verdict_of
+from fedmq_coordinator.run import Run
+
+__all__ = ["Intake"]
+
+log = logging.getLogger("fedmq.coordinator")
+
+CHUNK_PAUSE_SECONDS = 2.0
+"""An update in chunks that has been still for so long is asked for what is missing."""
+
+
+@dataclass(kw_only=True)
+class _Transfer:
+    """An update whose payload comes in chunks."""
+
+    update: Update
+    incoming: Incoming
+    still_since: float
+
+
+class Intake:
+    def __init__(
+        self, *, federation: str, ledger: Ledger, line: Lineage, roster: Roster, run: Run, outbox: Outbox
+    ) -> None:
+        self._federation = federation
+        self._ledger = ledger
+        self._line = line
+        self._roster = roster
+        self._run = run
+        self._outbox = outbox
+        self._transfers: dict[str, _Transfer] = {}
+
+    def on_update(self, name: str, update: Update, now: float) -> None:
+        ref = update.payload if isinstance(update.payload, BlobRef) else refer(update.payload, 256)
+        verdict = self._admit(name, update, short(ref.digest), now)
+        if verdict is not None:
+            self._conclude(name, update, b"", short(ref.digest), verdict, now)
+            return
+        if isinstance(update.payload, bytes):
+            self._examine(name, update, update.payload, now)
+            return
+        try:
+            # A dense float32 payload and its header: nothing of this task is longer.
+            incoming = Incoming(update.payload, 4 * self._line.task.model.parameters + 1024)
+        except TransferError as error:
+            judgement = Judgement(verdict=Verdict.MALFORMED, why=str(error))
+            self._conclude(name, update, b"", short(ref.digest), judgement, now)
+            return
+        under_way = self._transfers.get(name)
+        if under_way is None or under_way.incoming.ref != update.payload:
+            self._transfers[name] = _Transfer(update=update, incoming=incoming, still_since=now)
+
+    def on_chunk(self, name: str, chunk: Chunk, now: float) -> None:
+        transfer = self._transfers.get(name)
+        if transfer is None or transfer.incoming.transfer != chunk.transfer:
+            return
+        transfer.still_since = now
+        try:
+            if not transfer.incoming.add(chunk):
+                return
+        except TransferError as error:
+            where = topic(self._federation, Direction.UP, Channel.CHUNK, name)
+            log.warning("dropped %d bytes on %s: %s", len(chunk.data), where, error)
+            return
+        del self._transfers[name]
+        try:
+            payload = transfer.incoming.blob()
+        except TransferError as error:
+            judgement = Judgement(verdict=Verdict.MALFORMED, why=str(error))
+            self._conclude(name, transfer.update, b"", chunk.transfer, judgement, now)
+            return
+        # The round may have closed while the chunks were coming.
+        verdict = self._admit(name, transfer.update, chunk.transfer, now)
+        if verdict is not None:
+            self._conclude(name, transfer.update, payload, chunk.transfer, verdict, now)
+        else:
+            self._examine(name, transfer.update, payload, now)
+
+    def ask_for_chunks(self, now: float) -> None:
+        """Ask again for what is missing of updates that have been still for a while."""
+        open_round = None if self._run.round is None else self._run.round.plan.round_id
+        self._transfers = {n: t for n, t in self._transfers.items() if t.update.round_id == open_round}
+        for name, transfer in self._transfers.items():
+            if now - transfer.still_since >= CHUNK_PAUSE_SECONDS:
+                transfer.still_since = now
+                missing = transfer.incoming.missing()
+                self._outbox.command(
+                    name, Channel.RECEIPT, Missing(transfer=transfer.incoming.transfer, missing=missing)
+                )
+
+    def _record(self, name: str, round_id: int) -> Record | None:
+        """The gateway's answer to this round, or else its latest."""
+        answer = self._ledger.answer(round_id, name)
+        if answer is not None:
+            return Record(
+                round_id=answer.round,
+                counter=answer.counter,
+                digest=answer.digest,
+                verdict=verdict_of(answer.verdict),
+            )
+        last = self._ledger.verdict(name)
+        if last is None:
+            return None
+        return Record(round_id=last[0], counter=last[1], digest=last[2], verdict=verdict_of(last[3]))
+
+    def _admit(self, name: str, update: Update, digest: bytes, now: float) -> Judgement | None:
+        return admit(
+            round_=self._run.round,
+            newest_round=self._run.newest_round(),
+            round_id=update.round_id,
+            base=update.base,
+            counter=update.counter,
+            digest=digest,
+            gateway=name,
+            roster=self._roster.place(name),
+            record=self._record(name, update.round_id),
+            now=now,
+        )
+
+    def _examine(self, name: str, update: Update, payload: bytes, now: float) -> None:
+        judgement = examine(lambda: self._line.decode(payload), self._line.task.max_norm)
+        self._conclude(name, update, payload, short(refer(payload, 256).digest), judgement, now)
+
+    def _conclude(
+        self, name: str, update: Update, payload: bytes, digest: bytes, judgement: Judgement, now: float
+    ) -> None:
+        """Put the verdict on record, count the update, and say so."""
+        verdict = judgement.verdict
+        if judgement.why:
+            size = update.payload.length if isinstance(update.payload, BlobRef) else len(update.payload)
+            where = topic(self._federation, Direction.UP, Channel.ANSWER, name)
+            log.warning("refused %d bytes on %s, for round %d: %s", size, where, update.round_id, judgement.why)
+        nonce = self._roster.heard(name, update.sent, update.received, now)
+        accepted = verdict is Verdict.ACCEPTED and not judgement.repeat
+        if not judgement.repeat and self._ledger.has_round(update.round_id) and self._roster.get(name) is not None:
+            weight = self._run.weights.get(name, 1) if accepted else 0
+            evaluation = update.evaluation
+            self._ledger.save_answer(
+                Answer(
+                    round=update.round_id,
+                    gateway=name,
+                    received_at=now,
+                    kind="update",
+                    verdict=verdict_name(verdict),
+                    reason=None,
+                    counter=update.counter,
+                    digest=digest,
+                    samples=update.samples,
+                    weight=weight,
+                    payload_bytes=len(payload),
+                    dense_bytes=4 * self._line.task.model.parameters,
+                    nonce=nonce,
+                    sent=update.sent,
+                    received=update.received,
+                    held_out_metric=evaluation.metric / 1e4 if evaluation else None,
+                    held_out_loss=evaluation.loss / 1e4 if evaluation else None,
+                    held_out_windows=evaluation.windows if evaluation else None,
+                    owed=False,
+                    payload=payload if accepted else None,
+                )
+            )
+            self._ledger.save_verdict(name, update.round_id, update.counter, digest, verdict_name(verdict))
+        if accepted and self._run.round is not None and self._run.mean is not None and judgement.decoded is not None:
+            self._run.mean.add(judgement.decoded, self._run.weights.get(name, 1))
+            self._run.round.count(name, update=True)
+        elif not judgement.repeat and self._run.round is not None and self._run.round.plan.round_id == update.round_id:
+            self._run.round.refuse(name)
+        self._outbox.command(
+            name, Channel.RECEIPT, Receipt(round_id=update.round_id, counter=update.counter, verdict=verdict)
+        )
+
+    def on_decline(self, name: str, decline: Decline, now: float) -> None:
+        self._answer_without_payload(name, decline, "decline", b"", 0, now)
+
+    def on_statistics(self, name: str, statistics: Statistics, now: float) -> None:
+        try:
+            told = statistics_of(statistics.count, statistics.mean + statistics.m2)
+            scaling.check(told, self._line.task.model.sizes[0])
+        except ValueError as error:
+            where = topic(self._federation, Direction.UP, Channel.ANSWER, name)
+            log.warning("dropped statistics of %d bytes on %s: %s", len(statistics.mean), where, error)
+            self._ledger.count_refused(Channel.ANSWER.value, "statistics that cannot be", len(statistics.mean))
+            return
+        self._answer_without_payload(
+            name, statistics, "statistics", statistics.mean + statistics.m2, statistics.count, now
+        )
+
+    def _answer_without_payload(
+        self, name: str, answer: Decline | Statistics, kind: str, payload: bytes, samples: int, now: float
+    ) -> None:
+        """A decline, or statistics: neither changes anything on the gateway, so neither needs a verdict."""
+        nonce = self._roster.heard(name, answer.sent, answer.received, now)
+        place = self._roster.place(name)
+        round_ = self._run.round
+        if (
+            round_ is None
+            or place is None
+            or round_.plan.round_id != answer.round_id
+            or not round_.drawn(name, place)
+            or name in round_.answered
+            or (kind == "statistics") > (round_.plan.kind is RoundKind.STATISTICS)
+        ):
+            return
+        self._ledger.save_answer(
+            Answer(
+                round=answer.round_id,
+                gateway=name,
+                received_at=now,
+                kind=kind,
+                verdict=verdict_name(Verdict.ACCEPTED),
+                reason=answer.reason.name.lower() if isinstance(answer, Decline) else None,
+                counter=0,
+                digest=b"",
+                samples=samples,
+                weight=0,
+                payload_bytes=len(payload),
+                dense_bytes=0,
+                nonce=nonce,
+                sent=answer.sent,
+                received=answer.received,
+                held_out_metric=None,
+                held_out_loss=None,
+                held_out_windows=None,
+                owed=False,
+                payload=payload or None,
+            )
+        )
+        round_.count(name, update=kind == "statistics")
+
+    def on_ask_verdict(self, name: str, ask: AskVerdict) -> None:
+        record = self._record(name, ask.round_id)
+        if record is not None and record.round_id == ask.round_id:
+            same = record.digest == ask.digest and record.counter == ask.counter
+            verdict = record.verdict if same else Verdict.CONFLICT
+        elif self._run.round is not None and self._run.round.plan.round_id == ask.round_id:
+            verdict = Verdict.UNKNOWN
+        else:
+            verdict = Verdict.CLOSED
+        self._outbox.command(
+            name, Channel.RECEIPT, Receipt(round_id=ask.round_id, counter=ask.counter, verdict=verdict)
+        )

@@ -1,0 +1,107 @@
+"""Who belongs to the federation, who is here, and how many bytes each has counted on its socket.
+
+A gateway gets a place at its first birth and keeps it for ever: the plan's bitmap counts by place. Its windows and its
+raw signal are as its last birth has them. Written through to the ledger.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from fedmq_protocol.messages import Birth, Leave
+
+from fedmq_coordinator.ledger import Gateway, Ledger, Wire
+
+__all__ = ["Roster"]
+
+log = logging.getLogger("fedmq.coordinator")
+
+
+class Roster:
+    """`hop` is the samples from one window's start to the next one's: what turns a signal into windows."""
+
+    def __init__(self, ledger: Ledger, *, hop: int) -> None:
+        self._ledger = ledger
+        self._hop = hop
+        self._gateways = {gateway.name: gateway for gateway in ledger.gateways()}
+        self._superseded: set[bytes] = set()
+
+    def __len__(self) -> int:
+        """Places given, of gateways here or not."""
+        return len(self._gateways)
+
+    def get(self, name: str) -> Gateway | None:
+        return self._gateways.get(name)
+
+    def place(self, name: str) -> int | None:
+        gateway = self._gateways.get(name)
+        return None if gateway is None else gateway.roster
+
+    def present(self) -> dict[str, int]:
+        """Names of those who are here, each with its place."""
+        return {gateway.name: gateway.roster for gateway in self._gateways.values() if gateway.present}
+
+    def windows(self, name: str) -> int:
+        return self._gateways[name].windows
+
+    @property
+    def all_windows(self) -> int:
+        return sum(gateway.windows for gateway in self._gateways.values())
+
+    def born(self, name: str, birth: Birth, now: float) -> Gateway:
+        """A gateway has come, for the first time or again."""
+        known = self._gateways.get(name)
+        if birth.nonce in self._superseded:
+            log.error("two gateways call themselves %s: give each its own name and certificate", name)
+        if known is not None and known.nonce != birth.nonce:
+            self._superseded.add(known.nonce)
+        samples = sum(birth.signal_samples.values())
+        gateway = Gateway(
+            name=name,
+            roster=known.roster if known is not None else len(self._gateways),
+            first_seen=known.first_seen if known is not None else now,
+            last_seen=now,
+            present=True,
+            software=birth.software,
+            engines=",".join(birth.engines),
+            windows=samples // self._hop,
+            signal_bytes=2 * samples,
+            nonce=birth.nonce,
+        )
+        self._gateways[name] = gateway
+        self._ledger.save_gateway(gateway)
+        self._count(gateway, birth.sent, birth.received, now)
+        return gateway
+
+    def left(self, name: str, leave: Leave, now: float) -> None:
+        """A gateway has gone; the last word of an earlier start of its is passed over."""
+        known = self._gateways.get(name)
+        if known is None or known.nonce != leave.nonce:
+            return
+        self._gateways[name] = replace(known, present=False, last_seen=now)
+        self._ledger.set_presence(name, False, now)
+        if leave.clean:
+            self._count(known, leave.sent, leave.received, now, final=True)
+
+    def heard(self, name: str, sent: int, received: int, now: float) -> bytes:
+        """A gateway has answered; returns the boot nonce that its byte counts belong to."""
+        known = self._gateways.get(name)
+        if known is None:
+            return bytes(8)
+        self._gateways[name] = replace(known, present=True, last_seen=now)
+        self._ledger.set_presence(name, True, now)
+        self._count(known, sent, received, now)
+        return known.nonce
+
+    def _count(self, gateway: Gateway, sent: int, received: int, now: float, *, final: bool = False) -> None:
+        self._ledger.save_wire(
+            Wire(
+                gateway=gateway.name,
+                nonce=gateway.nonce,
+                sent=sent,
+                received=received,
+                reported_at=now,
+                final=final,
+            )
+        )

@@ -1,0 +1,365 @@
+"""The run of rounds: opens them by the schedule, restores the open one after a restart, closes and scores them.
+
+Owns the open round, its weights and its running sum, and whether the run rests. All in the ledger's running
+transaction: the service commits, and only then the outbox speaks. Refuses to know connections and single answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from fedmq_protocol.messages import Bitmap, BlobRef, RoundKind, RoundPlan, Slot, Verdict, to_bytes
+from fedmq_protocol.task import short
+from fedmq_protocol.topics import Channel
+from fedmq_protocol.transfer import chunks, refer
+from numpy.typing import NDArray
+
+from fedmq_coordinator.aggregate import WeightedMean, staleness, weights
+from fedmq_coordinator.cohort import Turn, draw, following
+from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.ledger import Round as RoundRow
+from fedmq_coordinator.lineage import Lineage
+from fedmq_coordinator.outbox import Outbox
+from fedmq_coordinator.roster import Roster
+from fedmq_coordinator.rounds import Round, verdict_name
+from fedmq_coordinator.schedule import may_resume, next_opening, reason_to_rest, rounds_tonight
+from fedmq_coordinator.settings import LimitSettings, RoundSettings
+
+__all__ = ["Run", "Score"]
+
+log = logging.getLogger("fedmq.coordinator")
+
+ANSWER_RATE_ROUNDS = 20
+"""Rounds over which the share of answers is looked at, to draw more where fewer answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a version is worth."""
+
+    metric: float
+    loss: float
+
+
+class _Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """The open round, as it is kept for a restart."""
+
+    plan: RoundPlan
+    asked: tuple[str, ...]
+    target: int
+    quorum: int
+    weights: dict[str, int]
+
+
+class _Rest(msgspec.Struct, frozen=True, kw_only=True):
+    """Why the run rests, and with how many windows in the fleet it came to that."""
+
+    windows: int
+    reason: str
+
+
+class Run:
+    """`evaluate` scores `(P,) float32` with a scaler on a test set, where there is one."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        line: Lineage,
+        roster: Roster,
+        outbox: Outbox,
+        settings: RoundSettings,
+        limits: LimitSettings,
+        evaluate: Callable[[NDArray[np.float32], bytes], Score] | None,
+        now: float,
+    ) -> None:
+        self._ledger = ledger
+        self._line = line
+        self._roster = roster
+        self._outbox = outbox
+        self._settings = settings
+        self._limits = limits
+        self._pace = settings.pace
+        self._evaluate = evaluate
+        self._started_at = now
+        self.round: Round | None = None
+        self.weights: dict[str, int] = {}
+        self.mean: WeightedMean | None = None
+        """The open training round's sum so far, with what earlier rounds owe."""
+        self.opens_at: float | None = None
+        self.resting: str | None = None
+        """Why no round opens, or None."""
+        opened = ledger.get("opened")
+        if opened:
+            self._reopen(msgspec.msgpack.decode(opened, type=_Opened))
+
+    def _reopen(self, opened: _Opened) -> None:
+        self._begin(opened)
+        assert self.round is not None  # _begin has just made it
+        for answer in self._ledger.answers(opened.plan.round_id):
+            if answer.kind == "decline":
+                self.round.count(answer.gateway, update=False)
+            elif answer.verdict == verdict_name(Verdict.ACCEPTED):
+                self.round.count(answer.gateway, update=True)
+                if answer.kind == "update" and answer.payload is not None and self.mean is not None:
+                    self.mean.add(self._line.decode(answer.payload), answer.weight)
+            else:
+                self.round.refuse(answer.gateway)
+
+    def _begin(self, opened: _Opened) -> None:
+        """Make the open round, with what earlier rounds owe already in its sum."""
+        self.round = Round(
+            opened.plan,
+            asked=frozenset(opened.asked),
+            target=opened.target,
+            quorum=opened.quorum,
+            close_when_answered=self._settings.close_when_all_answered,
+        )
+        self.weights = opened.weights
+        self.mean = None
+        if opened.plan.kind is RoundKind.TRAINING:
+            self.mean = WeightedMean(self._line.task.model.parameters)
+            for answer in self._ledger.owed():
+                if answer.payload is not None:
+                    waited = opened.plan.round_id - answer.round
+                    weight = staleness(answer.weight, waited, self._settings.staleness_exponent)
+                    self.mean.add(self._line.decode(answer.payload), weight)
+
+    def proceed(self, now: float) -> None:
+        if self.round is not None:
+            if self.round.should_close(now):
+                self._close(self.round, now)
+            else:
+                return
+        if self.round is None:
+            self._open_if_due(now)
+
+    def _open_if_due(self, now: float) -> None:
+        self.opens_at = None
+        present = self._roster.present()
+        needed = max(1, self._settings.min_gateways)
+        if self._line.scaler is None:
+            needed = max(needed, self._settings.first_gateways)
+        if len(present) < needed:
+            return
+        rounds = [r for r in self._ledger.rounds() if r.lineage == self._line.number and r.kind == "training"]
+        windows = self._roster.all_windows
+        if not self._may_go_on(rounds, windows, now):
+            return
+        if not self._is_due(rounds, windows, now):
+            return
+        kind = RoundKind.TRAINING if self._line.scaler is not None else RoundKind.STATISTICS
+        fraction = self._settings.fraction if kind is RoundKind.TRAINING else 1.0
+        stood = self._ledger.get("turn") if fraction < 1 else None
+        turn = following(
+            None if stood is None else msgspec.json.decode(stood, type=Turn),
+            fraction=fraction,
+            answer_rate=self._answer_rate(rounds) if fraction < 1 else 1.0,
+        )
+        cohort = draw(present, len(self._roster), fraction=fraction, seed=self._line.task.seed, turn=turn)
+        if not cohort.asked:
+            return
+        names = sorted(cohort.asked)
+        closes_at = math.ceil(now + self._settings.closing_seconds)
+        plan = self._plan(kind, self.newest_round() + 1, cohort.drawn, closes_at)
+        opened = _Opened(
+            plan=plan,
+            asked=tuple(names),
+            target=cohort.target,
+            quorum=max(self._settings.quorum_gateways, math.ceil(self._settings.quorum_share * cohort.target)),
+            weights=dict(zip(names, weights([self._roster.windows(name) for name in names]), strict=True)),
+        )
+        self._ledger.put("opened", msgspec.msgpack.encode(opened))
+        self._ledger.put("windows", str(windows).encode())
+        if fraction < 1:
+            self._ledger.put("turn", msgspec.json.encode(turn))
+        self._ledger.open_round(
+            RoundRow(
+                id=plan.round_id,
+                lineage=self._line.number,
+                kind=kind.name.lower(),
+                base=self._line.version,
+                opened_at=now,
+                closes_at=plan.closes_at,
+                closed_at=None,
+                outcome="open",
+                drawn=len(names),
+                plan_bytes=len(to_bytes(plan)) + (plan.delta.length if isinstance(plan.delta, BlobRef) else 0),
+                version=None,
+                metric=None,
+                loss=None,
+                metric_source=None,
+            )
+        )
+        self._begin(opened)
+        self.publish_plan(plan, now)
+
+    def _is_due(self, rounds: list[RoundRow], windows: int, now: float) -> bool:
+        """Whether the schedule lets the next round open, and enough new windows have come where it asks for any."""
+        last = self._ledger.last_round()
+        if last is not None:
+            due = next_opening(
+                self._pace,
+                last_opened=last.opened_at,
+                last_closed=last.closed_at or last.opened_at,
+                failures=self._failures(),
+                tonight=rounds_tonight(self._pace, [r.opened_at for r in self._ledger.rounds()]),
+            )
+        elif self._pace.nightly is not None:
+            # A series of nights begins with a night, not with the start of this program.
+            due = next_opening(self._pace, last_opened=self._started_at, last_closed=self._started_at)
+        else:
+            due = now
+        self.opens_at = due if due > now else None
+        fresh = windows - int(self._ledger.get("windows") or 0)
+        return due <= now and (not rounds or fresh >= self._pace.new_windows_min)
+
+    def _may_go_on(self, rounds: list[RoundRow], windows: int, now: float) -> bool:
+        """Whether the run goes on. When it comes to rest, that is said once, with the last delta, to everyone."""
+        stored = self._ledger.get("rest")
+        began = int(self._ledger.get("began") or 0)
+        made = rounds[began:]
+        metrics = [r.metric for r in made if r.metric is not None]
+        reason = reason_to_rest(self._pace, rounds=len(made), metrics=metrics)
+        if stored is not None:
+            windows_at_rest = msgspec.json.decode(stored, type=_Rest).windows
+            if may_resume(self._pace, windows_at_rest=windows_at_rest, windows_now=windows):
+                log.info("%d new windows since the run came to rest: going on", windows - windows_at_rest)
+                self._ledger.put("began", str(len(rounds)).encode())
+                reason = None
+            if reason is None:
+                self._ledger.forget("rest")
+        elif reason is not None:
+            log.info("at rest: %s", reason)
+            self._ledger.put("rest", msgspec.json.encode(_Rest(windows=windows, reason=reason)))
+            self.publish_plan(self.rest_plan(now), now)
+        self.resting = reason
+        return reason is None
+
+    def _close(self, round_: Round, now: float) -> None:
+        """Everything that the round came to, in the running transaction; the model's file is on disk before."""
+        self.round = None
+        self._ledger.forget("opened")
+        plan = round_.plan
+        version = None
+        if not round_.has_quorum:
+            outcome = "below quorum"
+            self._ledger.owe(plan.round_id)
+        elif plan.kind is RoundKind.STATISTICS:
+            outcome = "applied"
+            self._line.learn_scaler(plan.round_id)
+        else:
+            outcome = "applied"
+            assert self.mean is not None  # a training round that has quorum has a sum
+            version = self._line.apply(
+                self.mean,
+                plan.round_id,
+                momentum=self._settings.server_momentum,
+                learning_rate=self._settings.server_learning_rate,
+                now=now,
+            )
+        self._ledger.close_round(plan.round_id, at=now, outcome=outcome, version=version)
+        self._score(plan, version)
+        if version is not None:
+            self._line.prune()
+        log.info(
+            "round %d %s: %d updates, %d declines, %d refused, %d of %d silent",
+            plan.round_id,
+            outcome,
+            len(round_.updates),
+            len(round_.declines),
+            len(round_.refused),
+            len(round_.asked - round_.answered),
+            len(round_.asked),
+        )
+        self._tell_tools(round_, outcome)
+
+    def _score(self, plan: RoundPlan, version: int | None) -> None:
+        """On the test set where there is one. Else by the gateways, who score a plan's base on their held-out windows:
+        what they say in this round belongs to the round that made its base."""
+        if self._evaluate is not None:
+            scored = version is not None or plan.kind is RoundKind.STATISTICS
+            if scored and self._line.scaler is not None:
+                score = self._evaluate(self._line.parameters, self._line.scaler)
+                self._ledger.set_metric(plan.round_id, metric=score.metric, loss=score.loss, source="test set")
+            return
+        made_base = self._ledger.version(self._line.number, plan.base)
+        said = [a for a in self._ledger.answers(plan.round_id) if a.held_out_windows]
+        if made_base is None or made_base.round is None or not said:
+            return
+        windows = sum(a.held_out_windows or 0 for a in said)
+        self._ledger.set_metric(
+            made_base.round,
+            metric=sum((a.held_out_metric or 0.0) * (a.held_out_windows or 0) for a in said) / windows,
+            loss=sum((a.held_out_loss or 0.0) * (a.held_out_windows or 0) for a in said) / windows,
+            source="held-out windows",
+        )
+
+    def _tell_tools(self, round_: Round, outcome: str) -> None:
+        """The small JSON topic for Telegraf, Node-RED and the like."""
+        row = self._ledger.round(round_.plan.round_id)
+        body = {
+            "round": round_.plan.round_id,
+            "kind": round_.plan.kind.name.lower(),
+            "outcome": outcome,
+            "version": self._line.version,
+            "updates": len(round_.updates),
+            "declines": len(round_.declines),
+            "asked": len(round_.asked),
+            "metric": row.metric if row is not None else None,
+            "seconds": row.closed_at - row.opened_at if row is not None and row.closed_at is not None else None,
+        }
+        self._outbox.report(body)
+
+    def _plan(self, kind: RoundKind, round_id: int, drawn: Bitmap | Slot, closes_at: int) -> RoundPlan:
+        """The plan of a round from the newest version, with the delta that made it."""
+        delta: bytes | BlobRef | None = self._line.newest_delta or None
+        if isinstance(delta, bytes) and len(delta) > self._limits.chunk_bytes:
+            delta = refer(delta, self._limits.chunk_bytes)
+        # The first training plan brings the scaler that the statistics round has just learnt.
+        first = kind is RoundKind.TRAINING and self._line.version == 0
+        return RoundPlan(
+            round_id=round_id,
+            lineage=self._line.number,
+            kind=kind,
+            base=self._line.version,
+            model=short(self._line.digest),
+            closes_at=closes_at,
+            drawn=drawn,
+            delta=delta,
+            scaler=self._line.scaler if first else None,
+        )
+
+    def rest_plan(self, now: float) -> RoundPlan:
+        return self._plan(RoundKind.REST, self.newest_round() + 1, Bitmap(bits=b""), int(now) + 1)
+
+    def publish_plan(self, plan: RoundPlan, now: float) -> None:
+        expiry = None if plan.kind is RoundKind.REST else max(1, int(plan.closes_at - now))
+        self._outbox.broadcast(Channel.PLAN, plan, expiry_seconds=expiry)
+        if isinstance(plan.delta, BlobRef):
+            for chunk in chunks(self._line.newest_delta, plan.delta):
+                self._outbox.broadcast(Channel.CHUNK, chunk, expiry_seconds=expiry)
+
+    def _answer_rate(self, rounds: list[RoundRow]) -> float:
+        """Share of the drawn that answered with an update, over the last rounds."""
+        lately = [r for r in rounds if r.closed_at is not None][-ANSWER_RATE_ROUNDS:]
+        drawn = sum(r.drawn for r in lately)
+        return self._ledger.updates_since(lately[0].id) / drawn if drawn else 1.0
+
+    def _failures(self) -> int:
+        """Rounds below quorum in a row, up to the last one."""
+        count = 0
+        for row in reversed(self._ledger.rounds()):
+            if row.outcome != "below quorum":
+                break
+            count += 1
+        return count
+
+    def newest_round(self) -> int:
+        newest = self._ledger.last_round()
+        return 0 if newest is None else newest.id
