@@ -140,7 +140,7 @@ class Coordinator:
         """Work until `stopping` is set by a signal."""
         self._session.start()
         while not self.stopping:
-            first = self._session.next(self._wait_seconds())
+            first = self._session.next(self.wait_seconds(self._clock()))
             events = [] if first is None else [first]
             while events and len(events) < 1000 and (event := self._session.next(0.0)) is not None:
                 events.append(event)
@@ -149,8 +149,10 @@ class Coordinator:
         self._ledger.commit()
         self._ledger.close()
 
-    def _wait_seconds(self) -> float:
-        now = self._clock()
+    def wait_seconds(self, now: float) -> float:
+        """How long nothing is due, unless an event comes; a second at most, to look whether to stop."""
+        if not self._connected:
+            return 1.0
         wait = 1.0
         if self._run.round is not None:
             wait = min(wait, self._run.round.plan.closes_at - now)

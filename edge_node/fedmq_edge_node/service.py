@@ -176,13 +176,20 @@ class Gateway:
         """Work until `stopping` is set by a signal, then say good-bye with the last byte counts."""
         self._session.start()
         while not self.stopping:
-            now = self._monotonic()
-            due = [retry.at for retry in self._retries() if retry.at is not None]
-            if self._plan is not None and now < self._answer_not_before:
-                due.append(self._answer_not_before)
-            wait = min([1.0, *(max(0.0, at - now) for at in due)])
-            self.step(self._session.next(wait), self._monotonic())
+            self.step(self._session.next(self.wait_seconds(self._monotonic())), self._monotonic())
         self.leave()
+
+    def wait_seconds(self, now: float) -> float:
+        """How long nothing is due, unless an event comes; a second at most, to look whether to stop."""
+        if not self._connected:
+            return 1.0
+        retries = [self._born_again]
+        if self._welcomed:
+            retries += [self._ask_model, self._ask_verdict, self._ask_chunks]
+        due = [retry.at for retry in retries if retry.at is not None]
+        if self._plan is not None and now < self._answer_not_before:
+            due.append(self._answer_not_before)
+        return min([1.0, *(max(0.0, at - now) for at in due)])
 
     def leave(self) -> None:
         """Publish the final totals; only this message and the DISCONNECT are not among them."""
@@ -250,19 +257,20 @@ class Gateway:
             log.info("version %d is at hand, asking for the newest", self._state.version)
             self._ask(AskModel(lineage=self._state.lineage, version=self._state.version))
         pending = self._state.pending
-        if pending is not None and self._ask_verdict.due(now):
+        if pending is None:
+            self._ask_verdict.stop()
+        elif self._ask_verdict.due(now):
             self._ask(
                 AskVerdict(
                     round_id=pending.round_id, counter=pending.counter, digest=short(refer(pending.payload, 256).digest)
                 )
             )
-        if self._incoming is not None and self._ask_chunks.due(now):
+        if self._incoming is None:
+            self._ask_chunks.stop()
+        elif self._ask_chunks.due(now):
             self._ask(AskChunks(transfer=self._incoming.transfer, missing=self._incoming.missing()))
         if self._plan is not None and now >= self._answer_not_before:
             self._work_on(self._plan, now)
-
-    def _retries(self) -> tuple[Retry, ...]:
-        return self._born_again, self._ask_model, self._ask_verdict, self._ask_chunks
 
     # -- what comes in -----------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from fedmq_protocol.messages import (
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.session import Received
 from fedmq_protocol.topics import Channel, Direction, parse, spec, topic
-from plant import FEDERATION, Plant, make_task
+from plant import FEDERATION, START, Plant, make_task
 
 
 def message_of(received: Received) -> object:
@@ -521,3 +521,21 @@ def test_the_codec_of_the_story_is_what_the_task_says(tmp_path: Path) -> None:
     decoded = decode(update.payload, plant.task.model.parameters, CodecSpec(bits=1, density=0.1, step=2.0**-24))
     assert decoded.indices is not None
     assert len(decoded.indices) == round(0.1 * plant.task.model.parameters)
+
+
+@pytest.mark.parametrize("moment", range(0, 40, 4))
+def test_nobody_turns_in_circles_while_the_broker_is_away_or_the_run_rests(tmp_path: Path, moment: int) -> None:
+    plant = Plant(tmp_path)
+    for _ in range(moment):
+        plant.tick(0.01)
+    plant.broker.stop()
+    for _ in range(10):
+        plant.tick(20.0)
+    assert plant.coordinator.wait_seconds(plant.now) == 1.0
+    assert {gateway.wait_seconds(plant.now - START) for gateway in plant.gateways.values()} == {1.0}
+    plant.broker.start()
+    plant.run_to_rest()
+    for _ in range(100):
+        plant.tick()
+    assert plant.coordinator.wait_seconds(plant.now) > 0.5
+    assert min(gateway.wait_seconds(plant.now - START) for gateway in plant.gateways.values()) > 0.5
