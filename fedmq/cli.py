@@ -66,13 +66,12 @@ def _parser() -> argparse.ArgumentParser:
         "--render, writes mosquitto.conf and acl for a server and runs nothing.",
     )
     broker.add_argument("--broker", choices=("auto", "mosquitto", "embedded"), default="auto", help="default: auto")
-    broker.add_argument(
-        "--port", type=_port, default=1883, help="port on 127.0.0.1; 0 picks a free one (default: 1883)"
-    )
-    broker.add_argument("--federation", default="demo", help="name in the topics that the ACL allows (default: demo)")
     broker.add_argument("--directory", type=Path, help="where its files go (default: a temporary folder)")
     broker.add_argument("--render", type=Path, metavar="DIR", help="only write mosquitto.conf and acl into DIR")
     _add_settings(broker, "broker.toml")
+    _add_override(broker, "--port", "port", "port on 127.0.0.1; 0 picks a free one (default: 1883)")
+    _add_override(broker, "--federation", "federation", "name in the topics that the ACL allows (default: plant)")
+    broker.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
     broker.set_defaults(run=_broker)
 
     coordinator = commands.add_parser(
@@ -131,7 +130,19 @@ def _add_settings(parser: argparse.ArgumentParser, example: str) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a setting, such as --set connection.port=1884; may be given several times",
+        help="override a setting, such as --set log_level=debug; may be given several times",
+    )
+
+
+def _add_override(parser: argparse.ArgumentParser, flag: str, key: str, text: str) -> None:
+    """A flag that is short for `--set KEY=VALUE`."""
+    parser.add_argument(
+        flag,
+        dest="overrides",
+        action="append",
+        type=lambda value: f"{key}={value}",
+        metavar=key.upper(),
+        help=text,
     )
 
 
@@ -213,13 +224,6 @@ def _positive(text: str) -> int:
     return number
 
 
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number <= 65_535:
-        raise argparse.ArgumentTypeError(f"expected 0 to 65535, got {text}")
-    return number
-
-
 def _sizes(text: str) -> tuple[int, ...]:
     try:
         sizes = tuple(int(part) for part in text.split(","))
@@ -284,8 +288,14 @@ def _coordinator(arguments: argparse.Namespace) -> None:
 
 
 def _broker(arguments: argparse.Namespace) -> None:
+    from fedmq_broker_config.settings import BrokerTable
+    from fedmq_protocol.settings import document
+
     from fedmq.programs import run_broker
 
+    if arguments.example:
+        print(document(BrokerTable), end="")
+        return
     run_broker(arguments)
 
 

