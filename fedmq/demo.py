@@ -308,11 +308,15 @@ class _Plant:
             if ledger.get("rest") is not None:
                 return ledger
             if time.monotonic() - stalled_since > START_SECONDS + 2 * self.options.closing:
-                raise DemoError(
-                    f"no round closed for {START_SECONDS + 2 * self.options.closing:.0f} s; "
-                    f"the end of {self.children[0].log}:\n{_tail(self.children[0].log)}"
-                )
+                raise DemoError(self._stall(START_SECONDS + 2 * self.options.closing))
             time.sleep(POLL_SECONDS)
+
+    def _stall(self, seconds: float) -> str:
+        """Why nothing moves, as far as the programs say it: their errors, else the end of the coordinator's log."""
+        lines = {child.name: child.log.read_text(encoding="utf-8", errors="replace") for child in self.children}
+        errors = [f"{name}: {line}" for name, text in lines.items() for line in text.splitlines() if " ERROR " in line]
+        said = "\n".join(errors[-12:]) or f"the end of {self.children[0].log}:\n{_tail(self.children[0].log)}"
+        return f"no round closed for {seconds:.0f} s; {said}"
 
     def shut_down(self, ledger: Ledger) -> None:
         """Gateways leave first, so that their last byte counts reach the ledger; then the coordinator."""

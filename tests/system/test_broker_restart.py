@@ -72,5 +72,5 @@ def test_a_run_on_real_recordings_ends_well_although_the_broker_was_killed(
         assert len(rounds) == 40
         assert rounds[-1].metric_source == "test set"
         assert rounds[-1].metric is not None
-        assert rounds[-1].metric >= 0.95
+        assert rounds[-1].metric >= 0.98
         site.assert_one_model_everywhere()
