@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from fedmq.baselines import local_only, pooled
 from fedmq.data import cwru, lay_out
-from fedmq.defaults import build_task
+from fedmq.defaults import task_of, task_settings
 from fedmq.simulator import simulate_fleet
 
 Labelled = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -109,7 +109,7 @@ def _spec(codec: Codec, step: float) -> CodecSpec:
 def prepare(data: str, split: str, test_load: int) -> tuple[tuple[str, ...], float, list[Samples], Labelled]:
     """Classes, sampling rate, each gateway's samples, and the test set."""
     fleet = simulate_fleet() if data == "sim" else cwru(Path(data), split, test_load)  # type: ignore[arg-type]
-    probe = build_task(name="probe", classes=fleet.classes, sampling_rate_hz=fleet.sampling_rate_hz)
+    probe = task_of(task_settings(name="probe", classes=fleet.classes, sampling_rate_hz=fleet.sampling_rate_hz))
     with tempfile.TemporaryDirectory() as directory:
         folders = lay_out(fleet, Path(directory))
         test = load_test(folders.pop("test"), probe.windowing, fleet.classes)
@@ -141,15 +141,17 @@ def main() -> None:
     for seed in (int(text) for text in options.seeds.split(",")):
         runs: dict[str, list[Round]] = {}
         for codec in ("dense", "sparse"):
-            task = build_task(
-                name="bench",
-                hidden=hidden,
-                classes=classes,
-                sampling_rate_hz=rate,
-                codec=codec,
-                seed=seed,
-                learning_rate=options.learning_rate,
-                local_epochs=options.local_epochs,
+            task = task_of(
+                task_settings(
+                    name="bench",
+                    hidden=hidden,
+                    classes=classes,
+                    sampling_rate_hz=rate,
+                    codec=codec,
+                    seed=seed,
+                    learning_rate=options.learning_rate,
+                    local_epochs=options.local_epochs,
+                )
             )
             if codec == "sparse" and options.density:
                 coding = msgspec.structs.replace(task.up, density=options.density)

@@ -12,7 +12,7 @@ from fedmq_coordinator.settings import CodecSettings, RecipeSettings, TaskSettin
 from fedmq_edge_node.samples import FEATURES
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 
-__all__ = ["CODECS", "HIDDEN", "build_task", "task_of", "task_settings"]
+__all__ = ["CODECS", "HIDDEN", "task_of", "task_settings"]
 
 Kind = Literal["softmax", "mlp", "autoencoder"]
 
@@ -102,32 +102,4 @@ def task_of(settings: TaskSettings, *, max_norm: float = 1000.0, held_out_report
         max_norm=max_norm,
         held_out_reports=held_out_reports,
         anomaly_label=settings.anomaly_label,
-    )
-
-
-def build_task(
-    *,
-    name: str,
-    kind: Kind = "mlp",
-    hidden: tuple[int, ...] | None = None,
-    classes: tuple[str, ...],
-    sampling_rate_hz: float,
-    codec: str = "sparse",
-    seed: int = 0,
-    local_epochs: int | None = None,
-    learning_rate: float | None = None,
-) -> Task:
-    """Both steps at once."""
-    return task_of(
-        task_settings(
-            name=name,
-            kind=kind,
-            hidden=hidden,
-            classes=classes,
-            sampling_rate_hz=sampling_rate_hz,
-            codec=codec,
-            seed=seed,
-            local_epochs=local_epochs,
-            learning_rate=learning_rate,
-        )
     )

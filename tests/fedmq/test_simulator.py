@@ -9,7 +9,7 @@ from fedmq_protocol.task import Windowing
 
 from fedmq.baselines import local_only, pooled
 from fedmq.data import lay_out
-from fedmq.defaults import build_task
+from fedmq.defaults import task_of, task_settings
 from fedmq.simulator import CLASSES, Bearing, simulate_fleet, simulate_vibration
 
 
@@ -98,7 +98,7 @@ def test_what_a_gateway_cannot_learn_alone_can_be_learnt_from_all(tmp_path: Path
     folders = lay_out(fleet, tmp_path / "plant")
     test = load_test(folders.pop("test"), Windowing(), fleet.classes)
     gateways = [load(folder, Windowing(), fleet.classes) for folder in folders.values()]
-    task = build_task(name="test", classes=fleet.classes, sampling_rate_hz=fleet.sampling_rate_hz)
+    task = task_of(task_settings(name="test", classes=fleet.classes, sampling_rate_hz=fleet.sampling_rate_hz))
     alone = local_only(gateways, task, 10, test)
     assert len(alone) == 7
     assert max(alone) < 0.4
