@@ -89,6 +89,9 @@ class Coordinator:
         self._ledger = ledger
         self._clock = clock
         self._outbox = Outbox(federation)
+        # Before the first commit, which the lineage makes: whoever reads the ledger finds the names in it.
+        ledger.put("metric_name", metric_name.encode())
+        ledger.put("task_body", msgspec.msgpack.encode(task))
         self._line = Lineage(federation, task, ledger, models, now=clock(), start_new=new_lineage)
         self._roster = Roster(ledger, hop=task.windowing.hop)
         self._run = Run(
@@ -114,8 +117,6 @@ class Coordinator:
         self._asked_at: float | None = None
         self._connected = False
         self.stopping = False
-        ledger.put("metric_name", metric_name.encode())
-        ledger.put("task_body", msgspec.msgpack.encode(task))
         ledger.commit()
         session.subscribe(*coordinator_filters(federation))
 
