@@ -64,7 +64,7 @@ CREATE TABLE rounds (
     opened_at REAL NOT NULL,
     closes_at REAL NOT NULL,
     closed_at REAL,                       -- NULL while open
-    outcome TEXT NOT NULL,                -- open | applied | below quorum
+    outcome TEXT NOT NULL,                -- open | applied | below quorum | abandoned
     drawn INTEGER NOT NULL,               -- gateways drawn
     plan_bytes INTEGER NOT NULL,          -- the plan as published, model delta included
     version INTEGER,                      -- the version that came of it

@@ -62,7 +62,9 @@ class Lineage:
         newest = self._ledger.last_round()
         if newest is not None and newest.closed_at is None:
             self._ledger.close_round(newest.id, at=now, outcome="abandoned", version=None)
-        self.number += 1
+        # The time, not a count: a coordinator that lost its disk would count from 1 again, and its gateways would take
+        # the new line for the old one.
+        self.number = max(self.number + 1, int(now))
         self.version, self.steps = 0, self.initial
         self.digest = model_digest(self.steps)
         if short(self.digest) != self.task.initial:

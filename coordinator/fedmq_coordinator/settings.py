@@ -329,15 +329,6 @@ class RoundSettings(Table):
             " fresh one.",
         ),
     ] = 0.5
-    statistics_min_windows: Annotated[
-        int,
-        Meta(
-            ge=2,
-            le=1 << 31,
-            description="Windows that a gateway must have for its means and spreads to count in the scaling of"
-            " features.",
-        ),
-    ] = 20
 
     @property
     def pace(self) -> Pace:

@@ -17,19 +17,18 @@ __all__ = ["Folder"]
 class Folder:
     """Raises SampleError where there is nothing to read, so that a wrong path is told at the start."""
 
-    def __init__(self, directory: Path, *, healthy: str = "normal") -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._healthy = healthy
         self._seen = self._look()
 
     def signal_samples(self) -> dict[str, int]:
         """Samples of signal by label, from the recordings' heads: no task is needed to count them."""
         return signal_lengths(self._directory)
 
-    def load(self, windowing: Windowing, classes: tuple[str, ...]) -> Samples:
-        """Raises SampleError."""
+    def load(self, windowing: Windowing, classes: tuple[str, ...], healthy: str) -> Samples:
+        """`healthy` is the label that an autoencoder trains on. Raises SampleError."""
         self._seen = self._look()
-        return load(self._directory, windowing, classes, self._healthy)
+        return load(self._directory, windowing, classes, healthy)
 
     def changed(self) -> bool:
         """Whether a recording came, went or grew since the last `load`."""

@@ -582,7 +582,7 @@ class Gateway:
         if self._engine is None:
             self._engine = self._make_engine(task)
         if self._samples is None:
-            self._samples = self._source.load(task.windowing, task.classes)
+            self._samples = self._source.load(task.windowing, task.classes, task.anomaly_label)
 
     def _birth(self) -> Birth:
         state = self._state

@@ -67,7 +67,7 @@ def adopt(state: GatewayState, welcome: Welcome) -> GatewayState:
                 f"the initial parameters of task {task.name!r} drawn here have digest "
                 f"{short(model_digest(start)).hex()}, {task.initial.hex()} expected: different software?"
             )
-        state = replace(state, lineage=welcome.lineage, task=task, scaler=None, version=0, steps=start)
+        state = replace(state, lineage=welcome.lineage, task=task, scaler=None, version=0, steps=start, answered=0)
     if new_lineage or restored:
         # A counter behind the coordinator's record: this disk was restored from an old image, and its residual
         # and pending update may have been counted already.

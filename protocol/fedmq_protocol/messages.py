@@ -113,7 +113,8 @@ ShortDigest: TypeAlias = Annotated[bytes, Meta(min_length=8, max_length=8)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 62))]
 RoundId: TypeAlias = Annotated[int, Meta(ge=1, le=(1 << 40))]
 VersionNumber: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 40))]
-Lineage: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 31))]
+Lineage: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 40))]
+"""Unix seconds of its start, so that no two are alike even where the coordinator's disk was lost; 0 is none."""
 Label: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 
 

@@ -66,7 +66,7 @@ class FakeFolder:
     def signal_samples(self) -> dict[str, int]:
         return {"normal": self.windows * 1024}
 
-    def load(self, windowing: Windowing, classes: tuple[str, ...]) -> Samples:
+    def load(self, windowing: Windowing, classes: tuple[str, ...], healthy: str) -> Samples:
         self.fresh = False
         return self.samples
 
@@ -191,6 +191,10 @@ class Plant:
     @property
     def version(self) -> int:
         return self.coordinator.version
+
+    @property
+    def lineage(self) -> int:
+        return int(self.ledger.get("lineage") or 0)
 
     @property
     def digest(self) -> bytes:

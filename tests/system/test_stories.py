@@ -398,11 +398,12 @@ def test_a_large_catch_up_goes_in_chunks(tmp_path: Path) -> None:
 def test_a_new_lineage_takes_everyone_along_and_forgets_residuals(tmp_path: Path, undisturbed: bytes) -> None:
     plant = Plant(tmp_path / "lineage", rounds=2)
     plant.run_to_rest()
+    before = plant.lineage
     plant.kill_coordinator()
     plant.settings = replace(plant.settings, max_rounds=5)
     plant.start_coordinator(new_lineage=True)
     plant.run_to_rest()
-    assert {g.state.lineage for g in plant.gateways.values()} == {2}
+    assert {g.state.lineage for g in plant.gateways.values()} == {plant.lineage} != {before}
     assert set(plant.digests().values()) == {plant.digest}
     assert plant.version == 5
 
@@ -459,7 +460,7 @@ def test_a_plan_of_another_lineage_makes_a_gateway_join_again(tmp_path: Path) ->
     plant.broker.publish("someone", topic(FEDERATION, Direction.DOWN, Channel.PLAN), to_bytes(plan), False)
     plant.run_to_rest()
     assert len(sent(plant, Welcome)) > births
-    assert {g.state.lineage for g in plant.gateways.values()} == {1}
+    assert {g.state.lineage for g in plant.gateways.values()} == {plant.lineage}
 
 
 def test_only_some_are_drawn_and_everyone_has_a_turn(tmp_path: Path) -> None:
@@ -539,3 +540,38 @@ def test_nobody_turns_in_circles_while_the_broker_is_away_or_the_run_rests(tmp_p
         plant.tick()
     assert plant.coordinator.wait_seconds(plant.now) > 0.5
     assert min(gateway.wait_seconds(plant.now - START) for gateway in plant.gateways.values()) > 0.5
+
+
+def test_a_coordinator_that_lost_its_disk_starts_again_and_the_fleet_follows(tmp_path: Path) -> None:
+    plant = Plant(tmp_path)
+    plant.run_until(lambda: plant.version == 4)
+    before = plant.lineage
+    plant.kill_coordinator()
+    for file in [*tmp_path.glob("ledger.sqlite*"), *(tmp_path / "models").iterdir()]:
+        file.unlink()
+    plant.now += 3600.0
+    plant.start_coordinator()
+    plant.run_to_rest()
+    assert plant.lineage != before
+    assert {r.outcome for r in plant.ledger.rounds()} == {"applied"}
+    assert all(len(plant.ledger.answers(r.id)) == 4 for r in plant.ledger.rounds())
+    assert set(plant.digests().values()) == {plant.digest}
+
+
+def test_a_new_lineage_on_an_older_backup_of_the_coordinator_takes_everyone_along(tmp_path: Path) -> None:
+    plant = Plant(tmp_path)
+    plant.run_until(lambda: plant.version == 2)
+    plant.kill_coordinator()
+    backup = {file: file.read_bytes() for file in [*tmp_path.glob("ledger.sqlite*"), *(tmp_path / "models").iterdir()]}
+    plant.start_coordinator()
+    plant.run_until(lambda: plant.version == 4)
+    plant.kill_coordinator()
+    for file in [*tmp_path.glob("ledger.sqlite*"), *(tmp_path / "models").iterdir()]:
+        file.unlink()
+    for file, content in backup.items():
+        file.write_bytes(content)
+    plant.now += 3600.0
+    plant.start_coordinator(new_lineage=True)
+    plant.run_to_rest()
+    assert plant.version == 5
+    assert set(plant.digests().values()) == {plant.digest}
