@@ -107,7 +107,10 @@ def will(federation: str, name: str, nonce: bytes) -> Will:
 
 
 class Gateway:
-    """One gateway. `vitals` reads the machine, `monotonic` is its clock in seconds, `source` its own recordings."""
+    """One gateway. `vitals` reads the machine, `monotonic` is its clock in seconds, `source` its own recordings.
+
+    Raises SampleError where there are no readable recordings to begin with, StateError for a damaged memory.
+    """
 
     def __init__(
         self,
@@ -150,6 +153,7 @@ class Gateway:
         self._budget = _budget(memory.get("budget"))
         self._budget_counted = 0
         self._samples: Samples | None = None
+        self._counted = source.signal_samples()
         self._engine: Engine | None = None
         self._connected = False
         self._welcomed = False
@@ -564,10 +568,10 @@ class Gateway:
 
     def _look_for_recordings(self) -> None:
         """Tell of new recordings, also while no round asks for them: they may be what a resting run waits for."""
-        if not self._source.changed():
-            return
-        self._samples = None
         try:
+            if not self._source.changed():
+                return
+            self._samples = None
             self._load()
         except SampleError as error:
             log.error("%s", error)
@@ -590,7 +594,7 @@ class Gateway:
             nonce=self._nonce,
             software=self._software,
             engines=("numpy",),
-            signal_samples=self._source.signal_samples(),
+            signal_samples=self._signal_samples(),
             lineage=state.lineage,
             version=state.version,
             task=short(state.task.digest) if state.task is not None else b"",
@@ -598,6 +602,15 @@ class Gateway:
             sent=self._session.bytes_sent,
             received=self._session.bytes_received,
         )
+
+    def _signal_samples(self) -> dict[str, int]:
+        """By label. A recording that is just being written must not end a process that runs for months: what was
+        counted last is told again, and the gates see to the rest."""
+        try:
+            self._counted = self._source.signal_samples()
+        except SampleError as error:
+            log.error("%s", error)
+        return self._counted
 
     def _leave_message(self) -> Leave:
         return Leave(

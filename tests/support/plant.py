@@ -20,7 +20,7 @@ from fedmq_coordinator.service import Coordinator
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
 from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import Memory
-from fedmq_edge_node.samples import FEATURES, Samples
+from fedmq_edge_node.samples import FEATURES, SampleError, Samples
 from fedmq_edge_node.service import Gateway, will
 from fedmq_protocol.session import Received
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
@@ -62,15 +62,23 @@ class FakeFolder:
         )
         self.windows = windows
         self.fresh = False
+        self.broken = False
+
+    def _check(self) -> None:
+        if self.broken:
+            raise SampleError("a.npy: became shorter while it was read")
 
     def signal_samples(self) -> dict[str, int]:
+        self._check()
         return {"normal": self.windows * 1024}
 
     def load(self, windowing: Windowing, classes: tuple[str, ...], healthy: str) -> Samples:
+        self._check()
         self.fresh = False
         return self.samples
 
     def changed(self) -> bool:
+        self._check()
         return self.fresh
 
 

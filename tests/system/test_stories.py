@@ -575,3 +575,20 @@ def test_a_new_lineage_on_an_older_backup_of_the_coordinator_takes_everyone_alon
     plant.run_to_rest()
     assert plant.version == 5
     assert set(plant.digests().values()) == {plant.digest}
+
+
+def test_a_recording_that_breaks_while_a_gateway_runs_does_not_end_it(tmp_path: Path) -> None:
+    settings = RoundSettings(max_rounds=6, min_gateways=4, interval_seconds=90.0, closing_seconds=20.0)
+    plant = Plant(tmp_path, settings=settings)
+    plant.run_until(lambda: plant.version == 1)
+    plant.folders["g2"].fresh = True
+    plant.run_until(lambda: not plant.folders["g2"].fresh)
+    plant.folders["g2"].broken = True
+    plant.session(plant.gateways["g2"]).cut()
+    plant.session(plant.gateways["g2"]).heal()
+    plant.run_until(lambda: plant.version == 3)
+    plant.folders["g2"].broken = False
+    plant.run_to_rest()
+    assert set(plant.digests().values()) == {plant.digest}
+    last = plant.ledger.rounds()[-1]
+    assert "g2" in {a.gateway for a in plant.ledger.answers(last.id) if a.kind == "update"}
