@@ -29,6 +29,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,7 +143,7 @@ def write_configuration(settings: BrokerSettings, directory: Path) -> tuple[Path
     return conf, acl
 
 
-class _Child:
+class _Child(ABC):
     """One broker in a child process, with its log in a file."""
 
     def __init__(self, directory: Path | None) -> None:
@@ -161,8 +162,8 @@ class _Child:
         return Path(self._own_directory.name)
 
     @property
-    def about(self) -> About:
-        raise NotImplementedError
+    @abstractmethod
+    def about(self) -> About: ...
 
     @property
     def log_file(self) -> Path:
@@ -172,8 +173,8 @@ class _Child:
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
-    def start(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def start(self) -> None: ...
 
     def check(self) -> None:
         if self._process is None or self._process.poll() is not None:
