@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from fedmq import __version__
 
@@ -174,7 +175,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="what a gateway has seen (cwru): one fault type, one severity, or one motor load (default: fault)",
     )
     data.add_argument("--test-load", type=int, metavar="HP", help="cwru: this motor load is for testing only")
-    data.add_argument("--sampling-rate", type=float, metavar="HZ", help="of your own recordings that do not say it")
+    data.add_argument("--sampling-rate", type=_rate, metavar="HZ", help="of your own recordings that do not say it")
     demo.add_argument("--rounds", type=_positive, default=40, help="training rounds (default: 40)")
     demo.add_argument("--gateways", type=_positive, help="how many (sim; cwru has what the split gives)")
     demo.add_argument("--seed", type=int, default=0, help="of initial weights, batches and simulation (default: 0)")
@@ -224,6 +225,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 < rate <= 1e6:
+        raise argparse.ArgumentTypeError(f"expected more than 0 and at most 1,000,000, got {text}")
+    return rate
+
+
 def _sizes(text: str) -> tuple[int, ...]:
     try:
         sizes = tuple(int(part) for part in text.split(","))
@@ -240,11 +248,15 @@ def _log(level: str) -> None:
     )
 
 
-def _stop_on_signal(stop: object) -> None:
-    """SIGTERM and SIGINT ask `stop.stopping`; a second one ends the process at once."""
+class _Stoppable(Protocol):
+    stopping: bool
+
+
+def _stop_on_signal(program: _Stoppable) -> None:
+    """SIGTERM and SIGINT set `stopping`; a second one ends the process at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop.stopping = True  # type: ignore[attr-defined]
+        program.stopping = True
         signal.signal(number, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, handle)

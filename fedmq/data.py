@@ -266,17 +266,20 @@ def _recording(run: _Run, signal: NDArray[np.int16] | NDArray[np.float32], scale
 # --- One's own folder ------------------------------------------------------------------------------------------------
 
 
-def own_folder(directory: Path) -> Fleet:
+def own_folder(directory: Path, *, sampling_rate_hz: float | None = None) -> Fleet:
     """`directory/<gateway>/<label>/*.{npy,csv,wav}`, and `directory/test/<label>/…` as the test set if it is there.
 
     The sampling rate and scale come from a .toml beside a recording, else from `recording.toml` in the gateway's
-    folder, else from `recording.toml` in `directory`. All recordings must have one rate. Classes are the labels of
+    folder, else from `recording.toml` in `directory`; a rate that none of them states is `sampling_rate_hz`. All
+    recordings must have one rate. Classes are the labels of
     all gateways, in alphabetical order with `normal` first; `unlabelled` is none. Raises DataError.
     """
     if not directory.is_dir():
         raise DataError(f"{directory}: expected a folder with a folder per gateway, found none")
     folders = sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
     common = _settings(directory / "recording.toml")
+    if sampling_rate_hz is not None:
+        common = {"sampling_rate_hz": sampling_rate_hz} | common
     recordings = {folder.name: tuple(_own_recordings(folder, common)) for folder in folders}
     test = recordings.pop(TEST_FOLDER, None)
     gateways = tuple(GatewayData(name=name, recordings=own) for name, own in recordings.items() if own)
@@ -310,7 +313,7 @@ def _own_recordings(folder: Path, common: dict[str, float]) -> Iterable[Recordin
             if rate is None:
                 raise DataError(
                     f"{path}: its sampling rate is not known; write `sampling_rate_hz = …` into "
-                    f"{folder.parent / 'recording.toml'}"
+                    f"{folder.parent / 'recording.toml'}, or give it with --sampling-rate"
                 )
             yield Recording(
                 label=label.name, name=path.stem, signal=path, scale=own.get("scale"), sampling_rate_hz=rate

@@ -133,6 +133,8 @@ def run(options: DemoOptions) -> int:
 
 
 def _open_fleet(options: DemoOptions) -> Fleet:
+    if options.test_load is not None and not options.data.startswith("cwru:"):
+        raise DemoError(f"--test-load: only cwru:DIR has motor loads, --data is {options.data}")
     if options.data == "sim":
         healthy = options.model == "autoencoder"
         return simulate_fleet(gateways=options.gateways or 7, seed=options.seed, healthy=healthy)
@@ -140,7 +142,7 @@ def _open_fleet(options: DemoOptions) -> Fleet:
     if kind == "cwru" and colon:
         fleet = cwru(Path(folder), split=cast(Split, options.split), test_load=options.test_load)
     else:
-        fleet = own_folder(Path(options.data))
+        fleet = own_folder(Path(options.data), sampling_rate_hz=options.sampling_rate)
     if options.gateways is not None and options.gateways != len(fleet.gateways):
         if options.gateways > len(fleet.gateways):
             raise DemoError(f"--gateways {options.gateways}: {options.data} has recordings for {len(fleet.gateways)}")

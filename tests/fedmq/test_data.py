@@ -261,3 +261,15 @@ def test_the_real_recordings_make_seven_gateways() -> None:
     assert len(fleet.test) == 9
     rms = [float(np.std(np.asarray(r.signal) * (r.scale or 1.0))) for g in fleet.gateways for r in g.recordings]
     assert all(0.02 < level < 3.0 for level in rms)
+
+
+def test_a_rate_that_no_file_states_may_be_given_and_never_overrides_one(tmp_path: Path) -> None:
+    for gateway in ("g1", "g2"):
+        folder = tmp_path / gateway / "normal"
+        folder.mkdir(parents=True)
+        np.save(folder / "a.npy", np.zeros(4096, dtype=np.float32))
+    with pytest.raises(DataError, match="--sampling-rate"):
+        own_folder(tmp_path)
+    assert own_folder(tmp_path, sampling_rate_hz=25_600.0).sampling_rate_hz == 25_600.0
+    (tmp_path / "recording.toml").write_text("sampling_rate_hz = 12000.0\n")
+    assert own_folder(tmp_path, sampling_rate_hz=25_600.0).sampling_rate_hz == 12_000.0
