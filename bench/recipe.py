@@ -1,12 +1,24 @@
 """What the default recipe is worth: the federation of the demo, simulated in one process, dense beside sparse.
 
-    python bench/recipe.py --data /path/to/cwru --hidden 64,128,64 --seeds 0,1,2 --json recipe.json
+    python bench/recipe.py --data cwru:DIR --test-load 2 --hidden 64,128,64 --seeds 0,1,2 --json recipe.json
+    python bench/recipe.py --data digits --hidden 128,64
+    python bench/recipe.py --data gearbox:DIR --test-load 30 --model autoencoder
 
 The modules are the real ones (features, scaling, training, codec, defaults); only the broker is left out. Bytes are
 those of the codec's payloads and a fixed allowance for everything else on the wire, so they are an *estimate*:
 `--overhead` bytes a round and gateway, `--join` bytes once. Every gateway takes part in every round.
 
-Reached: the first of two consecutive rounds at or above 99 % of dense's metric in the last round of the same seed.
+Reached: the first of two consecutive rounds at or above a share (`--share`) of dense's metric in the last round of the
+same seed.
+
+`--record FILE.npz` keeps what the coded run of one seed sent, to try codecs on: whole numbers of 2^-grid_bits, sparse,
+as `indices` and `steps`, with the bounds of each message in `offsets`.
+
+    down_indices, down_steps, down_offsets  the broadcast of each round
+    up_indices, up_steps, up_offsets        the uplinks, round by round and in each the gateways in order
+    weights                                 windows of each gateway
+    model                                   (rounds + 1, parameters) the model before each round and after the last
+    parameters, grid_bits, gateways, rounds, seed
 """
 
 from __future__ import annotations
@@ -15,14 +27,14 @@ import argparse
 import json
 import math
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
-from fedmq_compression.pipeline import CodecSpec, encode
+from fedmq_compression.pipeline import CodecSpec, Decoded, encode
 from fedmq_coordinator.scaling import combine
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_edge_node.runtimes import NumpyEngine
@@ -32,9 +44,9 @@ from fedmq_protocol.task import Codec, Task, initial_steps, to_parameters
 from numpy.typing import NDArray
 
 from fedmq.baselines import local_only, pooled
-from fedmq.data import cwru, lay_out
-from fedmq.defaults import task_of, task_settings
-from fedmq.simulator import simulate_fleet
+from fedmq.data import Fleet, lay_out
+from fedmq.defaults import Kind, task_of, task_settings
+from fedmq.demo import DemoOptions, open_fleet
 
 Labelled = tuple[NDArray[np.float32], NDArray[np.int64]]
 
@@ -48,10 +60,47 @@ class Round:
     """Payload of the broadcast, once."""
 
 
+@dataclass(kw_only=True)
+class Record:
+    """What a run sent, message by message, and the model it made of that."""
+
+    up: list[Decoded] = field(default_factory=list)
+    down: list[Decoded] = field(default_factory=list)
+    model: list[NDArray[np.int32]] = field(default_factory=list)
+
+    def save(self, path: Path, task: Task, gateways: Sequence[Samples]) -> None:
+        np.savez_compressed(
+            path,
+            parameters=task.model.parameters,
+            grid_bits=task.grid_bits,
+            gateways=len(gateways),
+            rounds=len(self.down),
+            seed=task.seed,
+            weights=np.array([own.train_windows for own in gateways], dtype=np.int64),
+            model=np.stack(self.model),
+            **_sparse("up", self.up),
+            **_sparse("down", self.down),
+        )
+
+
+def _sparse(name: str, sent: Sequence[Decoded]) -> dict[str, NDArray[Any]]:
+    indices = [np.arange(one.length) if one.indices is None else one.indices for one in sent]
+    return {
+        f"{name}_indices": np.concatenate(indices).astype(np.int32),
+        f"{name}_steps": np.concatenate([one.steps for one in sent]).astype(np.int64),
+        f"{name}_offsets": np.cumsum([0, *map(len, indices)], dtype=np.int64),
+    }
+
+
 def federate(
-    task: Task, gateways: Sequence[Samples], test: Labelled, rounds: int, server_momentum: float
+    task: Task,
+    gateways: Sequence[Samples],
+    test: Labelled,
+    rounds: int,
+    server_momentum: float,
+    record: Record | None = None,
 ) -> list[Round]:
-    """Trains with everyone drawn in every round; the metric is the test set's after each."""
+    """Trains with everyone drawn in every round; the metric is the test set's after each. `record` is filled."""
     length = task.model.parameters
     step = 2.0**-task.grid_bits
     up, down = _spec(task.up, step), _spec(task.down, step)
@@ -66,6 +115,8 @@ def federate(
     velocity = np.zeros(length, dtype=np.float32)
     steps = initial_steps(task.model, task.seed, task.grid_bits)
     done = []
+    if record is not None:
+        record.model.append(steps)
     for number in range(rounds):
         flat = to_parameters(steps, task.grid_bits)
         total = np.zeros(length, dtype=np.int64)
@@ -77,12 +128,17 @@ def federate(
             residuals[index] = coded.residual
             coded.sent.add_to(total, weights[index])
             up_bytes += len(coded.payload)
+            if record is not None:
+                record.up.append(coded.sent)
         velocity = np.float32(server_momentum) * velocity + (total * (step / sum(weights))).astype(np.float32)
         coded = encode(velocity, down, server_residual)
         server_residual = coded.residual
         moved = np.zeros(length, dtype=np.int64)
         coded.sent.add_to(moved, 1)
         steps = (steps + moved).astype(np.int32)
+        if record is not None:
+            record.down.append(coded.sent)
+            record.model.append(steps)
         metric = evaluate(engine, to_parameters(steps, task.grid_bits), test_x, test[1], task.classes).metric
         done.append(Round(metric=metric, up_bytes=up_bytes, down_bytes=len(coded.payload)))
     return done
@@ -106,25 +162,54 @@ def _spec(codec: Codec, step: float) -> CodecSpec:
     return CodecSpec(bits=codec.bits, density=codec.density, step=step)
 
 
-def prepare(data: str, split: str, test_load: int) -> tuple[tuple[str, ...], float, list[Samples], Labelled]:
-    """Classes, sampling rate, each gateway's samples, and the test set."""
-    fleet = simulate_fleet() if data == "sim" else cwru(Path(data), split, test_load)  # type: ignore[arg-type]
-    probe = task_of(task_settings(name="probe", classes=fleet.classes, sampling_rate_hz=fleet.sampling_rate_hz))
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One data set, dealt out and cut into windows: what a run learns from, and is measured on."""
+
+    fleet: Fleet
+    gateways: list[Samples]
+    test: Labelled
+    make_task: Callable[..., Task]
+    """Of these data and this model; takes what else `task_settings` takes."""
+
+
+def prepare(options: DemoOptions) -> Case:
+    """The data, seed and model of the options, as the demo takes them. Raises ValueError without a test set."""
+    fleet = open_fleet(options)
+    if fleet.test is None:
+        raise ValueError(f"--data {options.data}: expected a test set, found none; name a --test-load where there are")
+
+    def make_task(**wishes: Any) -> Task:
+        settings = task_settings(
+            name=fleet.name,
+            kind=cast(Kind, options.model),
+            hidden=options.hidden,
+            classes=fleet.classes,
+            windowing=fleet.windowing,
+            seed=options.seed,
+            **wishes,
+        )
+        return task_of(settings)
+
+    task = make_task()
     with tempfile.TemporaryDirectory() as directory:
         folders = lay_out(fleet, Path(directory))
-        test = load_test(folders.pop("test"), probe.windowing, fleet.classes)
-        gateways = [load(folder, probe.windowing, fleet.classes) for folder in folders.values()]
-    return fleet.classes, fleet.sampling_rate_hz, gateways, test
+        test = load_test(folders.pop("test"), task.windowing, task.classes)
+        gateways = [load(folder, task.windowing, task.classes) for folder in folders.values()]
+    return Case(fleet=fleet, gateways=gateways, test=test, make_task=make_task)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="sim", help="`sim`, or a folder of CWRU recordings")
+    parser.add_argument("--data", default="sim", help="as for `fedmq demo` (default: sim)")
     parser.add_argument("--split", default="fault", choices=["fault", "severity", "load"])
-    parser.add_argument("--test-load", type=int, default=2)
-    parser.add_argument("--hidden", default="32")
+    parser.add_argument("--test-load", type=int)
+    parser.add_argument("--gateways", type=int)
+    parser.add_argument("--model", default="mlp", choices=["softmax", "mlp", "autoencoder"])
+    parser.add_argument("--hidden", help="such as 64,128,64 (default: the model's own)")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--share", type=float, default=0.99, help="of dense's last metric (default: 0.99)")
     parser.add_argument("--overhead", type=int, default=230, help="wire bytes a round and gateway besides payload")
     parser.add_argument("--join", type=int, default=1200, help="wire bytes a gateway once, to join")
     parser.add_argument("--server-momentum", type=float, default=RoundSettings().server_momentum)
@@ -133,60 +218,73 @@ def main() -> None:
     parser.add_argument("--density", type=float, help="both ways, in place of the default")
     parser.add_argument("--baselines", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--record", type=Path, metavar="FILE.npz", help="keep what the coded run sent; needs one seed")
     options = parser.parse_args()
-    hidden = tuple(int(units) for units in options.hidden.split(",") if units)
-    classes, rate, gateways, test = prepare(options.data, options.split, options.test_load)
+    seeds = [int(text) for text in options.seeds.split(",")]
+    if options.record is not None and len(seeds) != 1:
+        parser.error("--record keeps one run: name one seed with --seeds")
 
     rows: list[dict[str, Any]] = []
-    for seed in (int(text) for text in options.seeds.split(",")):
-        runs: dict[str, list[Round]] = {}
-        for codec in ("dense", "sparse"):
-            task = task_of(
-                task_settings(
-                    name="bench",
-                    hidden=hidden,
-                    classes=classes,
-                    sampling_rate_hz=rate,
-                    codec=codec,
-                    seed=seed,
-                    learning_rate=options.learning_rate,
-                    local_epochs=options.local_epochs,
-                )
+    for seed in seeds:
+        case = prepare(
+            DemoOptions(
+                data=options.data,
+                split=options.split,
+                test_load=options.test_load,
+                gateways=options.gateways,
+                seed=seed,
+                model=options.model,
+                hidden=None if options.hidden is None else tuple(int(u) for u in options.hidden.split(",") if u),
             )
-            if codec == "sparse" and options.density:
-                coding = msgspec.structs.replace(task.up, density=options.density)
-                task = msgspec.structs.replace(task, up=coding, down=coding)
-            runs[codec] = federate(task, gateways, test, options.rounds, options.server_momentum)
-        level = 0.99 * runs["dense"][-1].metric
-        row: dict[str, Any] = {
-            "seed": seed,
-            "parameters": task.model.parameters,
-            "density": [task.up.density, task.down.density],
-        }
-        for codec, run in runs.items():
-            metrics = [done.metric for done in run]
-            row[codec] = {
-                "reached": reached(metrics, level),
-                "at_20": metrics[min(19, len(metrics) - 1)],
-                "final": metrics[-1],
-                "metric_by_round": metrics,
-                "bytes_per_round": wire_bytes(run, len(gateways), options.overhead, 0, 1.003) / len(run),
-            }
-            if row[codec]["reached"] is not None:
-                spent = run[: row[codec]["reached"]]
-                row[codec]["bytes"] = wire_bytes(spent, len(gateways), options.overhead, options.join, 1.003)
-        if "bytes" in row["dense"] and "bytes" in row["sparse"]:
-            row["ratio"] = row["dense"]["bytes"] / row["sparse"]["bytes"]
-        if options.baselines:
-            row["local_only_mean"] = float(np.mean(local_only(gateways, task, options.rounds, test)))
-            row["pooled"] = pooled(gateways, task, options.rounds, test)
-        rows.append(row)
-        print(_line(row))
+        )
+        rows.append(_measure(case, options))
+        print(_line(rows[-1]), flush=True)
     ratios = [row["ratio"] for row in rows if "ratio" in row]
     if len(ratios) == len(rows):
         print(f"geometric mean: {math.exp(sum(map(math.log, ratios)) / len(ratios)):.1f} times fewer bytes")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """Both runs of one seed, and what they came to."""
+    gateways, test = case.gateways, case.test
+    runs: dict[str, list[Round]] = {}
+    for codec in ("dense", "sparse"):
+        task = case.make_task(codec=codec, learning_rate=options.learning_rate, local_epochs=options.local_epochs)
+        record = None
+        if codec == "sparse":
+            if options.density:
+                coding = msgspec.structs.replace(task.up, density=options.density)
+                task = msgspec.structs.replace(task, up=coding, down=coding)
+            record = Record() if options.record else None
+        runs[codec] = federate(task, gateways, test, options.rounds, options.server_momentum, record)
+        if record is not None:
+            record.save(options.record, task, gateways)
+    level = options.share * runs["dense"][-1].metric
+    row: dict[str, Any] = {
+        "seed": task.seed,
+        "parameters": task.model.parameters,
+        "density": [task.up.density, task.down.density],
+    }
+    for codec, run in runs.items():
+        metrics = [done.metric for done in run]
+        row[codec] = {
+            "reached": reached(metrics, level),
+            "at_20": metrics[min(19, len(metrics) - 1)],
+            "final": metrics[-1],
+            "metric_by_round": metrics,
+            "bytes_per_round": wire_bytes(run, len(gateways), options.overhead, 0, 1.003) / len(run),
+        }
+        if row[codec]["reached"] is not None:
+            spent = run[: row[codec]["reached"]]
+            row[codec]["bytes"] = wire_bytes(spent, len(gateways), options.overhead, options.join, 1.003)
+    if "bytes" in row["dense"] and "bytes" in row["sparse"]:
+        row["ratio"] = row["dense"]["bytes"] / row["sparse"]["bytes"]
+    if options.baselines:
+        row["local_only_mean"] = float(np.mean(local_only(gateways, task, options.rounds, test)))
+        row["pooled"] = pooled(gateways, task, options.rounds, test)
+    return row
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -195,7 +293,7 @@ def _line(row: dict[str, Any]) -> str:
     for codec in ("dense", "sparse"):
         run = row[codec]
         parts.append(
-            f"{codec}: round {run['reached']}, F1 {run['at_20']:.3f} at 20, {run['final']:.3f} at the end, "
+            f"{codec}: round {run['reached']}, metric {run['at_20']:.3f} at 20, {run['final']:.3f} at the end, "
             f"{run['bytes_per_round']:,.0f} B a round"
         )
     if "ratio" in row:

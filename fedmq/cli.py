@@ -164,9 +164,11 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     data.add_argument(
         "--data",
         default="sim",
-        metavar="sim|cwru:DIR|DIR",
+        metavar="sim|cwru:DIR|gearbox:DIR|digits|DIR",
         help="sim: simulated bearings; cwru:DIR: recordings of the CWRU Bearing Data Center, as .npz or .mat; "
-        "DIR: your own, as DIR/<gateway>/<label>/*.{npy,csv,wav} (default: sim)",
+        "gearbox:DIR: four accelerometers on a gearbox (OEDI 623), a .npz and a gateway for each load; digits: "
+        "scikit-learn's handwritten digits, dealt out unevenly by --seed (needs scikit-learn); DIR: your own, as "
+        "DIR/<gateway>/<label>/*.{npy,csv,wav} (default: sim)",
     )
     data.add_argument(
         "--split",
@@ -174,10 +176,23 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         default="fault",
         help="what a gateway has seen (cwru): one fault type, one severity, or one motor load (default: fault)",
     )
-    data.add_argument("--test-load", type=int, metavar="HP", help="cwru: this motor load is for testing only")
+    data.add_argument(
+        "--test-load", type=int, metavar="LOAD", help="this load is for testing only (cwru: in hp; gearbox: in %%)"
+    )
     data.add_argument("--sampling-rate", type=_rate, metavar="HZ", help="of your own recordings that do not say it")
+    data.add_argument(
+        "--features",
+        choices=("vibration-1", "raw"),
+        help="of a window: 22 of each channel's vibration, or its samples as they are (default: what suits --data; "
+        "vibration-1 for your own)",
+    )
+    data.add_argument("--channels", type=_positive, metavar="N", help="that recordings have (default for your own: 1)")
+    data.add_argument(
+        "--window", type=_positive, metavar="N", help="samples of a window; 1 where rows are windows (default: 2048)"
+    )
+    data.add_argument("--hop", type=_positive, metavar="N", help="samples from window to window (default: 1024)")
     demo.add_argument("--rounds", type=_positive, default=40, help="training rounds (default: 40)")
-    demo.add_argument("--gateways", type=_positive, help="how many (sim; cwru has what the split gives)")
+    demo.add_argument("--gateways", type=_positive, help="how many (sim: 7, digits: 8; others have what is there)")
     demo.add_argument("--seed", type=int, default=0, help="of initial weights, batches and simulation (default: 0)")
     learning = demo.add_argument_group("learning")
     learning.add_argument("--model", choices=("softmax", "mlp", "autoencoder"), default="mlp", help="default: mlp")

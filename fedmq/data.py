@@ -1,9 +1,9 @@
 """Where the demo's recordings come from, and the folder each gateway is given.
 
-Owns the importers (CWRU bearings, a folder of one's own) and the layout on disk that a gateway reads. The demo plays
-the plant: it deals recordings out to folders, and from then on each gateway's process reads its own folder and no
-other. Refuses to know about windows, features and models. Rules it keeps: no pickle, no download, sizes bounded, one
-`DataError` line for what is wrong.
+Owns the importers (CWRU bearings, a gearbox, handwritten digits, a folder of one's own) and the layout on disk that a
+gateway reads. The demo plays the plant: it deals recordings out to folders, and from then on each gateway's process
+reads its own folder and no other. A fleet says how its recordings are best cut into windows; refuses to know how that
+is done, and models. Rules it keeps: no pickle, no download, sizes bounded, one `DataError` line for what is wrong.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import wave
 import zipfile
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from fedmq_edge_node.samples import SampleError, read_settings
+from fedmq_coordinator.settings import WindowingSettings
+from fedmq_edge_node.samples import RAW, SampleError, read_settings
 from fedmq_protocol.topics import check_name
 from numpy.typing import NDArray
 
-__all__ = ["DataError", "Fleet", "GatewayData", "Recording", "cwru", "lay_out", "own_folder"]
+__all__ = ["DataError", "Fleet", "GatewayData", "Recording", "cwru", "digits", "gearbox", "lay_out", "own_folder"]
 
 Split = Literal["fault", "severity", "load"]
 
@@ -40,12 +41,12 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """One labelled recording of one channel, or the file it lies in."""
+    """One labelled recording, or the file it lies in."""
 
     label: str
     name: str
     signal: NDArray[np.int16] | NDArray[np.float32] | Path
-    """`(n,)` int16 steps or float32 in g; a path is a user's own file, copied as it is."""
+    """`(n,)` or `(n, channels)` int16 steps or float32 in g; a path is a user's own file, copied as it is."""
     scale: float | None = None
     """g per step, which int16 needs; None leaves it to the format."""
     sampling_rate_hz: float
@@ -62,11 +63,14 @@ class Fleet:
     """What every gateway has, and the test set where there is one. Labels of all are among `classes`."""
 
     name: str
-    sampling_rate_hz: float
+    windowing: WindowingSettings = field(default_factory=WindowingSettings)
+    """How its recordings become windows and features, with the rate that they all have."""
     classes: tuple[str, ...]
     gateways: tuple[GatewayData, ...]
     test: tuple[Recording, ...] | None
     split: str
+    remark: str = ""
+    """What one must know of these data to read results on them rightly."""
 
     def __post_init__(self) -> None:
         names = [gateway.name for gateway in self.gateways]
@@ -76,6 +80,10 @@ class Fleet:
             raise DataError(f"a gateway is named twice in {names}")
         if not names:
             raise DataError(f"{self.name}: expected at least one gateway, got none")
+
+    @property
+    def sampling_rate_hz(self) -> float:
+        return self.windowing.sampling_rate_hz
 
 
 def lay_out(fleet: Fleet, directory: Path) -> dict[str, Path]:
@@ -175,7 +183,7 @@ def cwru(directory: Path, split: Split = "fault", test_load: int | None = 2) -> 
         raise DataError(f"{directory}: nothing is left to train on besides the test load of {test_load} hp")
     return Fleet(
         name="cwru",
-        sampling_rate_hz=CWRU_RATE_HZ,
+        windowing=WindowingSettings(sampling_rate_hz=CWRU_RATE_HZ),
         classes=CWRU_CLASSES,
         gateways=tuple(GatewayData(name=name, recordings=tuple(own)) for name, own in sorted(dealt.items())),
         test=tuple(recording for _, recording in test) if test_load is not None else None,
@@ -263,6 +271,165 @@ def _recording(run: _Run, signal: NDArray[np.int16] | NDArray[np.float32], scale
     return Recording(label=run.label, name=str(run.number), signal=signal, scale=scale, sampling_rate_hz=CWRU_RATE_HZ)
 
 
+# --- A gearbox -------------------------------------------------------------------------------------------------------
+
+GEARBOX_CHANNELS = 4
+GEARBOX_LABELS = {"healthy": "normal", "broken": "broken_tooth"}
+GEARBOX_WINDOWING = WindowingSettings(sampling_rate_hz=12_000.0, hop=512, channels=GEARBOX_CHANNELS)
+"""The rate is nominal: see the remark. A shorter hop than usual, as there is one recording of each condition only."""
+GEARBOX_REMARK = (
+    "the sampling rate of these recordings is not documented; 12,000 is nominal, so that the bands of the features are"
+    " shares of whatever the Nyquist frequency was, and no hertz"
+)
+
+
+def gearbox(directory: Path, test_load: int | None = None, *, healthy: bool = False) -> Fleet:
+    """The SpectraQuest gearbox of Pandya and Parey (OEDI submission 623) as a fleet: a gateway per load.
+
+    `directory` holds a `.npz` per load, with int16 `healthy` and `broken` `(n, 4)`, `healthy_scale` and `broken_scale`
+    `(4,)`, and `load_percent`. Recordings at `test_load` (in %) are the test set. With `healthy` nobody has seen a
+    broken tooth, and the test set has none either: what an autoencoder is to give back. Raises DataError.
+    """
+    archives = sorted(directory.glob("*.npz")) if directory.is_dir() else []
+    if not archives:
+        raise DataError(f"{directory}: expected a folder with a .npz for each load, found none")
+    loads: dict[int, tuple[Recording, ...]] = {}
+    for path in archives:
+        load, recordings = _read_gearbox(path)
+        if load in loads:
+            raise DataError(f"{path}: expected one file for each load, but {load} % was there before")
+        loads[load] = tuple(r for r in recordings if r.label == "normal" or not healthy)
+    if test_load is not None and test_load not in loads:
+        raise DataError(f"{directory}: expected the test load {test_load} % among the loads {sorted(loads)}")
+    return Fleet(
+        name="gearbox",
+        windowing=GEARBOX_WINDOWING,
+        classes=tuple(GEARBOX_LABELS.values()),
+        gateways=tuple(
+            GatewayData(name=f"load{load:02d}", recordings=own)
+            for load, own in sorted(loads.items())
+            if load != test_load
+        ),
+        test=None if test_load is None else loads[test_load],
+        split="load",
+        remark=GEARBOX_REMARK,
+    )
+
+
+def _read_gearbox(path: Path) -> tuple[int, list[Recording]]:
+    """Load in % and both recordings of one archive, in the source's unit (which is not documented)."""
+    recordings = []
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            load = int(archive["load_percent"])
+            for key, label in GEARBOX_LABELS.items():
+                steps, scale = archive[key], archive[f"{key}_scale"]
+                if steps.dtype != np.int16 or steps.ndim != 2 or steps.shape[1] != GEARBOX_CHANNELS:
+                    raise DataError(
+                        f"{path}: expected {key} as (n, {GEARBOX_CHANNELS}) int16, got {steps.shape} {steps.dtype}"
+                    )
+                if steps.size > MAX_SAMPLES or scale.shape != (GEARBOX_CHANNELS,) or scale.dtype.kind != "f":
+                    raise DataError(
+                        f"{path}: expected at most {MAX_SAMPLES:,} samples and {key}_scale of {GEARBOX_CHANNELS} "
+                        f"numbers, got {steps.size:,} and {scale.shape} {scale.dtype}"
+                    )
+                recordings.append(
+                    Recording(
+                        label=label,
+                        name=f"load{load:02d}",
+                        signal=(steps * scale).astype(np.float32),
+                        sampling_rate_hz=GEARBOX_WINDOWING.sampling_rate_hz,
+                    )
+                )
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"{path}: expected the keys load_percent, healthy, healthy_scale, broken and broken_scale: {error}"
+        ) from None
+    return load, recordings
+
+
+# --- Handwritten digits ----------------------------------------------------------------------------------------------
+
+DIGITS_PIXELS = 64
+DIGITS_MAXIMUM = 16
+DIGITS_TEST_SHARE = 0.2
+DIGITS_CONCENTRATION = 0.3
+DIGITS_LEAST = 20
+"""Images that every gateway must have."""
+DIGITS_DRAWS = 1000
+
+
+def digits(*, gateways: int = 8, seed: int = 0) -> Fleet:
+    """scikit-learn's 1,797 images of handwritten digits, 8 by 8 pixels from 0 to 1, dealt out unevenly by label.
+
+    A fifth of each digit is the test set; of the rest each digit is shared out by proportions drawn from a Dirichlet
+    distribution with concentration 0.3 (Li et al. 2022, arXiv:2102.02079, section 3.2), again and again until every
+    gateway has 20 images at least. An image is a row of 64 channels and a window. Raises DataError.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise DataError("the digits are scikit-learn's, which is not installed: pip install 'fedmq[bench]'") from None
+    images, numbers = load_digits(return_X_y=True)
+    images = images.astype(np.int16)
+    rng = np.random.default_rng((seed, 0xD161))
+    test: dict[int, NDArray[np.int64]] = {}
+    rest: dict[int, NDArray[np.int64]] = {}
+    for number in range(10):
+        rows = rng.permutation(np.flatnonzero(numbers == number))
+        test[number], rest[number] = np.split(rows, [round(DIGITS_TEST_SHARE * len(rows))])
+    dealt = _deal(rest, gateways, rng)
+
+    def recordings(rows: dict[int, NDArray[np.int64]]) -> tuple[Recording, ...]:
+        return tuple(
+            Recording(
+                label=str(number),
+                name="digits",
+                signal=images[own],
+                scale=1 / DIGITS_MAXIMUM,
+                sampling_rate_hz=1.0,
+            )
+            for number, own in rows.items()
+            if len(own)
+        )
+
+    return Fleet(
+        name="digits",
+        # The test set measures the model, so that gateways need not hold anything back for that.
+        windowing=WindowingSettings(
+            samples=1, hop=1, sampling_rate_hz=1.0, features=RAW, channels=DIGITS_PIXELS, held_out=0.0
+        ),
+        classes=tuple(str(number) for number in range(10)),
+        gateways=tuple(
+            GatewayData(name=f"digits-{place + 1:02d}", recordings=recordings(own)) for place, own in enumerate(dealt)
+        ),
+        test=recordings(test),
+        split=f"Dirichlet({DIGITS_CONCENTRATION})",
+    )
+
+
+def _deal(
+    rows: dict[int, NDArray[np.int64]], gateways: int, rng: np.random.Generator
+) -> list[dict[int, NDArray[np.int64]]]:
+    """Each gateway's rows of each digit."""
+    for _ in range(DIGITS_DRAWS):
+        dealt: list[dict[int, NDArray[np.int64]]] = [{} for _ in range(gateways)]
+        for number, own in rows.items():
+            shares = rng.dirichlet(np.full(gateways, DIGITS_CONCENTRATION))
+            cuts = np.rint(np.cumsum(shares)[:-1] * len(own)).astype(np.int64)
+            for gateway, part in zip(dealt, np.split(own, cuts), strict=True):
+                gateway[number] = part
+        if min(sum(len(part) for part in gateway.values()) for gateway in dealt) >= DIGITS_LEAST:
+            return dealt
+    total = sum(len(own) for own in rows.values())
+    raise DataError(
+        f"digits: expected so many gateways that each gets {DIGITS_LEAST} of {total:,} images in one of "
+        f"{DIGITS_DRAWS:,} draws, got {gateways}: take fewer"
+    )
+
+
 # --- One's own folder ------------------------------------------------------------------------------------------------
 
 
@@ -294,7 +461,7 @@ def own_folder(directory: Path, *, sampling_rate_hz: float | None = None) -> Fle
         raise DataError(f"{directory / TEST_FOLDER}: no gateway has recordings of {', '.join(sorted(strange))}")
     return Fleet(
         name=directory.resolve().name,
-        sampling_rate_hz=rates[0],
+        windowing=WindowingSettings(sampling_rate_hz=rates[0]),
         classes=tuple(sorted(labels, key=lambda label: (label != "normal", label))),
         gateways=gateways,
         test=test or None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fedmq_coordinator.settings import CodecSettings, RecipeSettings, TaskSettings, WindowingSettings
-from fedmq_edge_node.samples import FEATURES
+from fedmq_edge_node.samples import feature_count
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 
 __all__ = ["CODECS", "HIDDEN", "task_of", "task_settings"]
@@ -36,7 +36,7 @@ def task_settings(
     kind: Kind = "mlp",
     hidden: tuple[int, ...] | None = None,
     classes: tuple[str, ...],
-    sampling_rate_hz: float,
+    windowing: WindowingSettings | None = None,
     codec: str = "sparse",
     seed: int = 0,
     local_epochs: int | None = None,
@@ -52,7 +52,7 @@ def task_settings(
         hidden=HIDDEN[kind] if hidden is None else hidden,
         classes=() if kind == "autoencoder" else classes,
         seed=seed,
-        windowing=WindowingSettings(sampling_rate_hz=sampling_rate_hz),
+        windowing=windowing or WindowingSettings(),
         recipe=RecipeSettings(
             local_epochs=recipe.local_epochs if local_epochs is None else local_epochs,
             learning_rate=recipe.learning_rate if learning_rate is None else learning_rate,
@@ -62,9 +62,19 @@ def task_settings(
 
 
 def task_of(settings: TaskSettings, *, max_norm: float = 1000.0, held_out_reports: bool = True) -> Task:
-    """What travels to the gateways."""
-    outputs = FEATURES if settings.kind == "autoencoder" else len(settings.classes)
-    model = ModelSpec(kind=settings.kind, sizes=(FEATURES, *settings.hidden, outputs))
+    """What travels to the gateways. Raises ValueError where windows cannot become features as they are wished for."""
+    windowing, recipe = settings.windowing, settings.recipe
+    windows = Windowing(
+        samples=windowing.samples,
+        hop=windowing.hop,
+        sampling_rate_hz=windowing.sampling_rate_hz,
+        features=windowing.features,
+        held_out=windowing.held_out,
+        channels=windowing.channels,
+    )
+    inputs = feature_count(windows)
+    outputs = inputs if settings.kind == "autoencoder" else len(settings.classes)
+    model = ModelSpec(kind=settings.kind, sizes=(inputs, *settings.hidden, outputs))
     codec = settings.codec
     dense = codec.kind == "dense"
     floor = codec.min_coordinates / model.parameters
@@ -73,18 +83,11 @@ def task_of(settings: TaskSettings, *, max_norm: float = 1000.0, held_out_report
     def direction(bits: Literal[1, 4, 8], density: float) -> Codec:
         return Codec(bits=32, density=1.0) if dense else Codec(bits=bits, density=min(1.0, max(density, floor)))
 
-    windowing, recipe = settings.windowing, settings.recipe
     return Task(
         name=settings.name,
         model=model,
         classes=settings.classes,
-        windowing=Windowing(
-            samples=windowing.samples,
-            hop=windowing.hop,
-            sampling_rate_hz=windowing.sampling_rate_hz,
-            features=windowing.features,
-            held_out=windowing.held_out,
-        ),
+        windowing=windows,
         recipe=Recipe(
             learning_rate=recipe.learning_rate,
             momentum=recipe.momentum,

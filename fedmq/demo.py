@@ -29,13 +29,13 @@ from fedmq_coordinator.report_html import to_html
 from fedmq_edge_node.samples import UNLABELLED, load, load_test
 
 from fedmq.baselines import local_only, pooled
-from fedmq.data import Fleet, Split, cwru, lay_out, own_folder
+from fedmq.data import Fleet, Split, cwru, digits, gearbox, lay_out, own_folder
 from fedmq.defaults import Kind, task_settings
 from fedmq.programs import ledger_path, load_task
 from fedmq.showing import Screen
 from fedmq.simulator import simulate_fleet
 
-__all__ = ["DemoError", "DemoOptions", "run"]
+__all__ = ["DemoError", "DemoOptions", "open_fleet", "run"]
 
 FEDERATION = "demo"
 POLL_SECONDS = 0.1
@@ -55,6 +55,10 @@ class DemoOptions:
     split: str = "fault"
     test_load: int | None = None
     sampling_rate: float | None = None
+    features: str | None = None
+    channels: int | None = None
+    window: int | None = None
+    hop: int | None = None
     rounds: int = 40
     gateways: int | None = None
     seed: int = 0
@@ -96,7 +100,7 @@ def run(options: DemoOptions) -> int:
     """The whole demo; returns its exit status."""
     began = time.monotonic()
     screen = Screen(progress=options.progress)
-    fleet = _open_fleet(options)
+    fleet = open_fleet(options)
     directory = options.directory or Path("runs") / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
@@ -132,15 +136,32 @@ def run(options: DemoOptions) -> int:
     return 0
 
 
-def _open_fleet(options: DemoOptions) -> Fleet:
-    if options.test_load is not None and not options.data.startswith("cwru:"):
-        raise DemoError(f"--test-load: only cwru:DIR has motor loads, --data is {options.data}")
+def open_fleet(options: DemoOptions) -> Fleet:
+    """The recordings that `--data` names, and how they are cut. Raises ValueError for what cannot be used."""
+    fleet = _find_fleet(options)
+    wishes: dict[str, Any] = {
+        "features": options.features,
+        "channels": options.channels,
+        "samples": options.window,
+        "hop": options.hop,
+    }
+    given = {name: value for name, value in wishes.items() if value is not None}
+    return replace(fleet, windowing=replace(fleet.windowing, **given)) if given else fleet
+
+
+def _find_fleet(options: DemoOptions) -> Fleet:
+    if options.test_load is not None and not options.data.startswith(("cwru:", "gearbox:")):
+        raise DemoError(f"--test-load: only cwru:DIR and gearbox:DIR have loads, --data is {options.data}")
+    healthy = options.model == "autoencoder"
     if options.data == "sim":
-        healthy = options.model == "autoencoder"
         return simulate_fleet(gateways=options.gateways or 7, seed=options.seed, healthy=healthy)
+    if options.data == "digits":
+        return digits(gateways=options.gateways or 8, seed=options.seed)
     kind, colon, folder = options.data.partition(":")
     if kind == "cwru" and colon:
         fleet = cwru(Path(folder), split=cast(Split, options.split), test_load=options.test_load)
+    elif kind == "gearbox" and colon:
+        fleet = gearbox(Path(folder), options.test_load, healthy=healthy)
     else:
         fleet = own_folder(Path(options.data), sampling_rate_hz=options.sampling_rate)
     if options.gateways is not None and options.gateways != len(fleet.gateways):
@@ -159,7 +180,11 @@ def _open_fleet(options: DemoOptions) -> Fleet:
 
 def _say_data(screen: Screen, fleet: Fleet) -> None:
     what = "simulated bearings" if fleet.name == "simulated" else f"recordings of {fleet.name}"
-    screen.say(f"data: {what}, {fleet.sampling_rate_hz:,.0f} samples a second, split by {fleet.split}")
+    # A table has no rate: its rows do not follow each other in time.
+    rate = f", {fleet.sampling_rate_hz:,.0f} samples a second" if fleet.windowing.samples > 1 else ""
+    screen.say(f"data: {what}{rate}, split by {fleet.split}")
+    if fleet.remark:
+        screen.say(f"  {fleet.remark}")
     for gateway in fleet.gateways:
         labels = sorted({recording.label for recording in gateway.recordings})
         screen.say(f"  {gateway.name}: {len(gateway.recordings)} recordings of {', '.join(labels)}")
@@ -259,7 +284,7 @@ class _Plant:
             kind=cast(Kind, options.model),
             hidden=options.hidden,
             classes=self.fleet.classes,
-            sampling_rate_hz=self.fleet.sampling_rate_hz,
+            windowing=self.fleet.windowing,
             codec=options.codec,
             seed=options.seed,
             local_epochs=options.local_epochs,

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from math import cos, pi
 
 import numpy as np
+from fedmq_coordinator.settings import WindowingSettings
 from numpy.typing import NDArray
 
 from fedmq.data import Fleet, GatewayData, Recording
@@ -154,7 +155,7 @@ def simulate_fleet(*, gateways: int = 7, seed: int = 0, healthy: bool = False) -
     )
     return Fleet(
         name="simulated",
-        sampling_rate_hz=SAMPLING_RATE_HZ,
+        windowing=WindowingSettings(sampling_rate_hz=SAMPLING_RATE_HZ),
         classes=CLASSES,
         gateways=tuple(fleet),
         test=test,

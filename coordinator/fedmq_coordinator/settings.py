@@ -39,7 +39,15 @@ Bits = Literal[1, 4, 8]
 class WindowingSettings(Table):
     """How a recording becomes windows, and a window becomes features, on every gateway alike."""
 
-    samples: Annotated[int, Meta(ge=64, le=1 << 20, description="Samples of a window.")] = _WINDOWING.samples
+    samples: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1 << 20,
+            description="Samples of a window, of each channel. vibration-1 needs 64; a table whose rows are windows"
+            " has 1, and a hop of 1.",
+        ),
+    ] = _WINDOWING.samples
     hop: Annotated[int, Meta(ge=1, le=1 << 20, description="Samples from one window's start to the next one's.")] = (
         _WINDOWING.hop
     )
@@ -53,9 +61,16 @@ class WindowingSettings(Table):
             " would shift.",
         ),
     ] = _WINDOWING.sampling_rate_hz
-    features: Annotated[str, Meta(min_length=1, max_length=32, description="Name of the feature set.")] = (
-        _WINDOWING.features
-    )
+    features: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=32,
+            description='Name of the feature set: "vibration-1" makes 22 features of each channel of a vibration;'
+            ' "raw" takes the'
+            " samples of all channels as they are.",
+        ),
+    ] = _WINDOWING.features
     held_out: Annotated[
         float,
         Meta(
@@ -64,6 +79,15 @@ class WindowingSettings(Table):
             description="Share of each recording's end that a gateway does not train on, and measures the model with.",
         ),
     ] = _WINDOWING.held_out
+    channels: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=4096,
+            description="Channels that a recording must have; each becomes features. With 1, vibration-1 uses the"
+            " first of however many there are.",
+        ),
+    ] = _WINDOWING.channels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,12 @@
 
 A `.npy` holds float32 or float64 in g (times `scale`, if one is given), or int16 that needs a `scale` in g per step;
 a `.csv` holds numbers in g (times `scale`), one row per sample, after at most one heading line; a `.wav` carries its
-own rate, and its full scale is 1 g unless `scale` gives the g per step. Of several channels the *first* is used.
+own rate, and its full scale is 1 g unless `scale` gives the g per step. A recording has one channel or several, side
+by side. It must have as many as the task says; only where that is one, `vibration-1` uses the *first* of several.
+
+A feature set is a name in the task: `vibration-1` makes 22 features of each channel's window, channel after channel;
+`raw` takes a window's samples as they are, in whatever unit, row after row. With windows of one sample, `raw` reads a
+table: a row is a window, a column a channel (it has no rate: state 1 in the task and in recording.toml).
 
 Owns reading, cutting, the features and their scaling. Refuses to know about models and rounds. Rules it keeps: no
 pickle; a recording is read in blocks and its signal forgotten once it has become features; sizes are bounded before
@@ -32,10 +37,12 @@ from numpy.typing import NDArray
 __all__ = [
     "FEATURES",
     "FEATURE_NAMES",
+    "RAW",
     "UNLABELLED",
     "SampleError",
     "Samples",
     "Scaler",
+    "feature_count",
     "features",
     "list_recordings",
     "load",
@@ -62,9 +69,15 @@ FEATURE_NAMES: tuple[str, ...] = (
     *(f"band_{band + 1}_of_{BANDS}_log10_share" for band in range(BANDS)),
     *(f"envelope_{low:g}_{high:g}_hz_log10" for low, high in pairwise(ENVELOPE_EDGES_HZ)),
 )
-"""What `features` gives, in order: the feature set `vibration-1`."""
+"""What `features` gives for a channel, in order: the feature set `vibration-1`."""
 FEATURES = len(FEATURE_NAMES)
-FEATURE_SET = "vibration-1"
+VIBRATION = "vibration-1"
+RAW = "raw"
+
+MIN_VIBRATION_SAMPLES = 64
+"""A shorter window has too few lines for its spectrum's bands."""
+MAX_FEATURES = 4096
+"""Of a window: their scaling must fit one message."""
 
 UNLABELLED = "unlabelled"
 """Folder of recordings nobody has labelled: left out by a classifier, taken as healthy by an autoencoder."""
@@ -72,13 +85,17 @@ UNLABELLED = "unlabelled"
 MAX_FILES = 10_000
 MAX_FILE_BYTES = 4 << 30
 MAX_CSV_SAMPLES = 2_000_000
-"""A .csv cannot be read from its middle, so that it is kept whole: 8 MB."""
+"""Of all channels. A .csv cannot be read from its middle, so that it is kept whole: 8 MB."""
 MAX_LINE = 10_000
 MAX_SETTINGS_BYTES = 64 << 10
 MAX_WINDOWS = 200_000
-"""Over all recordings: 18 MB of features."""
+"""Over all recordings: 18 MB of features of one channel's vibration."""
+MAX_TABLE_VALUES = 1 << 24
+"""Features of all windows together: 67 MB."""
 BLOCK_SAMPLES = 1 << 16
-"""Signal in memory at a time, and at least one window."""
+"""Signal of all channels in memory at a time, and at least one window."""
+BLOCK_VALUES = 1 << 18
+"""Samples of the windows that become features at a time, however much they overlap: 2 MB, and at least one window."""
 RATE_TOLERANCE = 1e-3
 SCALED_LIMIT = 8.0
 """Scaled features are clipped here: a sensor that goes wild must not throw the model."""
@@ -95,14 +112,14 @@ class Samples:
     """Windows as unscaled features. Training and held-out windows share no sample of the signal."""
 
     train_x: Floats
-    """`(n, FEATURES)` float32."""
+    """`(n, features)` float32."""
     train_y: NDArray[np.int64]
     """`(n,)` positions in the task's classes; for an autoencoder 0, as it trains on healthy windows only."""
     held_x: Floats
     held_y: NDArray[np.int64]
     """For an autoencoder 0 is healthy and 1 is everything else."""
     raw_bytes: int
-    """The signal at 2 bytes a sample, as a 16-bit converter gives it: what uploading it would cost."""
+    """What is used of the signal at 2 bytes a sample, as a 16-bit converter gives it: what uploading it would cost."""
     recordings: int
 
     @property
@@ -116,7 +133,7 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class Scaler:
-    """Brings features to about mean 0 and spread 1: `(FEATURES,)` float32 each."""
+    """Brings features to about mean 0 and spread 1: `(features,)` float32 each."""
 
     mean: Floats
     scale: Floats
@@ -129,7 +146,7 @@ class Scaler:
             raise ValueError("expected finite means and scales above 0")
 
     def apply(self, x: Floats) -> Floats:
-        """Features `(n, FEATURES)` to scaled float32, within ±8."""
+        """Features `(n, features)` to scaled float32, within ±8."""
         scaled = (x - self.mean) / self.scale
         return np.asarray(np.clip(scaled, -SCALED_LIMIT, SCALED_LIMIT), dtype=np.float32)
 
@@ -144,6 +161,30 @@ def statistics(x: Floats) -> tuple[int, NDArray[np.float64], NDArray[np.float64]
     wide = x.astype(np.float64)
     mean = wide.mean(axis=0)
     return len(x), mean, np.sum((wide - mean) ** 2, axis=0)
+
+
+def feature_count(windowing: Windowing) -> int:
+    """Features that a window becomes. Raises SampleError for an unknown feature set, or where it cannot be had."""
+    if windowing.features == VIBRATION:
+        if windowing.samples < MIN_VIBRATION_SAMPLES:
+            raise SampleError(
+                f"windowing.samples: expected at least {MIN_VIBRATION_SAMPLES} for the feature set {VIBRATION!r}, "
+                f"got {windowing.samples}"
+            )
+        count = FEATURES * windowing.channels
+    elif windowing.features == RAW:
+        count = windowing.samples * windowing.channels
+    else:
+        raise SampleError(
+            f"windowing.features: expected the feature set {VIBRATION!r} or {RAW!r}, the task asks for "
+            f"{windowing.features!r}"
+        )
+    if count > MAX_FEATURES:
+        raise SampleError(
+            f"windowing: expected at most {MAX_FEATURES:,} features of a window, got {count:,} "
+            f"({windowing.features} of {windowing.samples:,} samples and {windowing.channels:,} channels)"
+        )
+    return count
 
 
 def load(directory: Path, windowing: Windowing, classes: tuple[str, ...], healthy: str = "normal") -> Samples:
@@ -161,7 +202,7 @@ def load(directory: Path, windowing: Windowing, classes: tuple[str, ...], health
         if classes or number == 0:
             train.add(signal, 0, cut, number)
         held.add(signal, cut, signal.length, number)
-        raw_bytes += 2 * signal.length
+        raw_bytes += 2 * signal.length * windowing.channels
         recordings += 1
     train_x, train_y = train.arrays()
     held_x, held_y = held.arrays()
@@ -173,7 +214,7 @@ def load(directory: Path, windowing: Windowing, classes: tuple[str, ...], health
 def load_test(
     directory: Path, windowing: Windowing, classes: tuple[str, ...], healthy: str = "normal"
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """A test set, whole: every window as unscaled features `(n, FEATURES)` and labels `(n,)`. Raises as `load`."""
+    """A test set, whole: every window as unscaled features `(n, features)` and labels `(n,)`. Raises as `load`."""
     table = _Table(windowing)
     for signal, number in _recordings(directory, windowing, classes, healthy):
         table.add(signal, 0, signal.length, number)
@@ -188,13 +229,13 @@ def signal_lengths(directory: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     common = read_settings(directory / "recording.toml")
     for path in list_recordings(directory):
-        signal = _open(path, common | read_settings(path.with_suffix(".toml")))
+        signal = _open(path, common | read_settings(path.with_suffix(".toml")), 1)
         counts[path.parent.name] = counts.get(path.parent.name, 0) + signal.length
     return counts
 
 
 def features(windows: NDArray[np.float64], sampling_rate_hz: float) -> Floats:
-    """The feature set `vibration-1`: windows `(n, samples)` in g to `(n, FEATURES)` float32, all logarithms to base 10.
+    """One channel's `vibration-1`: windows `(n, samples)` in g to `(n, FEATURES)` float32, all logarithms to base 10.
 
     - RMS of the vibration about its mean, the level that ISO 20816-1:2016 judges (here of acceleration, in g).
     - Kurtosis (4th moment over squared variance, 3 for noise) and crest factor (peak over RMS): the impulsiveness
@@ -246,10 +287,13 @@ def _squared_envelope(x: NDArray[np.float64], sampling_rate_hz: float) -> NDArra
 
 @dataclass(frozen=True, kw_only=True)
 class _Signal:
-    """An opened recording: `read(start, stop)` gives that part of the first channel in g, float64."""
+    """An opened recording: `read(start, stop)` gives that part of the first `wanted` channels it was opened with, as
+    `(samples, wanted)` float64 in g."""
 
     path: Path
     length: int
+    channels: int
+    """Of the recording, wanted or not."""
     sampling_rate_hz: float
     read: Callable[[int, int], NDArray[np.float64]]
 
@@ -259,18 +303,20 @@ class _Table:
 
     def __init__(self, windowing: Windowing) -> None:
         self._windowing = windowing
-        self._x: list[Floats] = [np.zeros((0, FEATURES), dtype=np.float32)]
+        self._features = feature_count(windowing)
+        self._most = min(MAX_WINDOWS, MAX_TABLE_VALUES // self._features)
+        self._x: list[Floats] = [np.zeros((0, self._features), dtype=np.float32)]
         self._y: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
         self._count = 0
 
     def add(self, signal: _Signal, start: int, stop: int, number: int) -> None:
         for block in _windows(signal, start, stop, self._windowing):
             self._count += len(block)
-            if self._count > MAX_WINDOWS:
+            if self._count > self._most:
                 raise SampleError(
-                    f"{signal.path}: expected at most {MAX_WINDOWS:,} windows in all; raise the task's hop"
+                    f"{signal.path}: expected at most {self._most:,} windows in all; raise the task's hop"
                 )
-            self._x.append(features(block, self._windowing.sampling_rate_hz))
+            self._x.append(_featured(block, self._windowing))
             self._y.append(np.full(len(block), number, dtype=np.int64))
 
     def arrays(self) -> tuple[Floats, NDArray[np.int64]]:
@@ -281,8 +327,6 @@ def _recordings(
     directory: Path, windowing: Windowing, classes: tuple[str, ...], healthy: str
 ) -> Iterator[tuple[_Signal, int]]:
     """Each recording, opened, with its label's number."""
-    if windowing.features != FEATURE_SET:
-        raise SampleError(f"expected the feature set {FEATURE_SET!r}, the task asks for {windowing.features!r}")
     common = read_settings(directory / "recording.toml")
     for path in list_recordings(directory):
         label = path.parent.name
@@ -290,7 +334,8 @@ def _recordings(
             continue
         if classes and label not in classes:
             raise SampleError(f"{path.parent}: expected a folder named after a class ({', '.join(classes)})")
-        signal = _open(path, common | read_settings(path.with_suffix(".toml")))
+        signal = _open(path, common | read_settings(path.with_suffix(".toml")), windowing.channels)
+        _check_channels(signal, windowing)
         if abs(signal.sampling_rate_hz - windowing.sampling_rate_hz) > RATE_TOLERANCE * windowing.sampling_rate_hz:
             raise SampleError(
                 f"{path}: expected {windowing.sampling_rate_hz:g} samples a second as the task has it, "
@@ -299,17 +344,35 @@ def _recordings(
         yield signal, classes.index(label) if classes else int(label not in (healthy, UNLABELLED))
 
 
+def _check_channels(signal: _Signal, windowing: Windowing) -> None:
+    first_is_enough = windowing.features == VIBRATION and windowing.channels == 1
+    if signal.channels != windowing.channels and not first_is_enough:
+        raise SampleError(
+            f"{signal.path}: expected {windowing.channels:,} channels as the task has it (windowing.channels), "
+            f"got {signal.channels:,}"
+        )
+
+
+def _featured(windows: NDArray[np.float64], windowing: Windowing) -> Floats:
+    """Windows `(n, channels, samples)` to features `(n, features)` float32."""
+    if windowing.features == RAW:
+        return windows.transpose(0, 2, 1).reshape(len(windows), -1).astype(np.float32)
+    channels = [features(windows[:, channel], windowing.sampling_rate_hz) for channel in range(windowing.channels)]
+    return np.concatenate(channels, axis=1)
+
+
 def _windows(signal: _Signal, start: int, stop: int, windowing: Windowing) -> Iterator[NDArray[np.float64]]:
-    """Windows that lie wholly within `[start, stop)`, a block at a time, `(n, samples)`."""
+    """Windows that lie wholly within `[start, stop)`, a block at a time, `(n, channels, samples)`."""
     count = (stop - start - windowing.samples) // windowing.hop + 1 if stop - start >= windowing.samples else 0
-    at_once = max(1, (BLOCK_SAMPLES - windowing.samples) // windowing.hop)
+    signal_at_once = (BLOCK_SAMPLES // windowing.channels - windowing.samples) // windowing.hop
+    at_once = max(1, min(signal_at_once, BLOCK_VALUES // (windowing.samples * windowing.channels)))
     for first in range(0, count, at_once):
         number = min(at_once, count - first)
         begin = start + first * windowing.hop
         part = signal.read(begin, begin + (number - 1) * windowing.hop + windowing.samples)
         if not np.isfinite(part).all():
             raise SampleError(f"{signal.path}: expected finite numbers, found nan or infinity after sample {begin:,}")
-        yield np.lib.stride_tricks.sliding_window_view(part, windowing.samples)[:: windowing.hop]
+        yield np.lib.stride_tricks.sliding_window_view(part, windowing.samples, axis=0)[:: windowing.hop]
 
 
 def list_recordings(directory: Path) -> list[Path]:
@@ -349,11 +412,12 @@ def read_settings(path: Path) -> dict[str, float]:
     return {key: float(value) for key, value in table.items()}
 
 
-def _open(path: Path, settings: dict[str, float]) -> _Signal:
+def _open(path: Path, settings: dict[str, float], wanted: int) -> _Signal:
+    """`wanted` channels, counted from the first, are what `read` gives, or fewer where there are fewer."""
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise SampleError(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, got {size:,}")
-    return _READERS[path.suffix.lower()](path, settings)
+    return _READERS[path.suffix.lower()](path, settings, wanted)
 
 
 def _rate(path: Path, settings: dict[str, float]) -> float:
@@ -365,7 +429,7 @@ def _rate(path: Path, settings: dict[str, float]) -> float:
     return settings["sampling_rate_hz"]
 
 
-def _open_npy(path: Path, settings: dict[str, float]) -> _Signal:
+def _open_npy(path: Path, settings: dict[str, float], wanted: int) -> _Signal:
     """Reads the header only, and later each part from its place: mapped pages would count as resident memory."""
     try:
         with path.open("rb") as file:
@@ -381,26 +445,31 @@ def _open_npy(path: Path, settings: dict[str, float]) -> _Signal:
         raise SampleError(f"{path}: expected samples (n,) or (n, channels), got the shape {shape}")
     if dtype.kind == "i" and "scale" not in settings:
         raise SampleError(f"{path}: int16 needs `scale = …` (g per step) in a .toml beside it or in recording.toml")
-    length = int(shape[0])
-    stride = 1 if len(shape) == 1 or columns_first else int(shape[1])
+    length, channels = int(shape[0]), int(shape[1]) if len(shape) == 2 else 1
+    # Columns that lie one after another are read one by one; else whole rows are, at once.
+    places, stride = (range(min(wanted, channels)), 1) if columns_first else (range(1), channels)
     needed = offset + dtype.itemsize * math.prod(shape)
     if path.stat().st_size < needed:
         raise SampleError(f"{path}: expected {needed:,} bytes for its shape {shape}, got {path.stat().st_size:,}")
     scale = settings.get("scale", 1.0)
 
     def read(start: int, stop: int) -> NDArray[np.float64]:
+        parts = []
         with path.open("rb") as file:
-            file.seek(offset + start * stride * dtype.itemsize)
-            part = np.fromfile(file, dtype=dtype, count=(stop - start) * stride)
-        if len(part) != (stop - start) * stride:
-            raise SampleError(f"{path}: became shorter while it was read")
-        return part[::stride].astype(np.float64) * scale
+            for place in places:
+                file.seek(offset + (place * length + start * stride) * dtype.itemsize)
+                part = np.fromfile(file, dtype=dtype, count=(stop - start) * stride)
+                if len(part) != (stop - start) * stride:
+                    raise SampleError(f"{path}: became shorter while it was read")
+                parts.append(part.reshape(stop - start, stride)[:, :wanted])
+        return np.concatenate(parts, axis=1).astype(np.float64) * scale
 
-    return _Signal(path=path, length=length, sampling_rate_hz=_rate(path, settings), read=read)
+    return _Signal(path=path, length=length, channels=channels, sampling_rate_hz=_rate(path, settings), read=read)
 
 
-def _open_csv(path: Path, settings: dict[str, float]) -> _Signal:
+def _open_csv(path: Path, settings: dict[str, float], wanted: int) -> _Signal:
     values = array("f")
+    channels = 0
     with path.open(encoding="utf-8", errors="replace") as file:
         number = 0
         while line := file.readline(MAX_LINE):
@@ -409,27 +478,36 @@ def _open_csv(path: Path, settings: dict[str, float]) -> _Signal:
                 raise SampleError(
                     f"{path}: expected lines of less than {MAX_LINE:,} characters, line {number} is longer"
                 )
-            text = line.replace(";", ",").split(",", 1)[0].strip()
-            if not text:
+            cells = [cell.strip() for cell in line.rstrip(" ,;\r\n").replace(";", ",").split(",")]
+            if cells == [""]:
                 continue
             try:
-                values.append(float(text))
+                row = [float(cell) for cell in cells[:wanted]]
             except ValueError:
                 if number > 1:
-                    raise SampleError(f"{path}: expected a number in line {number}, got {text[:40]!r}") from None
+                    raise SampleError(
+                        f"{path}: expected a number in line {number}, got {line[:40].strip()!r}"
+                    ) from None
+                continue
+            channels = channels or len(cells)
+            if len(row) != min(wanted, channels):
+                raise SampleError(f"{path}: expected {channels} numbers in line {number} as above, got {len(cells)}")
+            values.extend(row)
             if len(values) > MAX_CSV_SAMPLES:
-                raise SampleError(f"{path}: expected at most {MAX_CSV_SAMPLES:,} rows; store a longer one as .npy")
-    signal = np.frombuffer(values, dtype=np.float32) if values else np.zeros(0, dtype=np.float32)
+                raise SampleError(f"{path}: expected at most {MAX_CSV_SAMPLES:,} numbers; store a longer one as .npy")
+    channels = max(channels, 1)
+    signal = np.array(values, dtype=np.float32).reshape(-1, min(wanted, channels))
     scale = settings.get("scale", 1.0)
     return _Signal(
         path=path,
         length=len(signal),
+        channels=channels,
         sampling_rate_hz=_rate(path, settings),
         read=lambda start, stop: signal[start:stop].astype(np.float64) * scale,
     )
 
 
-def _open_wav(path: Path, settings: dict[str, float]) -> _Signal:
+def _open_wav(path: Path, settings: dict[str, float], wanted: int) -> _Signal:
     try:
         with wave.open(os.fspath(path), "rb") as file:
             channels, width, rate, length = (
@@ -445,6 +523,7 @@ def _open_wav(path: Path, settings: dict[str, float]) -> _Signal:
     if "sampling_rate_hz" in settings and abs(settings["sampling_rate_hz"] - rate) > RATE_TOLERANCE * rate:
         raise SampleError(f"{path}: its .toml says {settings['sampling_rate_hz']:g} samples a second, the file {rate}")
     scale = settings.get("scale", 2.0 ** (1 - 8 * width))
+    used = min(wanted, channels)
 
     def read(start: int, stop: int) -> NDArray[np.float64]:
         with wave.open(os.fspath(path), "rb") as file:
@@ -452,16 +531,16 @@ def _open_wav(path: Path, settings: dict[str, float]) -> _Signal:
             data = file.readframes(stop - start)
         if len(data) != (stop - start) * channels * width:
             raise SampleError(f"{path}: expected {length:,} frames as its header says, the file is shorter")
-        frames = np.frombuffer(data, dtype=np.uint8).reshape(stop - start, channels * width)[:, :width]
+        frames = np.frombuffer(data, dtype=np.uint8).reshape(stop - start, channels, width)[:, :used]
         # Left-aligned in 32 bits, so that 24-bit values carry their sign.
-        padded = np.zeros((stop - start, 4), dtype=np.uint8)
-        padded[:, 4 - width :] = frames
-        return (padded.view("<i4")[:, 0] >> (32 - 8 * width)).astype(np.float64) * scale
+        padded = np.zeros((stop - start, used, 4), dtype=np.uint8)
+        padded[:, :, 4 - width :] = frames
+        return (padded.view("<i4")[:, :, 0] >> (32 - 8 * width)).astype(np.float64) * scale
 
-    return _Signal(path=path, length=length, sampling_rate_hz=float(rate), read=read)
+    return _Signal(path=path, length=length, channels=channels, sampling_rate_hz=float(rate), read=read)
 
 
-_READERS: dict[str, Callable[[Path, dict[str, float]], _Signal]] = {
+_READERS: dict[str, Callable[[Path, dict[str, float], int], _Signal]] = {
     ".npy": _open_npy,
     ".csv": _open_csv,
     ".wav": _open_wav,

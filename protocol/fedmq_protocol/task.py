@@ -98,8 +98,8 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
 class Windowing(Wire, frozen=True, kw_only=True):
     """How a recording becomes windows, and a window becomes features."""
 
-    samples: Annotated[int, Meta(ge=64, le=1 << 20)] = 2048
-    """Samples of a window."""
+    samples: Annotated[int, Meta(ge=1, le=1 << 20)] = 2048
+    """Samples of a window, of each channel. A feature set may need more than one."""
     hop: Annotated[int, Meta(ge=1, le=1 << 20)] = 1024
     """Samples from one window's start to the next one's."""
     sampling_rate_hz: Annotated[float, Meta(gt=0, le=1e6)] = 12_000.0
@@ -108,6 +108,8 @@ class Windowing(Wire, frozen=True, kw_only=True):
     """Name of the feature set. A gateway that does not know it declines."""
     held_out: Annotated[float, Meta(ge=0, lt=1)] = 0.25
     """Share of each recording's end that is kept for evaluation on the gateway."""
+    channels: Annotated[int, Meta(ge=1, le=4096)] = 1
+    """Channels of a recording that become features."""
 
 
 class Recipe(Wire, frozen=True, kw_only=True):

@@ -159,7 +159,6 @@ def test_a_gateway_reads_what_was_laid_out_for_it(tmp_path: Path) -> None:
     )
     fleet = Fleet(
         name="made",
-        sampling_rate_hz=12_000.0,
         classes=("normal", "ball"),
         gateways=(GatewayData(name="press-1", recordings=recordings),),
         test=recordings[:1],
@@ -187,7 +186,6 @@ def test_a_gateway_name_that_is_no_topic_level_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="gateway"):
         Fleet(
             name="made",
-            sampling_rate_hz=12_000.0,
             classes=("normal",),
             gateways=(GatewayData(name=name, recordings=()),),
             test=None,

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedmq_coordinator.settings import WindowingSettings
 from fedmq_edge_node.samples import Samples
 from fedmq_protocol.task import initial_steps, model_digest, short
 
 from bench.recipe import federate, prepare, reached
 from fedmq.baselines import local_only, pooled
 from fedmq.defaults import CODECS, task_of, task_settings
+from fedmq.demo import DemoOptions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORDINGS = Path(os.environ.get("FEDMQ_DATA", REPOSITORY.parent / "shared" / "data")) / "cwru"
@@ -18,8 +20,8 @@ CLASSES = ("normal", "inner_race", "ball", "outer_race")
 
 
 def test_the_usual_sizes_have_the_usual_numbers_of_parameters() -> None:
-    small = task_of(task_settings(name="t", classes=CLASSES, sampling_rate_hz=12_000.0))
-    large = task_of(task_settings(name="t", hidden=(64, 128, 64), classes=CLASSES, sampling_rate_hz=12_000.0))
+    small = task_of(task_settings(name="t", classes=CLASSES))
+    large = task_of(task_settings(name="t", hidden=(64, 128, 64), classes=CLASSES))
     assert small.model.parameters == 868
     assert large.model.parameters == 18_308
 
@@ -27,25 +29,34 @@ def test_the_usual_sizes_have_the_usual_numbers_of_parameters() -> None:
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("kind", ["softmax", "mlp", "autoencoder"])
 def test_every_wish_gives_a_task_whose_start_can_be_drawn_anywhere(kind: str, codec: str) -> None:
-    task = task_of(task_settings(name="t", kind=kind, classes=CLASSES, sampling_rate_hz=25_600.0, codec=codec, seed=7))  # type: ignore[arg-type]
+    task = task_of(
+        task_settings(
+            name="t",
+            kind=kind,
+            classes=CLASSES,
+            windowing=WindowingSettings(sampling_rate_hz=25_600.0),
+            codec=codec,
+            seed=7,
+        )
+    )  # type: ignore[arg-type]
     assert task.initial == short(model_digest(initial_steps(task.model, 7, task.grid_bits)))
     assert task.windowing.sampling_rate_hz == 25_600.0
     assert task.classes == (() if kind == "autoencoder" else CLASSES)
 
 
 def test_dense_is_float32_both_ways_on_a_fine_grid() -> None:
-    task = task_of(task_settings(name="t", classes=CLASSES, sampling_rate_hz=12_000.0, codec="dense"))
+    task = task_of(task_settings(name="t", classes=CLASSES, codec="dense"))
     assert (task.up.bits, task.up.density, task.down.bits, task.down.density) == (32, 1.0, 32, 1.0)
     assert task.grid_bits == 24
 
 
 def test_a_small_model_sends_a_floor_of_coordinates_and_a_large_one_a_share() -> None:
-    small = task_of(task_settings(name="t", classes=CLASSES, sampling_rate_hz=12_000.0))
-    large = task_of(task_settings(name="t", hidden=(64, 128, 64), classes=CLASSES, sampling_rate_hz=12_000.0))
+    small = task_of(task_settings(name="t", classes=CLASSES))
+    large = task_of(task_settings(name="t", hidden=(64, 128, 64), classes=CLASSES))
     assert [round(coding.density * 868) for coding in (small.up, small.down)] == [32, 32]
     assert [coding.density for coding in (large.up, large.down)] == [0.005, 0.01]
     with pytest.raises(ValueError, match="codec: expected sparse"):
-        task_of(task_settings(name="t", classes=CLASSES, sampling_rate_hz=12_000.0, codec="zip"))
+        task_of(task_settings(name="t", classes=CLASSES, codec="zip"))
 
 
 def test_reached_needs_two_rounds_in_a_row() -> None:
@@ -78,7 +89,7 @@ def gateways(seed: int = 0) -> tuple[list[Samples], tuple[np.ndarray, np.ndarray
 
 def test_pooled_learns_what_no_gateway_learns_alone() -> None:
     fleet, test = gateways()
-    task = task_of(task_settings(name="t", classes=CLASSES, sampling_rate_hz=12_000.0))
+    task = task_of(task_settings(name="t", classes=CLASSES))
     assert pooled(fleet, task, 20, test) > 0.9
     alone = local_only(fleet, task, 20, test)
     assert len(alone) == 4
@@ -89,14 +100,14 @@ def test_pooled_learns_what_no_gateway_learns_alone() -> None:
 
 def test_baselines_are_the_same_each_time() -> None:
     fleet, test = gateways()
-    task = task_of(task_settings(name="t", classes=CLASSES, sampling_rate_hz=12_000.0))
+    task = task_of(task_settings(name="t", classes=CLASSES))
     assert pooled(fleet, task, 2, test) == pooled(fleet, task, 2, test)
 
 
 @pytest.mark.parametrize("codec", ["dense", "sparse"])
 def test_a_federation_learns_what_no_gateway_learns_alone(codec: str) -> None:
     fleet, test = gateways()
-    task = task_of(task_settings(name="t", classes=CLASSES, sampling_rate_hz=12_000.0, codec=codec))
+    task = task_of(task_settings(name="t", classes=CLASSES, codec=codec))
     assert federate(task, fleet, test, 40, 0.0)[-1].metric > 0.9
 
 
@@ -105,7 +116,6 @@ def test_a_federation_learns_what_no_gateway_learns_alone(codec: str) -> None:
 def test_real_faults_are_told_apart_at_a_load_that_no_gateway_has_seen(codec: str, seed: int) -> None:
     if not RECORDINGS.is_dir():
         pytest.skip(f"no CWRU recordings in {RECORDINGS}; name their parent folder with FEDMQ_DATA")
-    classes, rate, fleet, test = prepare(str(RECORDINGS), "fault", 2)
-    task = task_of(task_settings(name="t", classes=classes, sampling_rate_hz=rate, codec=codec, seed=seed))
-    run = federate(task, fleet, test, 40, 0.0)
+    case = prepare(DemoOptions(data=f"cwru:{RECORDINGS}", test_load=2, seed=seed))
+    run = federate(case.make_task(codec=codec), case.gateways, case.test, 40, 0.0)
     assert min(done.metric for done in run[-10:]) >= 0.985

@@ -98,7 +98,7 @@ def test_what_a_gateway_cannot_learn_alone_can_be_learnt_from_all(tmp_path: Path
     folders = lay_out(fleet, tmp_path / "plant")
     test = load_test(folders.pop("test"), Windowing(), fleet.classes)
     gateways = [load(folder, Windowing(), fleet.classes) for folder in folders.values()]
-    task = task_of(task_settings(name="test", classes=fleet.classes, sampling_rate_hz=fleet.sampling_rate_hz))
+    task = task_of(task_settings(name="test", classes=fleet.classes, windowing=fleet.windowing))
     alone = local_only(gateways, task, 10, test)
     assert len(alone) == 7
     assert max(alone) < 0.4

@@ -168,7 +168,7 @@ def test_the_model_s_digest_is_that_of_little_endian_integers() -> None:
 
 
 def test_the_task_s_digest_is_the_one_written_down() -> None:
-    assert task().digest.hex() == "86d49a48ad5a882e245ebd83191627ef4a8b9d8c483e4bd72a186140a822bee5"
+    assert task().digest.hex() == "1af32562c8b0e408e0303da03c22bb19e96c14517f26d3954bffbb7787693ede"
 
 
 def test_the_digest_survives_the_wire_and_changes_with_every_field() -> None:
