@@ -1,9 +1,13 @@
 """Bytes on the wire until the model is as good, against dense FedAvg of the same system and recipe.
 
 For each seed the whole demo runs twice, with real processes and a real broker: once with float32 deltas both ways,
-once coded. The level is a share of the dense run's metric at its last round. A run has *reached* it at the first of
-two rounds in a row at or above. What it cost by then is everything on the sockets of all gateways since the first
-CONNECT, the model delta that came of that round included.
+once coded. A level is a share of the dense run's metric at its last round, and there may be several: all come from the
+same two runs. A run has *reached* a level at the first of two rounds in a row at or above. What it cost by then is
+everything on the sockets of all gateways since the first CONNECT, the model delta that came of that round included.
+
+    bench/bytes_to_accuracy --data cwru:DIR --test-load 2
+    bench/bytes_to_accuracy --data digits --hidden 128,64 --rounds 100 --shares 0.99,0.999
+    bench/bytes_to_accuracy --data gearbox:DIR --model autoencoder --shares 1
 """
 
 from __future__ import annotations
@@ -54,35 +58,93 @@ def run_demo(words: Sequence[str], directory: Path) -> dict[str, Any]:
     return figures
 
 
-def measure(arguments: argparse.Namespace, seed: int, share: float) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, seed: int, shares: Sequence[float]) -> dict[str, Any]:
     common = ["--data", arguments.data, "--split", arguments.split, "--rounds", str(arguments.rounds)]
-    common += ["--seed", str(seed), "--hidden", arguments.hidden, "--broker", arguments.broker]
-    if arguments.test_load is not None:
-        common += ["--test-load", str(arguments.test_load)]
+    common += ["--seed", str(seed), "--model", arguments.model, "--broker", arguments.broker]
+    for flag in ("hidden", "test_load", "gateways"):
+        if getattr(arguments, flag) is not None:
+            common += [f"--{flag.replace('_', '-')}", str(getattr(arguments, flag))]
     runs = {}
     for codec in ("dense", arguments.codec):
         print(f"seed {seed}: {codec} …", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as directory:
             runs[codec] = run_demo([*common, "--codec", codec], Path(directory))
-    level = share * runs["dense"]["metric_final"]
-    line: dict[str, Any] = {"seed": seed, "level": level, "dense_final": runs["dense"]["metric_final"]}
-    for name, figures in (("dense", runs["dense"]), ("coded", runs[arguments.codec])):
-        index = reached(figures["metric_by_round"], level)
-        line[f"{name}_rounds"] = None if index is None else index + 1
-        line[f"{name}_bytes"] = None if index is None else cost(figures, index)
-        line[f"{name}_metric_by_round"] = figures["metric_by_round"]
-    if line["dense_bytes"] and line["coded_bytes"]:
-        line["times_fewer"] = line["dense_bytes"] / line["coded_bytes"]
-    coded = runs[arguments.codec]
+    dense, coded = runs["dense"], runs[arguments.codec]
+    if dense["metric_final"] is None or dense["metric_final"] <= 0:
+        sys.exit(f"seed {seed}: dense ended at {dense['metric_name']} {dense['metric_final']}: no level to reach")
     gateways, steady = coded["gateways"], slice(coded["rounds"] // 2, coded["rounds"] - 1)
     per_round = [
         (up + down) / gateways
         for up, down in zip(coded["wire_up_bytes_by_round"], coded["wire_down_bytes_by_round"], strict=True)
     ]
-    line["steady_bytes_per_gateway_round"] = max(per_round[steady])
-    line["coded_final"] = coded["metric_final"]
-    line["params"] = coded["params"]
+    return {
+        "seed": seed,
+        "params": coded["params"],
+        "gateways": gateways,
+        "metric_name": coded["metric_name"],
+        "dense_final": dense["metric_final"],
+        "coded_final": coded["metric_final"],
+        "levels": [at_level(share, dense, coded) for share in shares],
+        "steady_bytes_per_gateway_round": max(per_round[steady]),
+        "dense_metric_by_round": dense["metric_by_round"],
+        "coded_metric_by_round": coded["metric_by_round"],
+    }
+
+
+def at_level(share: float, dense: dict[str, Any], coded: dict[str, Any]) -> dict[str, Any]:
+    """Rounds and bytes of both runs to a share of the dense one's last metric; None where it was not reached."""
+    level = share * dense["metric_final"]
+    line: dict[str, Any] = {"share": share, "level": level}
+    for name, figures in (("dense", dense), ("coded", coded)):
+        index = reached(figures["metric_by_round"], level)
+        line[f"{name}_rounds"] = None if index is None else index + 1
+        line[f"{name}_bytes"] = None if index is None else cost(figures, index)
+    if line["dense_bytes"] and line["coded_bytes"]:
+        line["times_fewer"] = line["dense_bytes"] / line["coded_bytes"]
+        line["rounds_ratio"] = line["coded_rounds"] / line["dense_rounds"]
     return line
+
+
+def summary(seeds: Sequence[dict[str, Any]], share: float) -> dict[str, Any]:
+    """Geometric means over the seeds; None where one never got there, for a mean without it would flatter."""
+    lines = [line for seed in seeds for line in seed["levels"] if line["share"] == share]
+    there = all("times_fewer" in line for line in lines)
+    return {
+        "share": share,
+        "geometric_mean_times_fewer": statistics.geometric_mean([x["times_fewer"] for x in lines]) if there else None,
+        "geometric_mean_rounds_ratio": statistics.geometric_mean([x["rounds_ratio"] for x in lines]) if there else None,
+    }
+
+
+def print_table(result: dict[str, Any]) -> None:
+    print(f"{result['codec']} against dense on {result['data']}, {result['rounds']} rounds, {result['model']}")
+    print(
+        f"{'share':>6}  {'seed':>4}  {'level':>6}  {'dense':>19}  {'coded':>19}  {'times fewer':>11}  {'rounds':>7}"
+        f"  {'B/gateway/round':>15}"
+    )
+    for number, mean in enumerate(result["shares"]):
+        for seed in result["seeds"]:
+            line = seed["levels"][number]
+            dense, coded = (
+                "not reached"
+                if line[f"{name}_rounds"] is None
+                else f"{line[f'{name}_rounds']} rd {line[f'{name}_bytes']:,} B"
+                for name in ("dense", "coded")
+            )
+            times = f"{line['times_fewer']:.1f}" if "times_fewer" in line else "-"
+            ratio = f"x {line['rounds_ratio']:.2f}" if "rounds_ratio" in line else "-"
+            print(
+                f"{line['share']:>6.1%}  {seed['seed']:>4}  {line['level']:.4f}  {dense:>19}  {coded:>19}  {times:>11}"
+                f"  {ratio:>7}  {seed['steady_bytes_per_gateway_round']:>15.0f}"
+            )
+        if mean["geometric_mean_times_fewer"] is None:
+            print(f"{mean['share']:>6.1%}  geometric mean: not every seed got there")
+        else:
+            print(
+                f"{mean['share']:>6.1%}  geometric mean: {mean['geometric_mean_times_fewer']:.1f} times fewer bytes, "
+                f"{mean['geometric_mean_rounds_ratio']:.2f} times the rounds"
+            )
+    print(f"({result['machine']}, {result['date']})")
 
 
 def main() -> int:
@@ -90,42 +152,37 @@ def main() -> int:
     parser.add_argument("--data", default="sim", help="as for `fedmq demo` (default: sim)")
     parser.add_argument("--split", default="fault")
     parser.add_argument("--test-load", type=int)
-    parser.add_argument("--hidden", default="64,128,64", help="default: 64,128,64, about 18,000 parameters")
+    parser.add_argument("--gateways", type=int)
+    parser.add_argument("--model", default="mlp", help="as for `fedmq demo` (default: mlp)")
+    parser.add_argument(
+        "--hidden", help="default: 64,128,64 for an mlp, about 18,000 parameters on CWRU; else the model's own"
+    )
     parser.add_argument("--codec", default="sparse", help="what is held against dense (default: sparse)")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
-    parser.add_argument("--share", type=float, default=0.99, help="of the dense run's final metric (default: 0.99)")
+    parser.add_argument("--shares", default="0.99", help="of the dense run's final metric (default: 0.99)")
     parser.add_argument("--broker", default="auto")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
-    seeds = [int(text) for text in arguments.seeds.split(",")]
-    lines = [measure(arguments, seed, arguments.share) for seed in seeds]
-    ratios = [line["times_fewer"] for line in lines if "times_fewer" in line]
-    # A seed that never got there has no ratio, and a mean without it would flatter.
-    mean = statistics.geometric_mean(ratios) if len(ratios) == len(lines) else None
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}"
+    if arguments.hidden is None and arguments.model == "mlp":
+        arguments.hidden = "64,128,64"
+    shares = [float(text) for text in arguments.shares.split(",")]
+    seeds = [measure(arguments, int(text), shares) for text in arguments.seeds.split(",")]
+    means = [summary(seeds, share) for share in shares]
     result = {
         "date": date.today().isoformat(),
-        "machine": machine,
+        "machine": f"{os.cpu_count()} cores, Python {platform.python_version()}",
         "data": arguments.data.partition(":")[0],
+        "model": arguments.model,
         "codec": arguments.codec,
-        "share": arguments.share,
-        "geometric_mean_times_fewer": mean,
-        "seeds": lines,
+        "rounds": arguments.rounds,
+        "shares": means,
+        "seeds": seeds,
     }
-    print(f"{arguments.codec} against dense, to {arguments.share:.1%} of dense's metric at round {arguments.rounds}")
-    print(f"{'seed':>4}  {'level':>6}  {'dense':>17}  {'coded':>17}  {'times fewer':>11}  {'B/gateway/round':>15}")
-    for line in lines:
-        dense = f"{line['dense_rounds']} rd {line['dense_bytes'] or 0:,} B"
-        coded = f"{line['coded_rounds']} rd {line['coded_bytes'] or 0:,} B"
-        times = f"{line['times_fewer']:.1f}" if "times_fewer" in line else "not reached"
-        steady = line["steady_bytes_per_gateway_round"]
-        print(f"{line['seed']:>4}  {line['level']:.4f}  {dense:>17}  {coded:>17}  {times:>11}  {steady:>15.0f}")
-    print(f"geometric mean: {'not every seed got there' if mean is None else f'{mean:.1f} times fewer'}")
-    print(f"({machine}, {result['date']})")
+    print_table(result)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return 0 if mean is not None else 1
+    return 0 if all(mean["geometric_mean_times_fewer"] is not None for mean in means) else 1
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import wave
 import zipfile
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -275,8 +275,10 @@ def _recording(run: _Run, signal: NDArray[np.int16] | NDArray[np.float32], scale
 
 GEARBOX_CHANNELS = 4
 GEARBOX_LABELS = {"healthy": "normal", "broken": "broken_tooth"}
-GEARBOX_WINDOWING = WindowingSettings(sampling_rate_hz=12_000.0, hop=512, channels=GEARBOX_CHANNELS)
-"""The rate is nominal: see the remark. A shorter hop than usual, as there is one recording of each condition only."""
+GEARBOX_WINDOWING = WindowingSettings(sampling_rate_hz=12_000.0, hop=512, channels=GEARBOX_CHANNELS, held_out=0.0)
+"""The rate is nominal: see the remark. A shorter hop than usual, as there is one recording of each condition only; and
+there always is a test set, so that gateways need not hold anything back to measure the model with."""
+GEARBOX_TEST_SHARE = 0.25
 GEARBOX_REMARK = (
     "the sampling rate of these recordings is not documented; 12,000 is nominal, so that the bands of the features are"
     " shares of whatever the Nyquist frequency was, and no hertz"
@@ -287,8 +289,9 @@ def gearbox(directory: Path, test_load: int | None = None, *, healthy: bool = Fa
     """The SpectraQuest gearbox of Pandya and Parey (OEDI submission 623) as a fleet: a gateway per load.
 
     `directory` holds a `.npz` per load, with int16 `healthy` and `broken` `(n, 4)`, `healthy_scale` and `broken_scale`
-    `(4,)`, and `load_percent`. Recordings at `test_load` (in %) are the test set. With `healthy` nobody has seen a
-    broken tooth, and the test set has none either: what an autoencoder is to give back. Raises DataError.
+    `(4,)`, and `load_percent`. Recordings at `test_load` (in %) are the test set; without one it is the last quarter of
+    every recording, which no gateway is given. With `healthy` nobody has seen a broken tooth, and the test set has none
+    either: what an autoencoder is to give back. Raises DataError.
     """
     archives = sorted(directory.glob("*.npz")) if directory.is_dir() else []
     if not archives:
@@ -301,19 +304,27 @@ def gearbox(directory: Path, test_load: int | None = None, *, healthy: bool = Fa
         loads[load] = tuple(r for r in recordings if r.label == "normal" or not healthy)
     if test_load is not None and test_load not in loads:
         raise DataError(f"{directory}: expected the test load {test_load} % among the loads {sorted(loads)}")
+    if test_load is not None:
+        test = loads.pop(test_load)
+    else:
+        test = tuple(_part(r, 1 - GEARBOX_TEST_SHARE, 1.0) for own in loads.values() for r in own)
+        loads = {load: tuple(_part(r, 0.0, 1 - GEARBOX_TEST_SHARE) for r in own) for load, own in loads.items()}
     return Fleet(
         name="gearbox",
         windowing=GEARBOX_WINDOWING,
         classes=tuple(GEARBOX_LABELS.values()),
-        gateways=tuple(
-            GatewayData(name=f"load{load:02d}", recordings=own)
-            for load, own in sorted(loads.items())
-            if load != test_load
-        ),
-        test=None if test_load is None else loads[test_load],
+        gateways=tuple(GatewayData(name=f"load{load:02d}", recordings=own) for load, own in sorted(loads.items())),
+        test=test,
         split="load",
         remark=GEARBOX_REMARK,
     )
+
+
+def _part(recording: Recording, start: float, stop: float) -> Recording:
+    """A share of a recording in memory."""
+    assert not isinstance(recording.signal, Path)
+    length = len(recording.signal)
+    return replace(recording, signal=recording.signal[round(start * length) : round(stop * length)])
 
 
 def _read_gearbox(path: Path) -> tuple[int, list[Recording]]:
