@@ -7,7 +7,7 @@ everything on the sockets of all gateways since the first CONNECT, the model del
 
     bench/bytes_to_accuracy --data cwru:DIR --test-load 2
     bench/bytes_to_accuracy --data digits --hidden 128,64 --rounds 100 --shares 0.99,0.999
-    bench/bytes_to_accuracy --data gearbox:DIR --model autoencoder --shares 1
+    bench/bytes_to_accuracy --data gearbox:DIR --model autoencoder --hidden 32 --local-epochs 5 --shares 1
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def run_demo(words: Sequence[str], directory: Path) -> dict[str, Any]:
 def measure(arguments: argparse.Namespace, seed: int, shares: Sequence[float]) -> dict[str, Any]:
     common = ["--data", arguments.data, "--split", arguments.split, "--rounds", str(arguments.rounds)]
     common += ["--seed", str(seed), "--model", arguments.model, "--broker", arguments.broker]
-    for flag in ("hidden", "test_load", "gateways"):
+    for flag in ("hidden", "test_load", "gateways", "local_epochs"):
         if getattr(arguments, flag) is not None:
             common += [f"--{flag.replace('_', '-')}", str(getattr(arguments, flag))]
     runs = {}
@@ -157,6 +157,7 @@ def main() -> int:
     parser.add_argument(
         "--hidden", help="default: 64,128,64 for an mlp, about 18,000 parameters on CWRU; else the model's own"
     )
+    parser.add_argument("--local-epochs", type=int, help="of both runs (default: the recipe's)")
     parser.add_argument("--codec", default="sparse", help="what is held against dense (default: sparse)")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")

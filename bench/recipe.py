@@ -215,6 +215,8 @@ def main() -> None:
     parser.add_argument("--server-momentum", type=float, default=RoundSettings().server_momentum)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--local-epochs", type=int)
+    parser.add_argument("--momentum", type=float, help="of a gateway's own training")
+    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--density", type=float, help="both ways, in place of the default")
     parser.add_argument("--baselines", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -251,7 +253,8 @@ def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     gateways, test = case.gateways, case.test
     runs: dict[str, list[Round]] = {}
     for codec in ("dense", "sparse"):
-        task = case.make_task(codec=codec, learning_rate=options.learning_rate, local_epochs=options.local_epochs)
+        wishes = {name: getattr(options, name) for name in ("learning_rate", "local_epochs", "momentum", "batch_size")}
+        task = case.make_task(codec=codec, **wishes)
         record = None
         if codec == "sparse":
             if options.density:

@@ -41,6 +41,8 @@ def task_settings(
     seed: int = 0,
     local_epochs: int | None = None,
     learning_rate: float | None = None,
+    momentum: float | None = None,
+    batch_size: int | None = None,
 ) -> TaskSettings:
     """The settings that an engineer would write. Raises ValueError for a codec without a name, SettingsError else."""
     if codec not in CODECS:
@@ -56,6 +58,8 @@ def task_settings(
         recipe=RecipeSettings(
             local_epochs=recipe.local_epochs if local_epochs is None else local_epochs,
             learning_rate=recipe.learning_rate if learning_rate is None else learning_rate,
+            momentum=recipe.momentum if momentum is None else momentum,
+            batch_size=recipe.batch_size if batch_size is None else batch_size,
         ),
         codec=CODECS[codec],
     )

@@ -10,6 +10,7 @@ import logging
 from dataclasses import replace
 
 from fedmq_protocol.messages import Birth, Leave
+from fedmq_protocol.task import Windowing
 
 from fedmq_coordinator.ledger import Gateway, Ledger, Wire
 
@@ -19,11 +20,11 @@ log = logging.getLogger("fedmq.coordinator")
 
 
 class Roster:
-    """`hop` is the samples from one window's start to the next one's: what turns a signal into windows."""
+    """`windowing` is the task's: what turns a signal into windows, and says how many of its channels are used."""
 
-    def __init__(self, ledger: Ledger, *, hop: int) -> None:
+    def __init__(self, ledger: Ledger, *, windowing: Windowing) -> None:
         self._ledger = ledger
-        self._hop = hop
+        self._windowing = windowing
         self._gateways = {gateway.name: gateway for gateway in ledger.gateways()}
         self._superseded: set[bytes] = set()
 
@@ -65,8 +66,8 @@ class Roster:
             present=True,
             software=birth.software,
             engines=",".join(birth.engines),
-            windows=samples // self._hop,
-            signal_bytes=2 * samples,
+            windows=samples // self._windowing.hop,
+            signal_bytes=2 * samples * self._windowing.channels,
             nonce=birth.nonce,
         )
         self._gateways[name] = gateway

@@ -93,7 +93,7 @@ class Coordinator:
         ledger.put("metric_name", metric_name.encode())
         ledger.put("task_body", msgspec.msgpack.encode(task))
         self._line = Lineage(federation, task, ledger, models, now=clock(), start_new=new_lineage)
-        self._roster = Roster(ledger, hop=task.windowing.hop)
+        self._roster = Roster(ledger, windowing=task.windowing)
         self._run = Run(
             ledger=ledger,
             line=self._line,

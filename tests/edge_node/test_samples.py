@@ -9,8 +9,10 @@ import pytest
 from fedmq_edge_node.samples import (
     FEATURE_NAMES,
     FEATURES,
+    MAX_FEATURES,
     SampleError,
     Scaler,
+    feature_count,
     features,
     load,
     load_test,
@@ -235,6 +237,145 @@ def test_what_stands_beside_a_recording_is_stronger_than_what_stands_in_the_fold
     halved = load(tmp_path, WINDOWING, CLASSES).train_x[:, 0]
     (tmp_path / "ball" / "a.toml").write_text("sampling_rate_hz = 12000\nscale = 1")
     np.testing.assert_allclose(load(tmp_path, WINDOWING, CLASSES).train_x[:, 0] - halved, np.log10(2), atol=1e-5)
+
+
+# --- raw windows and several channels --------------------------------------------------------------------------------
+
+
+def raw(channels: int = 1, samples: int = 1, hop: int = 1, held_out: float = 0.0) -> Windowing:
+    return Windowing(
+        features="raw", samples=samples, hop=hop, channels=channels, held_out=held_out, sampling_rate_hz=RATE
+    )
+
+
+@pytest.mark.parametrize(
+    ("windowing", "count"),
+    [
+        (Windowing(), 22),
+        (Windowing(channels=4), 88),
+        (raw(channels=64), 64),
+        (raw(samples=28, channels=28), 784),
+        (Windowing(samples=64), 22),
+    ],
+)
+def test_a_window_has_as_many_features_as_its_set_and_channels_make(windowing: Windowing, count: int) -> None:
+    assert feature_count(windowing) == count
+
+
+@pytest.mark.parametrize(
+    ("windowing", "about"),
+    [
+        (Windowing(samples=63), "samples: expected at least 64 for the feature set 'vibration-1', got 63"),
+        (Windowing(features="sound-1"), "expected the feature set 'vibration-1' or 'raw', the task asks for 'sound-1'"),
+        (raw(samples=MAX_FEATURES + 1), "expected at most 4,096 features of a window, got 4,097"),
+        (Windowing(channels=187), "expected at most 4,096 features of a window, got 4,114"),
+    ],
+)
+def test_a_window_that_cannot_become_features_is_refused(tmp_path: Path, windowing: Windowing, about: str) -> None:
+    with pytest.raises(SampleError, match=about):
+        feature_count(windowing)
+    put(tmp_path, "ball", "a", noise(6000))
+    with pytest.raises(SampleError, match=about):
+        load(tmp_path, windowing, CLASSES)
+
+
+def test_the_rows_of_a_table_are_windows_and_the_last_of_them_are_held_out(tmp_path: Path) -> None:
+    table = noise(700).reshape(100, 7).astype(np.float32)
+    put(tmp_path, "ball", "a", table)
+    samples = load(tmp_path, raw(channels=7, held_out=0.2), CLASSES)
+    assert (samples.train_x == table[:80]).all()
+    assert (samples.held_x == table[80:]).all()
+    assert samples.raw_bytes == 2 * 700
+
+
+def test_raw_windows_hold_their_samples_row_after_row(tmp_path: Path) -> None:
+    signal = np.arange(24, dtype=np.float32).reshape(12, 2)
+    put(tmp_path, "ball", "a", signal)
+    x = load(tmp_path, raw(channels=2, samples=3, hop=4), CLASSES).train_x
+    assert x.tolist() == [[0, 1, 2, 3, 4, 5], [8, 9, 10, 11, 12, 13], [16, 17, 18, 19, 20, 21]]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    length=st.integers(1, 300),
+    channels=st.integers(1, 5),
+    samples=st.integers(1, 20),
+    hop=st.integers(1, 30),
+    block=st.integers(1, 200),
+)
+def test_raw_windows_do_not_depend_on_the_block_in_which_they_are_read(
+    tmp_path_factory: pytest.TempPathFactory, length: int, channels: int, samples: int, hop: int, block: int
+) -> None:
+    folder = tmp_path_factory.mktemp("raw")
+    signal = np.arange(length * channels, dtype=np.float32).reshape(length, channels)
+    put(folder, "ball", "a", signal)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedmq_edge_node.samples.BLOCK_SAMPLES", block)
+        x = load(folder, raw(channels=channels, samples=samples, hop=hop), CLASSES).train_x
+    expected = [signal[start : start + samples].ravel() for start in range(0, length - samples + 1, hop)]
+    assert x.tolist() == [row.tolist() for row in expected]
+
+
+def test_several_channels_are_features_side_by_side_in_every_format(tmp_path: Path) -> None:
+    steps = np.rint(noise(18_000).reshape(6000, 3) * 10_000).astype(np.int16)
+    signal = steps / 32_768
+    put(tmp_path / "rows", "ball", "a", signal)
+    put(tmp_path / "columns", "ball", "a", np.asfortranarray(signal))
+    put(tmp_path / "i2", "ball", "a", steps, f"sampling_rate_hz = 12000\nscale = {2.0**-15!r}")
+    put_wav(tmp_path / "wav16" / "ball" / "a.wav", steps.ravel(), 2, channels=3)
+    put_wav(tmp_path / "wav24" / "ball" / "a.wav", steps.astype(np.int32).ravel() << 8, 3, channels=3)
+    (tmp_path / "csv" / "ball").mkdir(parents=True)
+    lines = ["x;y;z", *(";".join(map(repr, row)) for row in signal.tolist())]
+    (tmp_path / "csv" / "ball" / "a.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "csv" / "recording.toml").write_text("sampling_rate_hz = 12_000")
+    alone = []
+    for channel in range(3):
+        put(tmp_path / f"only{channel}", "ball", "a", signal[:, channel])
+        alone.append(load(tmp_path / f"only{channel}", WINDOWING, CLASSES).train_x)
+    expected = np.concatenate(alone, axis=1)
+    for name in ("rows", "columns", "i2", "wav16", "wav24", "csv"):
+        loaded = load(tmp_path / name, msgspec.structs.replace(WINDOWING, channels=3), CLASSES)
+        np.testing.assert_allclose(loaded.train_x, expected, atol=1e-4, err_msg=name)
+        assert loaded.raw_bytes == 36_000
+
+
+@pytest.mark.parametrize(
+    ("windowing", "got"), [(Windowing(channels=4), 3), (Windowing(channels=2), 3), (raw(), 3), (raw(channels=4), 3)]
+)
+@pytest.mark.parametrize("kind", ["npy", "csv", "wav"])
+def test_another_number_of_channels_than_the_task_s_is_refused(
+    tmp_path: Path, windowing: Windowing, got: int, kind: str
+) -> None:
+    steps = np.rint(noise(9000).reshape(3000, 3) * 10_000).astype(np.int16)
+    label = tmp_path / "ball"
+    match kind:
+        case "npy":
+            put(tmp_path, "ball", "a", steps / 32_768)
+        case "csv":
+            label.mkdir()
+            (label / "a.csv").write_text("\n".join(",".join(map(str, row)) for row in steps.tolist()))
+            (label / "a.toml").write_text("sampling_rate_hz = 12000")
+        case "wav":
+            put_wav(label / "a.wav", steps.ravel(), 2, channels=3)
+    with pytest.raises(SampleError, match=f"expected {windowing.channels} channels as the task has it.*got {got}"):
+        load(tmp_path, windowing, CLASSES)
+
+
+def test_a_csv_row_that_lacks_a_number_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ball").mkdir()
+    (tmp_path / "ball" / "a.csv").write_text("a,b,c\n1,2,3\n4,5\n")
+    (tmp_path / "recording.toml").write_text("sampling_rate_hz = 12000")
+    with pytest.raises(SampleError, match=r"expected 3 numbers in line 3 as above, got 2"):
+        load(tmp_path, raw(channels=3), CLASSES)
+
+
+def test_windows_of_all_recordings_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "ball", "a", noise(101).astype(np.float32))
+    monkeypatch.setattr("fedmq_edge_node.samples.MAX_TABLE_VALUES", 200)
+    assert load(tmp_path, raw(samples=2), CLASSES).train_windows == 100
+    put(tmp_path, "ball", "b", noise(2).astype(np.float32))
+    with pytest.raises(SampleError, match="at most 100 windows in all"):
+        load(tmp_path, raw(samples=2), CLASSES)
 
 
 # --- what is wrong is said in one line -------------------------------------------------------------------------------

@@ -1,15 +1,28 @@
 from __future__ import annotations
 
 import os
+import sys
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fedmq_edge_node.samples import load, load_test
+from fedmq_edge_node.samples import Samples, feature_count, load, load_test
 from fedmq_protocol.task import Windowing
 
-from fedmq.data import CWRU_CLASSES, CWRU_TABLE, DataError, Fleet, GatewayData, Recording, cwru, lay_out, own_folder
+from fedmq.data import (
+    CWRU_CLASSES,
+    CWRU_TABLE,
+    DataError,
+    Fleet,
+    GatewayData,
+    Recording,
+    cwru,
+    digits,
+    gearbox,
+    lay_out,
+    own_folder,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORDINGS = Path(os.environ.get("FEDMQ_DATA", REPOSITORY.parent / "shared" / "data")) / "cwru"
@@ -271,3 +284,150 @@ def test_a_rate_that_no_file_states_may_be_given_and_never_overrides_one(tmp_pat
     assert own_folder(tmp_path, sampling_rate_hz=25_600.0).sampling_rate_hz == 25_600.0
     (tmp_path / "recording.toml").write_text("sampling_rate_hz = 12000.0\n")
     assert own_folder(tmp_path, sampling_rate_hz=25_600.0).sampling_rate_hz == 12_000.0
+
+
+# --- the gearbox -----------------------------------------------------------------------------------------------------
+
+
+def make_gearbox(folder: Path, percent: int, **changed: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    steps = np.rint(noise_steps(percent)).astype(np.int16)
+    parts: dict[str, object] = {
+        "healthy": steps,
+        "broken": -steps,
+        "healthy_scale": np.array([1e-3, 2e-3, 3e-3, 4e-3], dtype=np.float32),
+        "broken_scale": np.full(4, 1e-3, dtype=np.float32),
+        "load_percent": np.int32(percent),
+    }
+    path = folder / f"gearbox_30hz_load{percent:02d}.npz"
+    np.savez_compressed(path, **{key: value for key, value in (parts | changed).items() if value is not None})  # type: ignore[arg-type]
+    return path
+
+
+def noise_steps(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 1000, (8000, 4))
+
+
+def test_a_gateway_has_one_load_of_the_gearbox_and_the_test_load_is_nobody_s(tmp_path: Path) -> None:
+    for percent in (0, 10, 30):
+        make_gearbox(tmp_path / "in", percent)
+    fleet = gearbox(tmp_path / "in", 10)
+    assert [gateway.name for gateway in fleet.gateways] == ["load00", "load30"]
+    assert fleet.classes == ("normal", "broken_tooth")
+    assert "not documented" in fleet.remark
+    assert fleet.test is not None
+    assert {recording.name for recording in fleet.test} == {"load10"}
+    assert labels(fleet.test) == labels(fleet.gateways[0].recordings) == set(fleet.classes)
+    np.testing.assert_allclose(
+        np.asarray(fleet.gateways[1].recordings[0].signal)[:, 3], np.rint(noise_steps(30))[:, 3] * 4e-3, rtol=1e-6
+    )
+    folders = lay_out(fleet, tmp_path / "plant")
+    windowing = Windowing(**{name: getattr(fleet.windowing, name) for name in Windowing.__struct_fields__})
+    samples = load(folders["load00"], windowing, fleet.classes)
+    assert samples.train_x.shape == (2 * ((8000 - 2048) // 512 + 1), 88)
+    assert feature_count(windowing) == 88
+
+
+def test_without_a_test_load_the_end_of_every_gearbox_recording_is_nobody_s(tmp_path: Path) -> None:
+    make_gearbox(tmp_path, 0)
+    make_gearbox(tmp_path, 60)
+    fleet = gearbox(tmp_path)
+    assert fleet.test is not None
+    assert len(fleet.test) == 4
+    for gateway in fleet.gateways:
+        for own in gateway.recordings:
+            (end,) = (r for r in fleet.test if (r.label, r.name) == (own.label, own.name))
+            assert len(np.asarray(own.signal)) == 3 * len(np.asarray(end.signal)) == 6000
+
+
+def test_for_an_autoencoder_the_gearbox_is_healthy(tmp_path: Path) -> None:
+    make_gearbox(tmp_path, 0)
+    make_gearbox(tmp_path, 10)
+    fleet = gearbox(tmp_path, 10, healthy=True)
+    assert fleet.test is not None
+    assert labels(fleet.test) == labels(fleet.gateways[0].recordings) == {"normal"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "about"),
+    [
+        ({"healthy": None}, "expected the keys"),
+        ({"load_percent": None}, "expected the keys"),
+        ({"load_percent": np.array(["ten"])}, "expected the keys"),
+        ({"broken": np.zeros((100, 3), dtype=np.int16)}, r"expected broken as \(n, 4\) int16, got \(100, 3\)"),
+        ({"healthy": np.zeros((100, 4), dtype=np.float32)}, "expected healthy as .* float32"),
+        ({"healthy_scale": np.float32(1.0)}, "healthy_scale of 4 numbers"),
+    ],
+)
+def test_a_gearbox_archive_that_cannot_be_used_is_named(tmp_path: Path, changed: dict[str, object], about: str) -> None:
+    path = make_gearbox(tmp_path, 10, **changed)
+    with pytest.raises(DataError, match=about) as caught:
+        gearbox(tmp_path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_a_folder_without_the_gearbox_or_without_the_test_load_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="found none"):
+        gearbox(tmp_path)
+    make_gearbox(tmp_path, 10)
+    with pytest.raises(DataError, match=r"test load 25 % among the loads \[10\]"):
+        gearbox(tmp_path, 25)
+    (tmp_path / "junk.npz").write_bytes(b"PK\x03\x04" + b"\xff" * 50)
+    with pytest.raises(DataError, match=r"junk\.npz"):
+        gearbox(tmp_path)
+
+
+def test_the_real_gearbox_has_seven_loads() -> None:
+    folder = RECORDINGS.parent / "gearbox"
+    if not folder.is_dir():
+        pytest.skip(f"no gearbox recordings in {folder}; name their parent folder with FEDMQ_DATA")
+    fleet = gearbox(folder, 30)
+    assert [gateway.name for gateway in fleet.gateways] == [f"load{percent:02d}" for percent in (0, 10, 20, 40, 50, 60)]
+
+
+# --- digits ----------------------------------------------------------------------------------------------------------
+
+
+def load_digits(tmp_path: Path, fleet: Fleet) -> tuple[list[Samples], tuple[np.ndarray, np.ndarray]]:
+    folders = lay_out(fleet, tmp_path / "plant")
+    windowing = Windowing(**{name: getattr(fleet.windowing, name) for name in Windowing.__struct_fields__})
+    test = load_test(folders.pop("test"), windowing, fleet.classes)
+    return [load(folder, windowing, fleet.classes) for folder in folders.values()], test
+
+
+def test_every_digit_goes_to_one_gateway_or_the_test_set(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("sklearn.datasets", reason="needs scikit-learn")
+    fleet = digits(gateways=8, seed=3)
+    assert fleet.classes == tuple("0123456789")
+    own, (test_x, test_y) = load_digits(tmp_path, fleet)
+    assert min(samples.train_windows for samples in own) >= 20
+    images, labels_of = datasets.load_digits(return_X_y=True)
+    assert np.bincount(test_y).tolist() == np.rint(np.bincount(labels_of) / 5).tolist()
+    dealt = np.concatenate([test_x, *(samples.train_x for samples in own)])
+    numbers = np.concatenate([test_y, *(samples.train_y for samples in own)])
+    meant = np.column_stack([images / 16, labels_of])
+    got = np.column_stack([dealt, numbers])
+    assert (got[np.lexsort(got.T)] == meant[np.lexsort(meant.T)]).all()
+
+
+def test_digits_are_dealt_out_by_the_seed() -> None:
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+
+    def sizes(seed: int) -> list[dict[str, int]]:
+        return [{r.label: len(np.asarray(r.signal)) for r in g.recordings} for g in digits(seed=seed).gateways]
+
+    assert sizes(1) == sizes(1) != sizes(2)
+    # Uneven by label: most gateways lack a digit.
+    assert sum(len(own) < 10 for own in sizes(1)) >= 4
+
+
+def test_more_gateways_than_there_are_digits_for_are_refused() -> None:
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    with pytest.raises(DataError, match="got 70: take fewer"):
+        digits(gateways=70)
+
+
+def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(DataError, match=r"pip install 'fedmq\[bench\]'"):
+        digits()

@@ -9,10 +9,11 @@ from fedmq_coordinator.settings import WindowingSettings
 from fedmq_edge_node.samples import Samples
 from fedmq_protocol.task import initial_steps, model_digest, short
 
-from bench.recipe import federate, prepare, reached
+from bench.bytes_to_accuracy import at_level, summary
+from bench.recipe import Record, federate, prepare, reached
 from fedmq.baselines import local_only, pooled
 from fedmq.defaults import CODECS, task_of, task_settings
-from fedmq.demo import DemoOptions
+from fedmq.demo import DemoError, DemoOptions, open_fleet
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORDINGS = Path(os.environ.get("FEDMQ_DATA", REPOSITORY.parent / "shared" / "data")) / "cwru"
@@ -59,9 +60,86 @@ def test_a_small_model_sends_a_floor_of_coordinates_and_a_large_one_a_share() ->
         task_of(task_settings(name="t", classes=CLASSES, codec="zip"))
 
 
+def test_the_model_has_as_many_inputs_as_a_window_has_features() -> None:
+    table = WindowingSettings(features="raw", samples=1, hop=1, channels=64)
+    task = task_of(task_settings(name="t", hidden=(128, 64), classes=tuple("0123456789"), windowing=table))
+    assert task.model.sizes == (64, 128, 64, 10)
+    assert task.windowing.channels == 64
+    four = WindowingSettings(channels=4)
+    assert task_of(task_settings(name="t", kind="autoencoder", classes=(), windowing=four)).model.sizes[0] == 88
+    with pytest.raises(ValueError, match=r"windowing.samples: expected at least 64"):
+        task_of(task_settings(name="t", classes=CLASSES, windowing=WindowingSettings(samples=10)))
+
+
 def test_reached_needs_two_rounds_in_a_row() -> None:
     assert reached([0.1, 0.9, 0.5, 0.9, 0.9, 0.2], 0.9) == 4
     assert reached([0.1, 0.9], 0.9) is None
+
+
+def figures(metrics: list[float], a_round: int) -> dict[str, object]:
+    """Of a run that joined for 100 bytes and then took `a_round` bytes a round, half of them up."""
+    half = [a_round // 2] * len(metrics)
+    return {
+        "metric_by_round": metrics,
+        "metric_final": metrics[-1],
+        "wire_up_bytes_by_round": half,
+        "wire_down_bytes_by_round": half,
+        "wire_up_bytes": sum(half) + 100,
+        "wire_down_bytes": sum(half),
+    }
+
+
+def test_several_levels_come_from_the_same_two_runs() -> None:
+    dense = figures([0.5, 0.99, 0.99, 1.0, 1.0], 1000)
+    coded = figures([0.2, 0.5, 0.99, 0.99, 0.99], 10)
+    low, high = at_level(0.99, dense, coded), at_level(1.0, dense, coded)
+    assert (low["dense_rounds"], low["dense_bytes"], low["coded_rounds"], low["coded_bytes"]) == (2, 2100, 3, 130)
+    assert low["times_fewer"] == pytest.approx(2100 / 130)
+    assert low["rounds_ratio"] == 1.5
+    assert (high["dense_rounds"], high["coded_rounds"]) == (4, None)
+    assert "times_fewer" not in high
+    seeds = [{"levels": [low, high]}, {"levels": [low, low | {"share": 1.0}]}]
+    assert summary(seeds, 0.99)["geometric_mean_rounds_ratio"] == pytest.approx(1.5)
+    # A seed that never got there leaves no mean.
+    assert summary(seeds, 1.0)["geometric_mean_times_fewer"] is None
+
+
+def test_a_load_to_test_on_is_for_data_that_have_loads() -> None:
+    with pytest.raises(DemoError, match="only cwru:DIR and gearbox:DIR have loads"):
+        open_fleet(DemoOptions(data="digits", test_load=3))
+
+
+def test_wishes_for_windows_win_over_what_suits_the_data() -> None:
+    fleet = open_fleet(DemoOptions(data="sim", gateways=2, features="raw", window=32, hop=16))
+    assert (fleet.windowing.features, fleet.windowing.samples, fleet.windowing.hop) == ("raw", 32, 16)
+    assert fleet.windowing.channels == 1
+
+
+def test_what_a_run_sent_leads_from_each_recorded_model_to_the_next(tmp_path: Path) -> None:
+    fleet, test = gateways()
+    task = task_of(task_settings(name="t", classes=CLASSES))
+    record = Record()
+    federate(task, fleet, test, 4, 0.0, record)
+    record.save(tmp_path / "run.npz", task, fleet)
+    with np.load(tmp_path / "run.npz", allow_pickle=False) as kept:
+        assert kept["model"].shape == (5, 868)
+        assert (kept["model"][0] == initial_steps(task.model, 0, task.grid_bits)).all()
+        for number in range(4):
+            part = slice(*kept["down_offsets"][number : number + 2])
+            moved = np.zeros(868, dtype=np.int64)
+            moved[kept["down_indices"][part]] = kept["down_steps"][part]
+            assert (kept["model"][number + 1] - kept["model"][number] == moved).all()
+        assert len(kept["up_offsets"]) == 4 * 4 + 1
+        assert kept["up_offsets"][-1] == len(kept["up_indices"]) == len(kept["up_steps"])
+        assert kept["weights"].tolist() == [60] * 4
+
+
+@pytest.mark.parametrize("codec", ["dense", "sparse"])
+def test_digits_are_learnt_from_gateways_that_know_few_of_them(codec: str) -> None:
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    case = prepare(DemoOptions(data="digits", hidden=(32,)))
+    run = federate(case.make_task(codec=codec), case.gateways, case.test, 20, 0.0)
+    assert run[-1].metric > 0.75
 
 
 def gateways(seed: int = 0) -> tuple[list[Samples], tuple[np.ndarray, np.ndarray]]:
