@@ -13,14 +13,23 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-from fedmq_protocol.messages import Bitmap, BlobRef, RoundKind, RoundPlan, Slot, Verdict, to_bytes
-from fedmq_protocol.task import short
+from fedmq_protocol.messages import (
+    BlobRef,
+    RoundKind,
+    RoundPlan,
+    Slot,
+    Verdict,
+    ask_after_seconds,
+    bitmap,
+    check_of,
+    to_bytes,
+)
 from fedmq_protocol.topics import Channel
 from fedmq_protocol.transfer import chunks, refer
 from numpy.typing import NDArray
 
 from fedmq_coordinator.aggregate import WeightedMean, staleness, weights
-from fedmq_coordinator.cohort import Turn, draw, following
+from fedmq_coordinator.cohort import BITMAP_FLEET, Turn, draw, following
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.ledger import Round as RoundRow
 from fedmq_coordinator.lineage import Lineage
@@ -91,6 +100,7 @@ class Run:
         self.weights: dict[str, int] = {}
         self.mean: WeightedMean | None = None
         """The open training round's sum so far, with what earlier rounds owe."""
+        self._next_is_near = False
         self.opens_at: float | None = None
         self.resting: str | None = None
         """Why no round opens, or None."""
@@ -121,6 +131,7 @@ class Run:
             close_when_answered=self._settings.close_when_all_answered,
         )
         self.weights = opened.weights
+        self._next_is_near = self._expects_next_soon(opened.plan)
         self.mean = None
         if opened.plan.kind is RoundKind.TRAINING:
             self.mean = WeightedMean(self._line.task.model.parameters)
@@ -198,6 +209,27 @@ class Run:
         )
         self._begin(opened)
         self.publish_plan(plan, now)
+
+    def _expects_next_soon(self, plan: RoundPlan) -> bool:
+        """Whether the plan after this one comes, as far as one can know, before a gateway would ask for its verdict."""
+        opened = self._ledger.last_round()
+        assert opened is not None  # a round is in the ledger before it begins
+        openings = [] if self._pace.nightly is None else [r.opened_at for r in self._ledger.rounds()]
+        due = next_opening(
+            self._pace,
+            last_opened=opened.opened_at,
+            last_closed=opened.opened_at if self._settings.close_when_all_answered else plan.closes_at,
+            tonight=rounds_tonight(self._pace, openings),
+        )
+        return due <= opened.opened_at + ask_after_seconds(plan.closes_at - opened.opened_at)
+
+    @property
+    def plan_brings_receipts(self) -> bool:
+        """Whether an accepted update hears of it from the next plan, and so needs no message of its own.
+
+        Where that plan is far off, a receipt at once costs less than the question that it saves.
+        """
+        return self._next_is_near and len(self._roster) <= BITMAP_FLEET
 
     def _is_due(self, rounds: list[RoundRow], windows: int, now: float) -> bool:
         """Whether the schedule lets the next round open, and enough new windows have come where it asks for any."""
@@ -316,27 +348,33 @@ class Run:
         }
         self._outbox.report(body)
 
-    def _plan(self, kind: RoundKind, round_id: int, drawn: Bitmap | Slot, closes_at: int) -> RoundPlan:
-        """The plan of a round from the newest version, with the delta that made it."""
+    def _plan(self, kind: RoundKind, round_id: int, drawn: int | Slot, closes_at: int) -> RoundPlan:
+        """The plan of a round from the newest version, the delta that made it, and what the last round accepted.
+
+        All of it is on record, so that it can be made again at any time until the next round opens.
+        """
         delta: bytes | BlobRef | None = self._line.newest_delta or None
         if isinstance(delta, bytes) and len(delta) > self._limits.chunk_bytes:
             delta = refer(delta, self._limits.chunk_bytes)
         # The first training plan brings the scaler that the statistics round has just learnt.
         first = kind is RoundKind.TRAINING and self._line.version == 0
+        accepted = self._ledger.accepted(round_id - 1, self._line.number) if len(self._roster) <= BITMAP_FLEET else []
+        places = [place for name in accepted if (place := self._roster.place(name)) is not None]
         return RoundPlan(
             round_id=round_id,
             lineage=self._line.number,
             kind=kind,
             base=self._line.version,
-            model=short(self._line.digest),
-            closes_at=closes_at,
+            model=check_of(self._line.digest),
+            closes_after=closes_at - self._line.number,
             drawn=drawn,
+            accepted=bitmap(places),
             delta=delta,
             scaler=self._line.scaler if first else None,
         )
 
     def rest_plan(self, now: float) -> RoundPlan:
-        return self._plan(RoundKind.REST, self.newest_round() + 1, Bitmap(bits=b""), int(now) + 1)
+        return self._plan(RoundKind.REST, self.newest_round() + 1, 0, int(now) + 1)
 
     def publish_plan(self, plan: RoundPlan, now: float) -> None:
         expiry = None if plan.kind is RoundKind.REST else max(1, int(plan.closes_at - now))
