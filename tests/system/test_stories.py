@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import msgspec
 import numpy as np
@@ -436,6 +437,96 @@ def test_what_is_applied_owed_pending_and_left_is_what_was_learnt(tmp_path: Path
     assert len(seen) == 8 * 4
     for name, gateway in plant.gateways.items():
         np.testing.assert_allclose(counted[name] + gateway.state.residual, learnt[name], atol=2e-5)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_nothing_is_lost_or_counted_twice_whatever_is_lost_on_the_way_and_whoever_is_killed(
+    tmp_path: Path, seed: int
+) -> None:
+    rng = Random(seed)
+    settings = RoundSettings(max_rounds=12, min_gateways=2, first_gateways=4, quorum_share=0.5, closing_seconds=12.0)
+    plant = Plant(tmp_path, settings=settings)
+    parameters = plant.task.model.parameters
+    learnt = {name: np.zeros(parameters) for name in plant.gateways}
+    sent_by: dict[tuple[str, int], np.ndarray] = {}  # type: ignore[type-arg]
+
+    def watch(name: str) -> None:
+        memory = plant.gateways[name]._memory
+        save = memory.save
+
+        def saving(state: GatewayState) -> None:
+            before, pending = memory._saved, state.pending
+            if pending is not None and (name, pending.counter) not in sent_by:
+                sent_by[name, pending.counter] = decode(pending.payload, parameters, uplink(plant.task)).dense()
+                # Of an update that was pending until now a plan has said that it was accepted.
+                settled = 0.0 if before.pending is None else sent_by[name, before.pending.counter]
+                learnt[name] += state.residual - (before.residual - settled)
+            save(state)
+
+        memory.save = saving  # type: ignore[method-assign]
+
+    for name in plant.gateways:
+        watch(name)
+    plant.run_until(lambda: plant.version == 1)
+    plant.lose = lambda client, received: rng.random() < 0.1
+    for _ in range(1500):
+        plant.tick(0.02)
+        event, name = rng.random(), rng.choice(["g0", "g1", "g2", "g3"])
+        if event < 0.01:
+            session = plant.session(plant.gateways[name])
+            session.cut()
+            session.heal()
+        elif event < 0.015:
+            plant.kill_gateway(name)
+            plant.start_gateway(name)
+            watch(name)
+        elif event < 0.02:
+            plant.kill_coordinator()
+            plant.start_coordinator()
+        elif event < 0.025:
+            plant.broker.restart(keeps=rng.random() < 0.5)
+    plant.lose = lambda client, received: False
+    # Who has missed the last plan of all asks for its verdict, and comes to the last version when it joins again.
+    plant.run_until(lambda: plant.coordinator.resting is not None)
+    plant.run_until(lambda: all(g.state.pending is None for g in plant.gateways.values()))
+    accepted = [a for a in plant.ledger.answers() if a.kind == "update" and a.verdict == "accepted"]
+    assert len(accepted) > 12
+    assert len({(a.gateway, a.counter) for a in accepted}) == len(accepted)
+    for name, gateway in plant.gateways.items():
+        counted = sum(sent_by[name, a.counter] for a in accepted if a.gateway == name)
+        np.testing.assert_allclose(counted + gateway.state.residual, learnt[name], atol=2e-5)
+
+
+def test_a_gateway_restored_in_the_middle_of_a_round_that_it_has_answered_sits_it_out(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, rounds=4)
+    plant.run_until(lambda: plant.gateways["g0"].state.counter == 1)
+    plant.kill_gateway("g0")
+    image = (tmp_path / "g0" / "gateway.sqlite").read_bytes()
+    plant.start_gateway("g0")
+    plant.run_until(lambda: plant.version == 1)
+    plant.lose = lambda client, received: (
+        client == "coordinator" and isinstance(message_of(received), Update) and parse(received.topic).gateway == "g1"
+    )
+    plant.run_until(lambda: plant.version == 1 and _answered(plant) == {"g0", "g2", "g3"}, seconds=1000.0)
+    plant.kill_gateway("g0")
+    for file in (tmp_path / "g0").iterdir():
+        file.unlink()
+    (tmp_path / "g0" / "gateway.sqlite").write_bytes(image)
+    gateway = plant.start_gateway("g0")
+    plant.run_until(lambda: gateway._welcomed)
+    for _ in range(20):
+        plant.tick()
+    assert _answered(plant) == {"g0", "g2", "g3"}, "the round is still open"
+    assert gateway.state.pending is None
+    assert not gateway.state.residual.any()
+    plant.lose = lambda client, received: False
+    plant.run_to_rest()
+    settled(plant)
+
+
+def _answered(plant: Plant) -> set[str]:
+    round_ = plant.coordinator._run.round
+    return set() if round_ is None else round_.answered
 
 
 def test_a_lying_payload_is_refused_and_its_residual_discarded(tmp_path: Path) -> None:
