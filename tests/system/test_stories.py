@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -113,9 +114,9 @@ def test_a_quiet_run_needs_no_receipt_and_no_question(tmp_path: Path) -> None:
     assert not sent(plant, AskVerdict)
 
 
-def test_where_the_next_plan_is_far_off_a_receipt_comes_at_once(tmp_path: Path) -> None:
-    settings = RoundSettings(max_rounds=3, min_gateways=4, interval_seconds=600.0, closing_seconds=60.0)
-    plant = Plant(tmp_path, settings=settings)
+@pytest.mark.parametrize("pace", [{"interval_seconds": 600.0}, {"close_when_all_answered": False}])
+def test_where_the_next_plan_is_far_off_a_receipt_comes_at_once(tmp_path: Path, pace: dict[str, Any]) -> None:
+    plant = Plant(tmp_path, settings=RoundSettings(max_rounds=3, min_gateways=4, closing_seconds=60.0, **pace))
     plant.run_until(lambda: plant.coordinator.resting is not None, seconds=3000.0)
     assert len(sent(plant, Receipt)) == 3 * 4
     assert not sent(plant, AskVerdict)
@@ -198,6 +199,31 @@ def test_a_question_waits_until_half_of_the_round_is_over(tmp_path: Path) -> Non
     plant.lose = lambda client, received: False
     plant.run_to_rest()
     settled(plant)
+
+
+def test_a_plan_that_does_not_name_a_gateway_makes_it_ask_at_once_and_what_came_to_nothing_is_put_back(
+    tmp_path: Path,
+) -> None:
+    settings = RoundSettings(max_rounds=3, min_gateways=4, closing_seconds=100.0)
+    plant = Plant(tmp_path, settings=settings)
+    plant.run_until(lambda: plant.version == 1)
+    plant.lose = lambda client, received: (
+        client == "coordinator"
+        and isinstance(message_of(received), Update | AskVerdict)
+        and parse(received.topic).gateway == "g1"
+    )
+    plant.run_until(lambda: plant.version == 2)
+    before = len([client for client, _ in sent(plant, AskVerdict) if client == "g1"])
+    plant.lose = lambda client, received: False
+    for _ in range(20):
+        plant.tick()
+    assert len([client for client, _ in sent(plant, AskVerdict) if client == "g1"]) == before + 1
+    told = [m.verdict for _, m in sent(plant, Receipt) if isinstance(m, Receipt)]
+    assert told[-1] is Verdict.CLOSED
+    plant.run_to_rest()
+    assert all(g.state.pending is None for g in plant.gateways.values())
+    told = [a.verdict for a in plant.ledger.answers() if a.gateway == "g1" and a.kind == "update"]
+    assert told == ["accepted", "accepted"]
 
 
 def test_an_update_that_goes_down_with_its_connection_is_sent_again(tmp_path: Path, undisturbed: bytes) -> None:
