@@ -2,7 +2,7 @@
 
 Owns updates that are still coming in chunks. Decides with `rounds`, writes into the ledger's running transaction, and
 says nothing itself: receipts wait in the outbox for the commit. A repeat gets its first verdict again, for ever. An
-update accepted for the first time has no receipt of its own where the next plan brings it.
+update accepted for the first time has no receipt of its own where the next plan comes in time to bring it.
 """
 
 from __future__ import annotations
@@ -198,11 +198,21 @@ class Intake:
             self._run.round.count(name, update=True)
         elif not judgement.repeat and self._run.round is not None and self._run.round.plan.round_id == update.round_id:
             self._run.round.refuse(name)
-        if accepted and self._run.plan_brings_receipts:
+        if accepted and self._run.receipts_at is not None:
             return
         self._outbox.command(
             name, Channel.RECEIPT, Receipt(round_id=update.round_id, counter=update.counter, verdict=verdict)
         )
+
+    def tell_accepted(self, now: float) -> None:
+        """Receipts for what was accepted so far in a round that takes longer than its gateways would wait."""
+        if self._run.round is None or self._run.receipts_at is None or now < self._run.receipts_at:
+            return
+        self._run.receipts_at = None
+        for answer in self._ledger.answers(self._run.round.plan.round_id):
+            if answer.kind == "update" and answer.verdict == verdict_name(Verdict.ACCEPTED):
+                receipt = Receipt(round_id=answer.round, counter=answer.counter, verdict=Verdict.ACCEPTED)
+                self._outbox.command(answer.gateway, Channel.RECEIPT, receipt)
 
     def on_decline(self, name: str, decline: Decline, now: float) -> None:
         self._answer_without_payload(name, decline, "decline", b"", 0, now)

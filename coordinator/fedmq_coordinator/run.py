@@ -43,6 +43,9 @@ __all__ = ["Run", "Score"]
 
 log = logging.getLogger("fedmq.coordinator")
 
+RECEIPTS_BEFORE_QUESTIONS = 0.9
+"""Share of the time until the first gateway would ask for its verdict, after which receipts are sent."""
+
 ANSWER_RATE_ROUNDS = 20
 """Rounds over which the share of answers is looked at, to draw more where fewer answer."""
 
@@ -100,7 +103,9 @@ class Run:
         self.weights: dict[str, int] = {}
         self.mean: WeightedMean | None = None
         """The open training round's sum so far, with what earlier rounds owe."""
-        self._next_is_near = False
+        self.receipts_at: float | None = None
+        """The open round's accepted updates hear of it from the next plan, or by receipts at this time if no plan has
+        come by then; None: by a receipt each, at once."""
         self.opens_at: float | None = None
         self.resting: str | None = None
         """Why no round opens, or None."""
@@ -131,7 +136,7 @@ class Run:
             close_when_answered=self._settings.close_when_all_answered,
         )
         self.weights = opened.weights
-        self._next_is_near = self._expects_next_soon(opened.plan)
+        self.receipts_at = self._receipts_due(opened.plan)
         self.mean = None
         if opened.plan.kind is RoundKind.TRAINING:
             self.mean = WeightedMean(self._line.task.model.parameters)
@@ -210,26 +215,20 @@ class Run:
         self._begin(opened)
         self.publish_plan(plan, now)
 
-    def _expects_next_soon(self, plan: RoundPlan) -> bool:
-        """Whether the plan after this one comes, as far as one can know, before a gateway would ask for its verdict."""
+    def _receipts_due(self, plan: RoundPlan) -> float | None:
+        """When `receipts_at` is, for the round that opens with this plan."""
         opened = self._ledger.last_round()
         assert opened is not None  # a round is in the ledger before it begins
         openings = [] if self._pace.nightly is None else [r.opened_at for r in self._ledger.rounds()]
-        due = next_opening(
+        next_plan = next_opening(
             self._pace,
             last_opened=opened.opened_at,
             last_closed=opened.opened_at if self._settings.close_when_all_answered else plan.closes_at,
             tonight=rounds_tonight(self._pace, openings),
         )
-        return due <= opened.opened_at + ask_after_seconds(plan.closes_at - opened.opened_at)
-
-    @property
-    def plan_brings_receipts(self) -> bool:
-        """Whether an accepted update hears of it from the next plan, and so needs no message of its own.
-
-        Where that plan is far off, a receipt at once costs less than the question that it saves.
-        """
-        return self._next_is_near and len(self._roster) <= BITMAP_FLEET
+        # A receipt costs half of a question with its answer, so it shall come before the first is asked.
+        due = opened.opened_at + RECEIPTS_BEFORE_QUESTIONS * ask_after_seconds(plan.closes_at - opened.opened_at)
+        return due if next_plan <= due and len(self._roster) <= BITMAP_FLEET else None
 
     def _is_due(self, rounds: list[RoundRow], windows: int, now: float) -> bool:
         """Whether the schedule lets the next round open, and enough new windows have come where it asks for any."""

@@ -158,6 +158,8 @@ class Coordinator:
         wait = 1.0
         if self._run.round is not None:
             wait = min(wait, self._run.round.plan.closes_at - now)
+            if self._run.receipts_at is not None:
+                wait = min(wait, self._run.receipts_at - now)
         elif self._run.opens_at is not None:
             wait = min(wait, self._run.opens_at - now)
         if self._asked_at is not None:
@@ -172,6 +174,7 @@ class Coordinator:
             self._answer_askers(now)
             self._intake.ask_for_chunks(now)
             self._run.proceed(now)
+            self._intake.tell_accepted(now)
         self._ledger.commit()
         for said in self._outbox.take():
             self._session.publish(
