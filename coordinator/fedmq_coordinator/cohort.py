@@ -14,18 +14,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
-from fedmq_protocol.messages import Bitmap, Slot
+from fedmq_protocol.messages import Slot, bitmap
 
 __all__ = ["BITMAP_FLEET", "Cohort", "Turn", "draw", "following"]
 
 BITMAP_FLEET = 64
+"""Places of the roster up to which a plan names gateways one by one: drawn, and accepted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
     """`asked` are the present gateways that were drawn; `target` is how many updates the round hopes for."""
 
-    drawn: Bitmap | Slot
+    drawn: int | Slot
+    """`Places` in a fleet of at most BITMAP_FLEET."""
     asked: frozenset[str]
     target: int
 
@@ -65,7 +67,7 @@ def draw(present: Mapping[str, int], roster_size: int, *, fraction: float, seed:
             # The next slot that somebody here falls into: an empty round would never open, nor the one after it.
             ahead = min((rule.slot_of(name) - slot) % slots for name in present)
             rule = Slot(seed=salt, slots=slots, slot=(slot + ahead) % slots)
-        asked = frozenset(name for name, place in present.items() if rule.includes(place, name))
+        asked = frozenset(name for name in present if rule.includes(name))
         return Cohort(drawn=rule, asked=asked, target=min(target, max(1, len(asked))))
     order = sorted(present, key=lambda name: hashlib.sha256(salt + name.encode()).digest())
     if 0 < len(order) < slots:
@@ -73,4 +75,4 @@ def draw(present: Mapping[str, int], roster_size: int, *, fraction: float, seed:
         asked = frozenset({order[slot % len(order)]})
     else:
         asked = frozenset(name for i, name in enumerate(order) if i * slots // len(order) == slot)
-    return Cohort(drawn=Bitmap.of(present[name] for name in asked), asked=asked, target=min(target, max(1, len(asked))))
+    return Cohort(drawn=bitmap(present[name] for name in asked), asked=asked, target=min(target, max(1, len(asked))))

@@ -1,7 +1,8 @@
 """What becomes of an answer: checked, put on record, counted, and told its verdict.
 
 Owns updates that are still coming in chunks. Decides with `rounds`, writes into the ledger's running transaction, and
-says nothing itself: receipts wait in the outbox for the commit. A repeat gets its first verdict again, for ever.
+says nothing itself: receipts wait in the outbox for the commit. A repeat gets its first verdict again, for ever. An
+update accepted for the first time has no receipt of its own where the next plan comes in time to bring it.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ class Intake:
                     reason=None,
                     counter=update.counter,
                     digest=digest,
-                    samples=update.samples,
+                    samples=self._roster.windows(name),
                     weight=weight,
                     payload_bytes=len(payload),
                     dense_bytes=4 * self._line.task.model.parameters,
@@ -197,9 +198,21 @@ class Intake:
             self._run.round.count(name, update=True)
         elif not judgement.repeat and self._run.round is not None and self._run.round.plan.round_id == update.round_id:
             self._run.round.refuse(name)
+        if accepted and self._run.receipts_at is not None:
+            return
         self._outbox.command(
             name, Channel.RECEIPT, Receipt(round_id=update.round_id, counter=update.counter, verdict=verdict)
         )
+
+    def tell_accepted(self, now: float) -> None:
+        """Receipts for what was accepted so far in a round that takes longer than its gateways would wait."""
+        if self._run.round is None or self._run.receipts_at is None or now < self._run.receipts_at:
+            return
+        self._run.receipts_at = None
+        for answer in self._ledger.answers(self._run.round.plan.round_id):
+            if answer.kind == "update" and answer.verdict == verdict_name(Verdict.ACCEPTED):
+                receipt = Receipt(round_id=answer.round, counter=answer.counter, verdict=Verdict.ACCEPTED)
+                self._outbox.command(answer.gateway, Channel.RECEIPT, receipt)
 
     def on_decline(self, name: str, decline: Decline, now: float) -> None:
         self._answer_without_payload(name, decline, "decline", b"", 0, now)
@@ -209,9 +222,9 @@ class Intake:
             told = statistics_of(statistics.count, statistics.mean + statistics.m2)
             scaling.check(told, self._line.task.model.sizes[0])
         except ValueError as error:
-            where = topic(self._federation, Direction.UP, Channel.ANSWER, name)
+            where = topic(self._federation, Direction.UP, Channel.STATISTICS, name)
             log.warning("dropped statistics of %d bytes on %s: %s", len(statistics.mean), where, error)
-            self._ledger.count_refused(Channel.ANSWER.value, "statistics that cannot be", len(statistics.mean))
+            self._ledger.count_refused(Channel.STATISTICS.value, "statistics that cannot be", len(statistics.mean))
             return
         self._answer_without_payload(
             name, statistics, "statistics", statistics.mean + statistics.m2, statistics.count, now

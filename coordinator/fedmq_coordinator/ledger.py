@@ -19,7 +19,7 @@ from typing import TypeVar
 
 __all__ = ["Answer", "CatchUp", "Gateway", "Ledger", "LedgerError", "Round", "Version", "Wire"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ CREATE TABLE answers (
     reason TEXT,                          -- of a decline
     counter INTEGER NOT NULL,
     digest BLOB NOT NULL,
-    samples INTEGER NOT NULL,
+    samples INTEGER NOT NULL,             -- windows: of an update as its gateway's birth told, of statistics as counted
     weight INTEGER NOT NULL,
     payload_bytes INTEGER NOT NULL,       -- the coded delta alone
     dense_bytes INTEGER NOT NULL,         -- the same delta as float32
@@ -402,6 +402,15 @@ class Ledger:
             "SELECT count(*) FROM answers WHERE round >= ? AND kind = 'update' AND verdict = 'accepted'", (round_id,)
         ).fetchone()
         return int(row[0])
+
+    def accepted(self, round_id: int, lineage: int) -> list[str]:
+        """Gateways whose update to this round was accepted; none where the round was of another lineage."""
+        rows = self._db.execute(
+            "SELECT gateway FROM answers JOIN rounds ON rounds.id = answers.round"
+            " WHERE round = ? AND lineage = ? AND answers.kind = 'update' AND verdict = 'accepted' ORDER BY gateway",
+            (round_id, lineage),
+        )
+        return [str(name) for (name,) in rows]
 
     def answers(self, round_id: int | None = None) -> list[Answer]:
         """In order of round and arrival; payloads only where they are not erased yet."""

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedmq_compression.pipeline import Decoded, PayloadError
-from fedmq_protocol.messages import Bitmap, RoundKind, RoundPlan, Slot, Verdict
+from fedmq_protocol.messages import RoundKind, RoundPlan, Verdict
 
 __all__ = ["Judgement", "Record", "Round", "admit", "examine", "verdict_name", "verdict_of"]
 
@@ -65,8 +65,7 @@ class Round:
         return self.updates | self.declines | self.refused
 
     def drawn(self, gateway: str, roster: int) -> bool:
-        rule: Bitmap | Slot = self.plan.drawn
-        return rule.includes(roster, gateway)
+        return self.plan.draws(roster, gateway)
 
     def count(self, gateway: str, *, update: bool) -> None:
         """An accepted answer is on record."""
@@ -106,7 +105,7 @@ def admit(
 ) -> Judgement | None:
     """What can be said of an update without decoding it; None when it deserves to be decoded.
 
-    `record` is the gateway's answer to this very round, or else its latest one.
+    `base` is the update's mark of it. `record` is the gateway's answer to this very round, or else its latest one.
     """
     if record is not None and record.round_id == round_id:
         if record.digest == digest and record.counter == counter:
@@ -118,8 +117,10 @@ def admit(
         return Judgement(verdict=Verdict.CLOSED, why="the round had closed")
     if round_.plan.kind is not RoundKind.TRAINING or roster is None or not round_.drawn(gateway, roster):
         return Judgement(verdict=Verdict.NOT_DRAWN, why="it was not drawn for this round")
-    if base != round_.plan.base:
-        return Judgement(verdict=Verdict.WRONG_BASE, why=f"trained from version {base}, not {round_.plan.base}")
+    if base != round_.plan.base_mark:
+        return Judgement(
+            verdict=Verdict.WRONG_BASE, why=f"trained from another model than the plan's version {round_.plan.base}"
+        )
     if now > round_.plan.closes_at:
         return Judgement(verdict=Verdict.CLOSED, why="past its closing time")
     if record is not None and counter <= record.counter:

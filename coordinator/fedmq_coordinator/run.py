@@ -13,14 +13,23 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-from fedmq_protocol.messages import Bitmap, BlobRef, RoundKind, RoundPlan, Slot, Verdict, to_bytes
-from fedmq_protocol.task import short
+from fedmq_protocol.messages import (
+    BlobRef,
+    RoundKind,
+    RoundPlan,
+    Slot,
+    Verdict,
+    ask_after_seconds,
+    bitmap,
+    check_of,
+    to_bytes,
+)
 from fedmq_protocol.topics import Channel
 from fedmq_protocol.transfer import chunks, refer
 from numpy.typing import NDArray
 
 from fedmq_coordinator.aggregate import WeightedMean, staleness, weights
-from fedmq_coordinator.cohort import Turn, draw, following
+from fedmq_coordinator.cohort import BITMAP_FLEET, Turn, draw, following
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.ledger import Round as RoundRow
 from fedmq_coordinator.lineage import Lineage
@@ -33,6 +42,9 @@ from fedmq_coordinator.settings import LimitSettings, RoundSettings
 __all__ = ["Run", "Score"]
 
 log = logging.getLogger("fedmq.coordinator")
+
+RECEIPTS_BEFORE_QUESTIONS = 0.9
+"""Share of the time until the first gateway would ask for its verdict, after which receipts are sent."""
 
 ANSWER_RATE_ROUNDS = 20
 """Rounds over which the share of answers is looked at, to draw more where fewer answer."""
@@ -91,6 +103,9 @@ class Run:
         self.weights: dict[str, int] = {}
         self.mean: WeightedMean | None = None
         """The open training round's sum so far, with what earlier rounds owe."""
+        self.receipts_at: float | None = None
+        """The open round's accepted updates hear of it from the next plan, or by receipts at this time if no plan has
+        come by then; None: by a receipt each, at once."""
         self.opens_at: float | None = None
         self.resting: str | None = None
         """Why no round opens, or None."""
@@ -121,6 +136,7 @@ class Run:
             close_when_answered=self._settings.close_when_all_answered,
         )
         self.weights = opened.weights
+        self.receipts_at = self._receipts_due(opened.plan)
         self.mean = None
         if opened.plan.kind is RoundKind.TRAINING:
             self.mean = WeightedMean(self._line.task.model.parameters)
@@ -198,6 +214,21 @@ class Run:
         )
         self._begin(opened)
         self.publish_plan(plan, now)
+
+    def _receipts_due(self, plan: RoundPlan) -> float | None:
+        """When `receipts_at` is, for the round that opens with this plan."""
+        opened = self._ledger.last_round()
+        assert opened is not None  # a round is in the ledger before it begins
+        openings = [] if self._pace.nightly is None else [r.opened_at for r in self._ledger.rounds()]
+        next_plan = next_opening(
+            self._pace,
+            last_opened=opened.opened_at,
+            last_closed=opened.opened_at if self._settings.close_when_all_answered else plan.closes_at,
+            tonight=rounds_tonight(self._pace, openings),
+        )
+        # A receipt costs half of a question with its answer, so it shall come before the first is asked.
+        due = opened.opened_at + RECEIPTS_BEFORE_QUESTIONS * ask_after_seconds(plan.closes_at - opened.opened_at)
+        return due if next_plan <= due and len(self._roster) <= BITMAP_FLEET else None
 
     def _is_due(self, rounds: list[RoundRow], windows: int, now: float) -> bool:
         """Whether the schedule lets the next round open, and enough new windows have come where it asks for any."""
@@ -316,27 +347,33 @@ class Run:
         }
         self._outbox.report(body)
 
-    def _plan(self, kind: RoundKind, round_id: int, drawn: Bitmap | Slot, closes_at: int) -> RoundPlan:
-        """The plan of a round from the newest version, with the delta that made it."""
+    def _plan(self, kind: RoundKind, round_id: int, drawn: int | Slot, closes_at: int) -> RoundPlan:
+        """The plan of a round from the newest version, the delta that made it, and what the last round accepted.
+
+        All of it is on record, so that it can be made again at any time until the next round opens.
+        """
         delta: bytes | BlobRef | None = self._line.newest_delta or None
         if isinstance(delta, bytes) and len(delta) > self._limits.chunk_bytes:
             delta = refer(delta, self._limits.chunk_bytes)
         # The first training plan brings the scaler that the statistics round has just learnt.
         first = kind is RoundKind.TRAINING and self._line.version == 0
+        accepted = self._ledger.accepted(round_id - 1, self._line.number) if len(self._roster) <= BITMAP_FLEET else []
+        places = [place for name in accepted if (place := self._roster.place(name)) is not None]
         return RoundPlan(
             round_id=round_id,
             lineage=self._line.number,
             kind=kind,
             base=self._line.version,
-            model=short(self._line.digest),
-            closes_at=closes_at,
+            model=check_of(self._line.digest),
+            closes_after=closes_at - self._line.number,
             drawn=drawn,
+            accepted=bitmap(places),
             delta=delta,
             scaler=self._line.scaler if first else None,
         )
 
     def rest_plan(self, now: float) -> RoundPlan:
-        return self._plan(RoundKind.REST, self.newest_round() + 1, Bitmap(bits=b""), int(now) + 1)
+        return self._plan(RoundKind.REST, self.newest_round() + 1, 0, int(now) + 1)
 
     def publish_plan(self, plan: RoundPlan, now: float) -> None:
         expiry = None if plan.kind is RoundKind.REST else max(1, int(plan.closes_at - now))

@@ -26,6 +26,7 @@ from fedmq_protocol.messages import (
     Chunk,
     Decline,
     Leave,
+    RoundPlan,
     Statistics,
     Update,
     Welcome,
@@ -157,6 +158,8 @@ class Coordinator:
         wait = 1.0
         if self._run.round is not None:
             wait = min(wait, self._run.round.plan.closes_at - now)
+            if self._run.receipts_at is not None:
+                wait = min(wait, self._run.receipts_at - now)
         elif self._run.opens_at is not None:
             wait = min(wait, self._run.opens_at - now)
         if self._asked_at is not None:
@@ -171,6 +174,7 @@ class Coordinator:
             self._answer_askers(now)
             self._intake.ask_for_chunks(now)
             self._run.proceed(now)
+            self._intake.tell_accepted(now)
         self._ledger.commit()
         for said in self._outbox.take():
             self._session.publish(
@@ -185,8 +189,9 @@ class Coordinator:
                 if not event.session_present:
                     # A broker that has forgotten us keeps only births that came since: each waits for its welcome.
                     self._welcomed.clear()
-                if self._run.round is not None:
-                    self._run.publish_plan(self._run.round.plan, now)
+                plan = self._plan_at_hand(now)
+                if plan is not None:
+                    self._run.publish_plan(plan, now)
             case Disconnected() | ConnectFailed():
                 self._connected = False
                 log.warning("%s", event.reason)
@@ -240,9 +245,7 @@ class Coordinator:
             return  # the broker's copy of what was answered already
         self._welcomed[name] = birth.nonce
         record = self._ledger.verdict(name)
-        plan = self._run.round.plan if self._run.round is not None else None
-        if plan is None and self._line.version > 0:
-            plan = self._run.rest_plan(now)
+        plan = self._plan_at_hand(now)
         if plan is not None and plan.scaler is not None:
             plan = msgspec.structs.replace(plan, scaler=None)  # the welcome brings it
         knows = birth.lineage == self._line.number and birth.task == short(self._line.task.digest)
@@ -261,7 +264,11 @@ class Coordinator:
             ),
         )
 
-    # -- answers -----------------------------------------------------------------------------------------------
+    def _plan_at_hand(self, now: float) -> RoundPlan | None:
+        """The open round's, or one that asks nobody and brings what the last round came to; None before the first."""
+        if self._run.round is not None:
+            return self._run.round.plan
+        return self._run.rest_plan(now) if self._line.version > 0 else None
 
     # -- questions ---------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 __all__ = ["GatewayState", "Memory", "Pending", "StateError"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class StateError(ValueError):
@@ -31,9 +31,9 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     """The one update that has no verdict yet."""
 
     round_id: int
-    base: int
+    base_mark: int
+    """As its plan has it: what the update says of the model that it was trained from."""
     counter: int
-    samples: int
     payload: bytes
     evaluation: Evaluation | None = None
 

@@ -5,7 +5,9 @@ What must survive is in `memory`, and is there before anything that depends on i
 and `gates`. `step` handles one event at a given time and never waits, so that a test or a simulation can drive it;
 only `run` waits.
 
-Nothing is resent on a timer without bound: every question is repeated with a doubling pause.
+Nothing is resent on a timer without bound: every question is repeated with a doubling pause. An answer goes out with
+QoS 0, since what counts is the coordinator's word on it: the next plan says "accepted", a receipt anything else. Where
+neither comes, the gateway asks, early enough to send a lost update again in the same round.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from fedmq_protocol.messages import (
     Update,
     Verdict,
     Welcome,
+    ask_after_seconds,
     from_bytes,
     to_bytes,
 )
@@ -94,6 +97,12 @@ class Retry:
         self.at = now + self._pause
         self._pause = min(2 * self._pause, RETRY_MOST_SECONDS)
         return True
+
+    def hurry(self, now: float, delay_seconds: float = 0.0) -> None:
+        """Due after `delay_seconds`, or earlier where it would have been."""
+        self.start(now, delay_seconds)
+        if self.at is not None:
+            self.at = min(self.at, now + delay_seconds)
 
     def stop(self) -> None:
         self.at = None
@@ -159,7 +168,10 @@ class Gateway:
         self._welcomed = False
         self._clock_offset = 0.0
         self._roster = 0
+        self._newest: RoundPlan | None = None
+        """The newest plan since the welcome, answered or not."""
         self._plan: RoundPlan | None = None
+        """The one that is still to be dealt with."""
         self._answer_not_before = 0.0
         self._incoming: Incoming | None = None
         self._incoming_catch_up: CatchUp | None = None
@@ -297,15 +309,16 @@ class Gateway:
         self._roster = message.roster
         self._welcomed = True
         self._born_again.stop()
-        pending = state.pending
-        if pending is not None:
-            if message.plan is not None and message.plan.round_id == pending.round_id:
-                self._send_pending(now)
-            else:
-                self._ask_verdict.stop()
-                self._ask_verdict.start(now, self._jitter())
+        self._newest = self._plan = None
         if message.plan is not None:
             self._on_plan(message.plan, now)
+        pending = self._state.pending
+        if pending is None:
+            return
+        if message.plan is not None and message.plan.round_id == pending.round_id:
+            self._send_pending(now)
+        else:
+            self._ask_verdict.hurry(now, self._jitter())
 
     def _on_plan(self, plan: RoundPlan, now: float) -> None:
         if not self._welcomed:
@@ -316,12 +329,13 @@ class Gateway:
             self._born_again.stop()
             self._born_again.start(now, self._jitter())
             return
-        if self._plan is not None and self._plan.round_id > plan.round_id:
+        newest = 0 if self._newest is None else self._newest.round_id
+        if newest > plan.round_id:
             return  # an older plan that came late
-        same = self._plan is not None and self._plan.round_id == plan.round_id
-        self._plan = plan
-        if not same:
+        self._newest = self._plan = plan
+        if newest != plan.round_id:
             self._answer_not_before = now + self._rng.uniform(0.0, self._answer_jitter)
+        self._settle_by(plan, now)
         if isinstance(plan.delta, BlobRef) and self._state.version + 1 == plan.base:
             if self._incoming is None or self._incoming.ref != plan.delta:
                 self._begin_transfer(plan.delta, None, now)
@@ -339,6 +353,18 @@ class Gateway:
             self._ask_model.start(now, self._jitter())
             return
         self._ask_model.stop()
+
+    def _settle_by(self, plan: RoundPlan, now: float) -> None:
+        """What a plan says of the pending update: before anything else, since it may be the next one to train on.
+
+        On disk with the next save: until then the old state stands there, and a restart hears the same again.
+        """
+        self._state = work.settle_by_plan(self._state, plan, self._roster)
+        pending = self._state.pending
+        if pending is None:
+            self._ask_verdict.stop()
+        elif pending.round_id < plan.round_id:
+            self._ask_verdict.hurry(now, self._jitter())
 
     def _on_receipt(self, receipt: Receipt, now: float) -> None:
         pending = self._state.pending
@@ -427,7 +453,7 @@ class Gateway:
         if state.version != plan.base:
             return  # its delta, or a catch-up, is still on its way; even a plan that is over brings the newest model
         over = now + self._clock_offset > plan.closes_at or plan.kind is RoundKind.REST
-        if over or plan.round_id <= state.answered or not plan.drawn.includes(self._roster, self.name):
+        if over or plan.round_id <= state.answered or not plan.draws(self._roster, self.name):
             self._save(state)
             self._plan = None
             return
@@ -488,9 +514,8 @@ class Gateway:
             Channel.ANSWER,
             Update(
                 round_id=pending.round_id,
-                base=pending.base,
+                base=pending.base_mark,
                 counter=pending.counter,
-                samples=pending.samples,
                 payload=ref if chunked else pending.payload,
                 sent=self._session.bytes_sent,
                 received=self._session.bytes_received,
@@ -500,8 +525,11 @@ class Gateway:
         if chunked:
             for chunk in chunks(pending.payload, ref):
                 self._publish(Channel.CHUNK, chunk)
+        left = 0.0
+        if self._newest is not None and self._newest.round_id == pending.round_id:
+            left = self._newest.closes_at - (now + self._clock_offset)
         self._ask_verdict.stop()
-        self._ask_verdict.start(now, RETRY_FIRST_SECONDS + self._jitter())
+        self._ask_verdict.start(now, ask_after_seconds(left) + self._jitter())
         self._count_budget()
 
     def _decline(self, plan: RoundPlan, reason: Reason) -> None:
@@ -522,7 +550,7 @@ class Gateway:
         count, mean, m2 = statistics(self._samples.train_x)
         self._save(replace(self._state, answered=plan.round_id))
         self._publish(
-            Channel.ANSWER,
+            Channel.STATISTICS,
             Statistics(
                 round_id=plan.round_id,
                 count=count,

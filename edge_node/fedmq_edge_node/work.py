@@ -4,7 +4,8 @@ The rules kept here:
 
 - One update at most is pending. While it is, `residual` holds y = delta + old residual, and the payload is not yet
   subtracted. Its verdict settles it, once: accepted, residual = y - payload; put back, residual = y; refused for what
-  it is, residual = 0 (put back, it would be refused for ever).
+  it is, residual = 0 (put back, it would be refused for ever). A plan is a verdict, too, on an accepted update to the
+  round before it.
 - The model is integers. A delta, a chain, a merged delta and a keyframe all end on the digest that was promised,
   or the state does not change.
 - Another lineage means: another history. Residual, pending update and model start again.
@@ -19,7 +20,17 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 from fedmq_compression.pipeline import CodecSpec, PayloadError, decode, decode_integers, encode
-from fedmq_protocol.messages import CatchUp, CatchUpKind, Evaluation, Receipt, RoundPlan, Verdict, Welcome
+from fedmq_protocol.messages import (
+    CatchUp,
+    CatchUpKind,
+    Evaluation,
+    Receipt,
+    RoundKind,
+    RoundPlan,
+    Verdict,
+    Welcome,
+    check_of,
+)
 from fedmq_protocol.task import UPLINK_STEP, Task, initial_steps, model_digest, short, to_parameters
 from numpy.typing import NDArray
 
@@ -36,6 +47,7 @@ __all__ = [
     "catch_up",
     "read_scaler",
     "settle",
+    "settle_by_plan",
     "start_over",
     "train_update",
 ]
@@ -72,6 +84,9 @@ def adopt(state: GatewayState, welcome: Welcome) -> GatewayState:
         # A counter behind the coordinator's record: this disk was restored from an old image, and its residual
         # and pending update may have been counted already.
         state = replace(state, residual=np.zeros(task.model.parameters, dtype=np.float32), pending=None)
+    if restored and welcome.plan is not None and welcome.plan.kind is not RoundKind.REST:
+        # It may have answered this round before, with other bytes: the next plan would say "accepted" of those.
+        state = replace(state, answered=max(state.answered, welcome.plan.round_id))
     if state.counter < welcome.counter:
         state = replace(state, counter=welcome.counter)
     if welcome.scaler is not None and welcome.scaler != state.scaler:
@@ -87,12 +102,16 @@ def advance(state: GatewayState, plan: RoundPlan, delta: bytes | None) -> Gatewa
     if plan.scaler is not None and plan.scaler != state.scaler:
         state = replace(state, scaler=plan.scaler)
     if state.version == plan.base:
-        if short(model_digest(state.steps)) != plan.model:
+        if check_of(model_digest(state.steps)) != plan.model:
             raise ModelMismatch(f"version {state.version} here is not the coordinator's")
         return state
     if state.version + 1 != plan.base or delta is None:
         raise ModelMismatch(f"version {state.version} is at hand, the plan starts from {plan.base}")
-    return _at(state, plan.base, state.steps + _delta_steps(_task(state), delta), plan.model)
+    steps = state.steps + _delta_steps(_task(state), delta)
+    found = check_of(model_digest(steps))
+    if found != plan.model:
+        raise ModelMismatch(f"version {plan.base} has check {found:08x} here, {plan.model:08x} promised")
+    return replace(state, version=plan.base, steps=steps)
 
 
 def start_over(state: GatewayState) -> GatewayState:
@@ -125,7 +144,10 @@ def catch_up(state: GatewayState, message: CatchUp, body: bytes) -> GatewayState
             steps = start + decode_integers(body, task.model.parameters)
     except (PayloadError, msgspec.MsgspecError) as error:
         raise ModelMismatch(f"catch-up to version {message.number}: {error}") from error
-    return _at(state, message.number, steps, message.model)
+    found = short(model_digest(steps))
+    if found != message.model:
+        raise ModelMismatch(f"version {message.number} has digest {found.hex()} here, {message.model.hex()} promised")
+    return replace(state, version=message.number, steps=steps)
 
 
 def settle(state: GatewayState, receipt: Receipt) -> GatewayState:
@@ -142,6 +164,17 @@ def settle(state: GatewayState, receipt: Receipt) -> GatewayState:
     if receipt.verdict in (Verdict.NORM, Verdict.NON_FINITE, Verdict.MALFORMED):
         return replace(state, pending=None, residual=np.zeros_like(state.residual))
     return replace(state, pending=None)
+
+
+def settle_by_plan(state: GatewayState, plan: RoundPlan, place: int) -> GatewayState:
+    """The state after a plan of the same lineage, for the gateway at this place of the roster.
+
+    The same state where the plan does not say that the pending update was accepted: it is to ask for its verdict.
+    """
+    pending = state.pending
+    if pending is None or plan.lineage != state.lineage or not plan.settles(pending.round_id, place):
+        return state
+    return settle(state, Receipt(round_id=pending.round_id, counter=pending.counter, verdict=Verdict.ACCEPTED))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +224,8 @@ def train_update(
     encoded = encode(np.clip(wanted, -LARGEST_VALUE, LARGEST_VALUE), uplink(task))
     pending = Pending(
         round_id=plan.round_id,
-        base=plan.base,
+        base_mark=plan.base_mark,
         counter=state.counter + 1,
-        samples=len(samples.train_x),
         payload=encoded.payload,
         evaluation=_evaluation(task, engine, flat, samples, scaler) if task.held_out_reports else None,
     )
@@ -244,10 +276,3 @@ def _delta_steps(task: Task, delta: bytes) -> NDArray[np.int32]:
     except PayloadError as error:
         raise ModelMismatch(f"the broadcast delta cannot be read: {error}") from error
     return total.astype(np.int32)
-
-
-def _at(state: GatewayState, number: int, steps: NDArray[np.int32], promised: bytes) -> GatewayState:
-    found = short(model_digest(steps))
-    if found != promised:
-        raise ModelMismatch(f"version {number} has digest {found.hex()} here, {promised.hex()} promised")
-    return replace(state, version=number, steps=steps)

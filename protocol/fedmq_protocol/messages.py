@@ -8,7 +8,11 @@ The body is MessagePack, coded by position, its type told by a number at its fro
 topic table, and `from_bytes` refuses what stands on another's topic. Size is checked before anything is decoded;
 numbers and lengths as they are decoded. A gateway's name is never in a body: the topic says who speaks.
 
-Compatible changes add a field at the end, with a default: older software ignores it.
+What is sent every round says nothing that the other end knows already: times count from the lineage's start, and a
+digest that only has to notice a mistake is cut short.
+
+Compatible changes add a field at the end, with a default: older software ignores it. Fields at the end that hold
+nothing are not sent.
 """
 
 from __future__ import annotations
@@ -30,7 +34,6 @@ __all__ = [
     "AskModel",
     "AskVerdict",
     "Birth",
-    "Bitmap",
     "BlobRef",
     "CatchUp",
     "CatchUpKind",
@@ -49,11 +52,14 @@ __all__ = [
     "Update",
     "Verdict",
     "Welcome",
+    "ask_after_seconds",
+    "bitmap",
+    "check_of",
     "from_bytes",
     "to_bytes",
 ]
 
-WIRE_VERSION = 1
+WIRE_VERSION = 2
 
 MAX_BLOB = 8 * MAX_PARAMETERS
 """No transfer is longer, in bytes; each receiver sets its own, lower bound from the task."""
@@ -74,7 +80,7 @@ class Verdict(IntEnum):
     CLOSED = 1
     """The round had closed: residual = y."""
     WRONG_BASE = 2
-    """Trained from another version than the plan's: residual = y."""
+    """Trained from another model than the plan's: residual = y."""
     NOT_DRAWN = 3
     """The gateway was not asked: residual = y."""
     NORM = 4
@@ -115,6 +121,11 @@ RoundId: TypeAlias = Annotated[int, Meta(ge=1, le=(1 << 40))]
 VersionNumber: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 40))]
 Lineage: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 40))]
 """Unix seconds of its start, so that no two are alike even where the coordinator's disk was lost; 0 is none."""
+Check: TypeAlias = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
+"""The first 4 bytes of a digest. That a wrong model has the right one happens once in 2^32; every later version's check
+is over all of the model again, so it would be found a round later."""
+Places: TypeAlias = Annotated[int, Meta(ge=0)]
+"""Gateways of a fleet of at most 64: bit i is the one at place i of the roster. At most 64 bits long on the wire."""
 Label: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 
 
@@ -166,13 +177,13 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=3):
-    """The answer "yes": a coded delta."""
+    """The answer "yes": a coded delta. How many windows it comes from, the birth has told."""
 
     round_id: RoundId
-    base: VersionNumber
+    base: Annotated[int, Meta(ge=0, le=127)]
+    """`RoundPlan.base_mark` of the plan that it answers: 7 bits, since the round says the version already. It differs
+    where two histories of one federation have met, after a coordinator was put back from an older copy."""
     counter: Count
-    samples: Annotated[int, Meta(ge=1, le=1 << 31)]
-    """Windows trained on."""
     payload: bytes | BlobRef
     sent: Count
     received: Count
@@ -234,19 +245,25 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=9):
 # -- coordinator to gateways ------------------------------------------------------------------------------------
 
 
-class Bitmap(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=0):
-    """Who is drawn, in a fleet of at most 64: bit i is the gateway at place i of the roster."""
+def bitmap(places: Iterable[int]) -> int:
+    """`Places` of the roster as a number. Raises OverflowError for a place beyond 63."""
+    number = sum(1 << place for place in set(places))
+    if number >> 64:
+        raise OverflowError(f"expected places of 0 to 63, got {number.bit_length() - 1}")
+    return number
 
-    bits: Annotated[bytes, Meta(max_length=8)]
 
-    @classmethod
-    def of(cls, roster: Iterable[int]) -> Bitmap:
-        """Raises OverflowError for a place beyond 63."""
-        number = sum(1 << place for place in set(roster))
-        return cls(bits=number.to_bytes(8, "little").rstrip(b"\0"))
+def check_of(digest: bytes) -> int:
+    """The `Check` of a model's digest."""
+    return int.from_bytes(digest[:4], "big")
 
-    def includes(self, roster: int, gateway: str) -> bool:
-        return bool(int.from_bytes(self.bits, "little") >> roster & 1)
+
+def ask_after_seconds(left_seconds: float) -> float:
+    """How long a gateway waits for the word on its update before it asks, `left_seconds` before the round closes.
+
+    Half of that, so that a short round costs no question, and one that did not arrive can still be sent again.
+    """
+    return max(5.0, left_seconds / 2)
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1):
@@ -256,7 +273,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1):
     slots: Annotated[int, Meta(ge=1, le=1 << 31)]
     slot: Annotated[int, Meta(ge=0, le=1 << 31)]
 
-    def includes(self, roster: int, gateway: str) -> bool:
+    def includes(self, gateway: str) -> bool:
         return self.slot_of(gateway) == self.slot
 
     def slot_of(self, gateway: str) -> int:
@@ -266,21 +283,44 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1):
 
 
 class RoundPlan(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=10):
-    """All that changes from round to round, and the delta that led to its base."""
+    """All that changes from round to round, what became of the answers to the last one, and the delta to the base."""
 
     round_id: RoundId
     lineage: Lineage
     kind: RoundKind
     base: VersionNumber
-    model: ShortDigest
+    model: Check
     """Of the base version, to be checked after the delta is applied."""
-    closes_at: Count
-    """Whole unix seconds, by the coordinator's clock."""
-    drawn: Bitmap | Slot
+    closes_after: Annotated[int, Meta(ge=-(1 << 40), le=1 << 40)]
+    """Seconds from the lineage's start to the closing time, by the coordinator's clock."""
+    drawn: Places | Slot
+    accepted: Places
+    """Whose update to the round before, `round_id - 1`, was accepted. That stands in place of their receipts in a fleet
+    of at most 64; 0 in a larger one, and where that round was of another lineage or asked for no updates."""
     delta: bytes | BlobRef | None = None
     """From version base - 1 to base; None at the start of a lineage."""
     scaler: Annotated[bytes, Meta(max_length=8 * 4096)] | None = None
     """Only in the first plan after a statistics round: means, then scales, little-endian float32."""
+
+    @property
+    def closes_at(self) -> int:
+        """Whole unix seconds, by the coordinator's clock."""
+        return self.lineage + self.closes_after
+
+    @property
+    def base_mark(self) -> int:
+        """What an update repeats of the base."""
+        return self.model & 127
+
+    def draws(self, place: int, gateway: str) -> bool:
+        """Whether the gateway at this place of the roster is asked."""
+        if isinstance(self.drawn, Slot):
+            return self.drawn.includes(gateway)
+        return bool(self.drawn >> place & 1)
+
+    def settles(self, round_id: int, place: int) -> bool:
+        """Whether this says that the update which the gateway at this place sent to that round was accepted."""
+        return round_id == self.round_id - 1 and bool(self.accepted >> place & 1)
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=11):
@@ -306,7 +346,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=11
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=12):
-    """The coordinator's word on an answer, after it is on disk."""
+    """The coordinator's word on an answer, after it is on disk. Of an accepted one the next plan may tell instead."""
 
     round_id: RoundId
     counter: Count
@@ -351,7 +391,8 @@ Message: TypeAlias = (
 
 _HOMES: dict[tuple[Direction, Channel], Any] = {
     (Direction.UP, Channel.STATUS): Birth | Leave,
-    (Direction.UP, Channel.ANSWER): Update | Decline | Statistics,
+    (Direction.UP, Channel.ANSWER): Update | Decline,
+    (Direction.UP, Channel.STATISTICS): Statistics,
     (Direction.UP, Channel.ASK): AskVerdict | AskModel | AskChunks,
     (Direction.UP, Channel.CHUNK): Chunk,
     (Direction.CMD, Channel.WELCOME): Welcome,
@@ -370,7 +411,17 @@ _PLAIN = 0
 
 
 def to_bytes(message: Message) -> bytes:
-    return bytes([WIRE_VERSION << 4 | _PLAIN]) + _ENCODER.encode(message)
+    body = bytearray(_ENCODER.encode(message))
+    empty = 0
+    for name in reversed(message.__struct_fields__):
+        if getattr(message, name) is not None:
+            break
+        empty += 1
+    if empty and body[0] >> 4 == 9:
+        # An array of at most 15 says its length in its first byte, and each None at the end is one byte, nil.
+        del body[-empty:]
+        body[0] -= empty
+    return bytes([WIRE_VERSION << 4 | _PLAIN]) + body
 
 
 def from_bytes(spec: TopicSpec, data: bytes) -> Message:

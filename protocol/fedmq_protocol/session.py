@@ -9,6 +9,9 @@ Refuses to know topics, messages and rounds. Rules it keeps:
 - nothing is queued for later: `publish` while not connected returns False, and what the broker has not acknowledged
   when a connection ends is sent again only if the broker kept the session. The owner sends again what still matters
   when it sees `Connected`;
+- a QoS 0 message is one try: what the connection had not carried when it ended is gone, without a word. In return its
+  topic is sent once in a connection, and by a number of one byte or two afterwards, where the broker takes that (MQTT
+  5.0, section 3.3.2.3.4);
 - subscriptions are remembered and renewed on every connect, in one SUBSCRIBE, whatever the broker remembers;
 - a message that the broker would refuse for its size raises: paho would send it, be cut off, and send it again, for
   ever. For the same reason QoS and retain are lowered to what the broker offers;
@@ -53,6 +56,7 @@ __all__ = [
     "MqttSession",
     "Received",
     "Session",
+    "TopicAliases",
     "Will",
     "publish_packet_bytes",
     "retry_delay_seconds",
@@ -218,6 +222,7 @@ class Session(Protocol):
     ) -> bool:
         """Hand a message to the connection; False when not connected, and then nothing is kept.
 
+        With QoS 0 it may be lost at the end of a connection, and an ACL that forbids it is not told of (`Denied`).
         Raises MessageTooLarge. `expiry_seconds` is what MQTT 5 can say and MQTT 3.1.1 cannot: ignored there.
         """
 
@@ -241,11 +246,32 @@ def retry_delay_seconds(attempt: int, connection: Connection, rng: Random) -> fl
     return rng.uniform(0.0, cap)
 
 
-def publish_packet_bytes(topic: str, payload_bytes: int, *, qos: int, mqtt5: bool, expires: bool) -> int:
-    """Size of a PUBLISH packet on the wire (MQTT 5.0, section 3.3)."""
+class TopicAliases:
+    """Numbers for topics, good within one connection (MQTT 5.0, section 3.3.2.3.4). First come, first served."""
+
+    def __init__(self, most: int) -> None:
+        """`most` is the Topic Alias Maximum of the broker's CONNACK; 0 is none."""
+        self._most = most
+        self._numbers: dict[str, int] = {}
+
+    def shorten(self, topic: str) -> tuple[str, int | None]:
+        """The topic to send, empty where the broker knows its number, and its number, None where there is none left."""
+        known = self._numbers.get(topic)
+        if known is not None:
+            return "", known
+        if len(self._numbers) >= self._most:
+            return topic, None
+        self._numbers[topic] = len(self._numbers) + 1
+        return topic, self._numbers[topic]
+
+
+def publish_packet_bytes(
+    topic: str, payload_bytes: int, *, qos: int, mqtt5: bool, expires: bool, aliased: bool = False
+) -> int:
+    """Size of a PUBLISH packet on the wire (MQTT 5.0, section 3.3); `topic` is what stands in it."""
     remaining = 2 + len(topic.encode()) + (2 if qos else 0) + payload_bytes
     if mqtt5:
-        remaining += 6 if expires else 1
+        remaining += 1 + (5 if expires else 0) + (3 if aliased else 0)
     length_bytes = 1 + sum(remaining >= 1 << bits for bits in (7, 14, 21))
     return 1 + length_bytes + remaining
 
@@ -306,7 +332,10 @@ class MqttSession:
         with self._publish_lock:
             client, limits = self._client, self._limits
             mqtt5 = client is not None and client.mqtt5
-            size = publish_packet_bytes(topic, len(payload), qos=qos, mqtt5=mqtt5, expires=expiry_seconds is not None)
+            # With a number beside the topic, which is as long as it can get.
+            size = publish_packet_bytes(
+                topic, len(payload), qos=qos, mqtt5=mqtt5, expires=expiry_seconds is not None, aliased=not qos
+            )
             allowed = MAX_PACKET_BYTES if limits is None else limits.packet_bytes
             if size > allowed:
                 raise MessageTooLarge(
@@ -314,11 +343,20 @@ class MqttSession:
                 )
             if client is None or limits is None or self._stopping.is_set():
                 return False
+            qos = min(qos, limits.qos)
+            alias = None
+            if mqtt5 and qos == 0:
+                # Never above QoS 0: paho sends such a packet again on the next connection, where the number means
+                # nothing. What is queued at QoS 0 it forgets on reconnecting, and numbers are this connection's.
+                topic, alias = limits.aliases.shorten(topic)
             properties = None
-            if mqtt5 and expiry_seconds is not None:
+            if mqtt5 and (expiry_seconds is not None or alias is not None):
                 properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-                properties.MessageExpiryInterval = expiry_seconds
-            sent = client.publish_now(topic, payload, min(qos, limits.qos), retain and limits.retain, properties)
+                if expiry_seconds is not None:
+                    properties.MessageExpiryInterval = expiry_seconds
+                if alias is not None:
+                    properties.TopicAlias = alias
+            sent = client.publish_now(topic, payload, qos, retain and limits.retain, properties)
         self._wake()
         return sent
 
@@ -585,6 +623,7 @@ class MqttSession:
             packet_bytes=min(MAX_PACKET_BYTES, said or MAX_PACKET_BYTES),
             qos=getattr(properties, "MaximumQoS", 1),
             retain=bool(getattr(properties, "RetainAvailable", 1)),
+            aliases=TopicAliases(getattr(properties, "TopicAliasMaximum", 0)),
         )
         with self._subscribe_lock:
             self._limits = limits
@@ -623,6 +662,8 @@ class _Limits:
     packet_bytes: int
     qos: int
     retain: bool
+    aliases: TopicAliases
+    """Of this connection: the next one begins with none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ class Direction(Enum):
 class Channel(Enum):
     STATUS = "status"
     ANSWER = "answer"
+    STATISTICS = "statistics"
     ASK = "ask"
     CHUNK = "chunk"
     WELCOME = "welcome"
@@ -84,10 +85,19 @@ TABLE: tuple[TopicSpec, ...] = (
     TopicSpec(
         direction=Direction.UP,
         channel=Channel.ANSWER,
+        # An acknowledgement of the broker's would say nothing that counts: the coordinator's receipt does.
+        qos=0,
+        retained=False,
+        max_bytes=_CHUNK_MESSAGE,
+        about="update or decline: the answer to a plan",
+    ),
+    TopicSpec(
+        direction=Direction.UP,
+        channel=Channel.STATISTICS,
         qos=1,
         retained=False,
         max_bytes=_CHUNK_MESSAGE,
-        about="update, decline or statistics: the answer to a plan",
+        about="the answer to a statistics round; it has no receipt, and is not sent again",
     ),
     TopicSpec(
         direction=Direction.UP,

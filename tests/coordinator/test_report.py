@@ -375,8 +375,8 @@ def test_factors_divide_dense_and_raw_by_what_was_sent(ledger: Ledger) -> None:
     assert report.factors.dense_over_wire == 12.0
     assert report.factors.raw_over_wire == 3.0
     assert report.factors.dense_over_payload == 120.0
-    assert report.ip.tcp == 1_000 + 450
-    assert report.ip.tls == 1_000 + 450 + 130
+    assert report.ip.tcp == 1_000 + 200
+    assert report.ip.tls == 1_000 + 200 + 66
 
 
 def test_federation_that_costs_more_than_uploading_says_so_and_by_how_much(ledger: Ledger) -> None:

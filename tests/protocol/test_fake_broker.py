@@ -98,6 +98,45 @@ def test_a_kept_session_gets_what_it_missed_and_a_clean_one_does_not() -> None:
     assert everything(clean) == [Connected(False, "5", None)]
 
 
+def test_at_qos_0_nothing_is_kept_for_the_absent_and_a_lost_connection_takes_along_what_was_under_way() -> None:
+    broker = FakeBroker()
+    sender, one = started(broker, "sender"), started(broker, "one", "a")
+
+    one.cut()
+    sender.publish("a", b"while away", qos=0)
+    one.heal()
+    assert [event for event in everything(one) if isinstance(event, Received)] == []
+
+    for lose in (one.cut, sender.cut, sender.kill, lambda: broker.restart(keeps=True)):
+        for session in (one, sender):
+            session.heal()
+            session.start()
+        everything(one)
+        sender.publish("a", b"taken", qos=0)
+        assert everything(one) == [Received("a", b"taken", False)]
+        sender.publish("a", b"under way", qos=0)
+        sender.publish("a", b"kept", qos=1)
+        lose()
+        assert [event.payload for event in everything(one) if isinstance(event, Received)] == [b"kept"]
+
+    for session in (one, sender):
+        session.heal()
+    everything(one)
+    sender.publish("a", b"last words", qos=0)
+    sender.stop(flush_seconds=1.0)
+    assert everything(one) == [Received("a", b"last words", False)]
+
+
+def test_bytes_are_those_of_a_topic_sent_once_and_no_acknowledgement_at_qos_0() -> None:
+    one = started(FakeBroker(), "one")
+    counts = []
+    for _ in range(3):
+        before = one.bytes_sent, one.bytes_received
+        one.publish("a/long/topic", b"payload", qos=0)
+        counts.append((one.bytes_sent - before[0], one.bytes_received - before[1]))
+    assert counts == [(2 + 2 + 12 + 4 + 7, 0), (2 + 2 + 4 + 7, 0), (2 + 2 + 4 + 7, 0)]
+
+
 def test_a_restart_forgets_sessions_and_subscriptions_are_renewed() -> None:
     broker = FakeBroker()
     one, two = started(broker, "one", "a"), started(broker, "two")
@@ -168,9 +207,13 @@ def story(
     two.publish(f"{cmd}/one/receipt", b"to one")
     two.publish(f"{cmd}/two/receipt", b"to nobody")
     told.append(events(one, 1))
+    for payload in (b"first", b"second"):
+        one.publish(f"{up}/one/answer", payload, qos=0)
+        told.append(events(two, 1))
     one.stop(flush_seconds=1.0)
     told.append(events(one, 1))
     two.publish(f"{cmd}/one/receipt", b"while away")
+    two.publish(f"{cmd}/one/receipt", b"while away, for the present only", qos=0)
     told.append(events(two, 0))
     again = session("one", None)
     again.start()

@@ -26,6 +26,7 @@ from fedmq_protocol.session import (
     MessageTooLarge,
     MqttSession,
     Received,
+    TopicAliases,
     Will,
     publish_packet_bytes,
     retry_delay_seconds,
@@ -290,6 +291,87 @@ def test_qos_and_retain_are_lowered_to_what_the_broker_offers(make: Make) -> Non
         assert session.publish("a", b"1", qos=1, retain=True)
         eventually(lambda: bool(published), "the message")
         assert published == [bytes.fromhex("3005 0001 61 00 31")]
+
+
+def test_a_topic_is_sent_once_and_by_its_number_from_then_on() -> None:
+    aliases = TopicAliases(2)
+    assert aliases.shorten("a") == ("a", 1)
+    assert aliases.shorten("b") == ("b", 2)
+    assert aliases.shorten("c") == ("c", None), "no number is left, and none is taken away"
+    assert [aliases.shorten(topic) for topic in ("a", "b", "c")] == [("", 1), ("", 2), ("c", None)]
+    assert TopicAliases(0).shorten("a") == ("a", None)
+
+
+def test_aliases_end_with_their_connection_and_are_never_above_qos_0(make: Make) -> None:
+    published: list[list[bytes]] = []
+
+    def takes_one_alias(connection: socket.socket, first: bytes) -> None:
+        """CONNACK with Topic Alias Maximum 1; hangs up after five packets."""
+        connection.sendall(bytes.fromhex("2006 00 00 03 220001"))
+        came: list[bytes] = []
+        published.append(came)
+        while len(came) < 5 and (data := connection.recv(4096)):
+            while data:
+                came.append(data[: 2 + data[1]])
+                data = data[2 + data[1] :]
+
+    def of(topic: str, properties: str, payload: bytes) -> bytes:
+        body = len(topic).to_bytes(2, "big") + topic.encode() + bytes.fromhex(properties) + payload
+        return bytes([0x30, len(body)]) + body
+
+    with ScriptedBroker(takes_one_alias) as broker:
+        session = make(broker.port)
+        session.start()
+        for connection in range(2):
+            joined(session)
+            assert session.publish("a", b"1", qos=0)
+            assert session.publish("a", b"2", qos=0)
+            assert session.publish("b", b"3", qos=0)
+            assert session.publish("a", b"4", qos=0, expiry_seconds=7)
+            assert session.publish("a", b"5", qos=1)
+            expect(session, Disconnected)
+            assert published[connection][:4] == [
+                of("a", "03 230001", b"1"),
+                of("", "03 230001", b"2"),
+                of("b", "00", b"3"),
+                of("", "08 0200000007 230001", b"4"),
+            ]
+            again = published[connection][4]
+            assert again[0] & 0x06 == 0x02
+            assert again[2:5] == b"\0\x01a", "paho may send it again on a connection that knows no number"
+
+
+@pytest.mark.broker
+def test_what_goes_by_a_number_arrives_under_its_topic_on_every_broker_and_after_a_reconnect(
+    any_broker: tuple[int, str], make: Make
+) -> None:
+    port, protocol = any_broker
+    receiver = make(port, "receiver", protocol=protocol)
+    receiver.subscribe("fl/1/plant/up/+/+")
+    receiver.start()
+    joined(receiver)
+    topics = [f"fl/1/plant/up/g{number}/answer" for number in range(12)]  # more than Mosquitto has numbers for
+    with CountingProxy("127.0.0.1", port) as proxy:
+        sender = make(proxy.port, "sender", protocol=protocol)
+        sender.start()
+        for _ in range(2):
+            joined(sender)
+            sizes = []
+            for turn in range(3):
+                before = proxy.bytes_up
+                for topic in topics:
+                    assert sender.publish(topic, bytes([turn]), qos=0)
+                    assert expect(receiver, Received) == Received(topic, bytes([turn]))
+                eventually(lambda: sender.bytes_sent == proxy.bytes_up, "the session to have counted what passed")
+                sizes.append(proxy.bytes_up - before)
+            whole = [publish_packet_bytes(t, 1, qos=0, mqtt5=protocol == "5", expires=False) for t in topics]
+            if protocol == "5":
+                by_number = publish_packet_bytes("", 1, qos=0, mqtt5=True, expires=False, aliased=True)
+                assert sizes[1] == sizes[2] <= 10 * by_number + sum(whole[10:])
+            else:
+                assert sizes == [sum(whole)] * 3
+            proxy.cut()
+            expect(sender, Disconnected)
 
 
 def test_a_message_that_ends_every_connection_is_given_up_and_told(make: Make) -> None:
@@ -632,9 +714,10 @@ def test_the_embedded_broker_is_found_by_protocol_on_either_port(embedded_broker
     qos=st.sampled_from([0, 1]),
     mqtt5=st.booleans(),
     expires=st.booleans(),
+    aliased=st.booleans(),
 )
 def test_the_size_of_a_packet_is_known_before_it_is_sent(
-    topic: str, size: int, qos: int, mqtt5: bool, expires: bool
+    topic: str, size: int, qos: int, mqtt5: bool, expires: bool, aliased: bool
 ) -> None:
     from paho.mqtt.client import Client
     from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -646,13 +729,16 @@ def test_the_size_of_a_packet_is_known_before_it_is_sent(
     ours, theirs = socket.socketpair()
     client._sock = ours
     client.on_socket_register_write = lambda *_: None
-    properties = None
-    if mqtt5 and expires:
-        properties = Properties(PacketTypes.PUBLISH)
+    properties = Properties(PacketTypes.PUBLISH)
+    if expires:
         properties.MessageExpiryInterval = 7
+    if aliased:
+        properties.TopicAlias = 3
     client.publish(topic, bytes(size), qos, False, properties)
     (packet,) = client._out_packet
-    assert packet["to_process"] == publish_packet_bytes(topic, size, qos=qos, mqtt5=mqtt5, expires=expires)
+    assert packet["to_process"] == publish_packet_bytes(
+        topic, size, qos=qos, mqtt5=mqtt5, expires=expires, aliased=aliased
+    )
     theirs.close()
 
 

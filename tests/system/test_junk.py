@@ -62,9 +62,7 @@ def truncated(message: Message, rng: Random) -> bytes:
 def junk(gateway: str, rng: Random) -> Iterator[tuple[str, bytes]]:
     """Topic and bytes that are no message, on each row of the table in turn; without end."""
     valid: dict[Channel, Message] = {
-        Channel.ANSWER: Update(
-            round_id=1, base=0, counter=1, samples=1, payload=b"\x20" * 40, sent=1000, received=1000
-        ),
+        Channel.ANSWER: Update(round_id=1, base=0, counter=1, payload=b"\x20" * 40, sent=1000, received=1000),
         Channel.STATUS: Birth(
             nonce=bytes(8), software="x", engines=("numpy",), signal_samples={"normal": 70_000}, lineage=1, version=1,
             task=bytes(8), counter=1, sent=1, received=1,
@@ -79,10 +77,10 @@ def junk(gateway: str, rng: Random) -> Iterator[tuple[str, bytes]]:
             where = topic(FEDERATION, row.direction, row.channel, None if row.direction is Direction.DOWN else gateway)
             yield where, rng.randbytes(rng.choice((1, 7, 300, 3000)))
             yield where, truncated(valid.get(row.channel, valid[Channel.ANSWER]), rng)
-            yield where, b"\x20" + to_bytes(valid[Channel.ANSWER])[1:]  # wire version 2
-            yield where, b"\x1f" + to_bytes(valid[Channel.ANSWER])[1:]  # a trailer that nobody knows
-            yield where, b"\x10\x9c\xc6\xff\xff\xff\xff"  # a list whose first bytes are said to be 4 GB long
-            yield where, b"\x10" + b"\x91" * 900  # lists in lists
+            yield where, b"\x10" + to_bytes(valid[Channel.ANSWER])[1:]  # wire version 1
+            yield where, b"\x2f" + to_bytes(valid[Channel.ANSWER])[1:]  # a trailer that nobody knows
+            yield where, b"\x20\x9c\xc6\xff\xff\xff\xff"  # a list whose first bytes are said to be 4 GB long
+            yield where, b"\x20" + b"\x91" * 900  # lists in lists
         yield topic(FEDERATION, Direction.CMD, Channel.WELCOME, gateway), not_a_time
 
 
@@ -110,7 +108,7 @@ def lies(task: Task) -> tuple[Callable[[RoundPlan], list[Message]], ...]:
 
     def update(plan: RoundPlan, payload: bytes | BlobRef) -> Update:
         return Update(
-            round_id=plan.round_id, base=plan.base, counter=1000 + plan.round_id, samples=50, payload=payload,
+            round_id=plan.round_id, base=plan.base_mark, counter=1000 + plan.round_id, payload=payload,
             sent=0, received=0,
         )  # fmt: skip
 
@@ -220,7 +218,7 @@ def tell_lies(liar: MqttSession, answers: tuple[Callable[[RoundPlan], list[Messa
         assert time.monotonic() < until, f"{len(left)} lies could not be told"
         event = liar.next(1.0)
         plan = plan_of(event) if isinstance(event, Received) else None
-        if plan is None or plan.kind is not RoundKind.TRAINING or not plan.drawn.includes(3, LIAR):
+        if plan is None or plan.kind is not RoundKind.TRAINING or not plan.draws(3, LIAR):
             continue
         for message in left.pop(0)(plan):
             channel = Channel.CHUNK if isinstance(message, Chunk) else Channel.ANSWER
@@ -240,7 +238,7 @@ def tell_statistics(liar: MqttSession) -> None:
     """Numbers that are none."""
     nothing = np.full(FEATURES, np.nan).tobytes()
     message = Statistics(round_id=1, count=100, mean=nothing, m2=nothing, sent=0, received=0)
-    liar.publish(answer_topic(LIAR), to_bytes(message))
+    liar.publish(topic(FEDERATION, Direction.UP, Channel.STATISTICS, LIAR), to_bytes(message))
 
 
 def plan_of(received: Received) -> RoundPlan | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,7 +18,7 @@ from fedmq_edge_node.memory import GatewayState
 from fedmq_edge_node.work import uplink
 from fedmq_protocol.messages import (
     AskModel,
-    Bitmap,
+    AskVerdict,
     Chunk,
     Decline,
     Receipt,
@@ -86,17 +88,54 @@ def test_every_message_twice_changes_nothing(tmp_path: Path, undisturbed: bytes)
     plant = Plant(tmp_path / "twice")
     publish = plant.broker.publish
 
-    def twice(client_id: str, topic: str, payload: bytes, retain: bool) -> bool:
-        publish(client_id, topic, payload, retain)
-        return publish(client_id, topic, payload, retain)
+    def twice(client_id: str, topic: str, payload: bytes, retain: bool, qos: int = 1) -> bool:
+        publish(client_id, topic, payload, retain, qos)
+        return publish(client_id, topic, payload, retain, qos)
 
     plant.broker.publish = twice  # type: ignore[method-assign]
     plant.run_to_rest()
     assert plant.digest == undisturbed
 
 
-def test_a_lost_receipt_is_asked_for_and_the_first_verdict_comes_again(tmp_path: Path, undisturbed: bytes) -> None:
-    plant = Plant(tmp_path / "lost")
+def settled(plant: Plant) -> None:
+    """Every update was accepted once, and every gateway knows it."""
+    plant.run_until(lambda: all(g.state.pending is None for g in plant.gateways.values()))
+    for name, gateway in plant.gateways.items():
+        updates = [a for a in plant.ledger.answers() if a.gateway == name and a.kind == "update"]
+        assert [a.verdict for a in updates] == ["accepted"] * len(updates)
+        assert gateway.state.counter == updates[-1].counter == len(updates)
+
+
+def test_a_quiet_run_needs_no_receipt_and_no_question(tmp_path: Path) -> None:
+    plant = Plant(tmp_path)
+    plant.run_to_rest()
+    settled(plant)
+    assert not sent(plant, Receipt)
+    assert not sent(plant, AskVerdict)
+
+
+@pytest.mark.parametrize("pace", [{"interval_seconds": 600.0}, {"close_when_all_answered": False}])
+def test_where_the_next_plan_is_far_off_a_receipt_comes_at_once(tmp_path: Path, pace: dict[str, Any]) -> None:
+    plant = Plant(tmp_path, settings=RoundSettings(max_rounds=3, min_gateways=4, closing_seconds=60.0, **pace))
+    plant.run_until(lambda: plant.coordinator.resting is not None, seconds=3000.0)
+    assert len(sent(plant, Receipt)) == 3 * 4
+    assert not sent(plant, AskVerdict)
+    assert all(g.state.pending is None for g in plant.gateways.values())
+
+
+def test_a_fleet_of_more_than_64_gets_receipts(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, gateways=65, rounds=1)
+    plant.run_to_rest()
+    settled(plant)
+    assert len(sent(plant, Receipt)) == 65
+    assert not any(m.accepted for _, m in sent(plant, RoundPlan) if isinstance(m, RoundPlan))
+
+
+def test_a_lost_receipt_is_asked_for_and_the_first_verdict_comes_again(tmp_path: Path) -> None:
+    settings = RoundSettings(max_rounds=3, min_gateways=4, interval_seconds=600.0, closing_seconds=60.0)
+    undisturbed = Plant(tmp_path / "undisturbed", settings=settings)
+    undisturbed.run_until(lambda: undisturbed.coordinator.resting is not None, seconds=3000.0)
+    plant = Plant(tmp_path / "lost", settings=settings)
     lost = 0
 
     def lose(client: str, received: Received) -> bool:
@@ -107,11 +146,25 @@ def test_a_lost_receipt_is_asked_for_and_the_first_verdict_comes_again(tmp_path:
         return False
 
     plant.lose = lose
-    plant.run_to_rest()
+    plant.run_until(lambda: plant.coordinator.resting is not None, seconds=3000.0)
     assert lost == 1
-    assert plant.digest == undisturbed
-    updates = [a for a in plant.ledger.answers() if a.gateway == "g1" and a.kind == "update"]
-    assert [a.verdict for a in updates] == ["accepted"] * 5
+    assert len(sent(plant, AskVerdict)) == 1
+    assert plant.digest == undisturbed.digest
+    settled(plant)
+
+
+@pytest.mark.parametrize("base", range(1, 5))
+def test_a_lost_plan_that_brought_the_word_on_an_update_is_made_up_for_by_a_question(tmp_path: Path, base: int) -> None:
+    plant = Plant(tmp_path, rounds=6)
+    plant.lose = lambda client, received: (
+        client == "g1" and isinstance(message := message_of(received), RoundPlan) and message.base == base
+    )
+    plant.run_to_rest()
+    assert {client for client, _ in sent(plant, AskVerdict)} == {"g1"}
+    # The round that g1 has not heard of stays open until its closing time: the others have receipts before they ask.
+    assert [m.verdict for _, m in sent(plant, Receipt) if isinstance(m, Receipt)] == [Verdict.ACCEPTED] * 4
+    settled(plant)
+    assert set(plant.digests().values()) == {plant.digest}
 
 
 def test_a_lost_update_is_sent_again_while_its_round_is_open(tmp_path: Path, undisturbed: bytes) -> None:
@@ -129,6 +182,146 @@ def test_a_lost_update_is_sent_again_while_its_round_is_open(tmp_path: Path, und
     plant.run_to_rest()
     assert lost == 3
     assert plant.digest == undisturbed
+    settled(plant)
+    told = [m.verdict for _, m in sent(plant, Receipt) if isinstance(m, Receipt)]
+    assert told.count(Verdict.UNKNOWN) == 3
+    assert all(r.closed_at is not None and r.closed_at < r.closes_at for r in plant.ledger.rounds())
+
+
+def test_a_question_waits_until_half_of_the_round_is_over(tmp_path: Path) -> None:
+    settings = RoundSettings(max_rounds=1, min_gateways=4, closing_seconds=100.0)
+    plant = Plant(tmp_path, settings=settings)
+    plant.lose = lambda client, received: client == "coordinator" and isinstance(message_of(received), Update)
+    plant.run_until(lambda: sent(plant, Update))
+    opened = plant.now
+    plant.run_until(lambda: sent(plant, AskVerdict))
+    assert 49.0 < plant.now - opened < 52.0
+    plant.lose = lambda client, received: False
+    plant.run_to_rest()
+    settled(plant)
+
+
+def test_a_plan_that_does_not_name_a_gateway_makes_it_ask_at_once_and_what_came_to_nothing_is_put_back(
+    tmp_path: Path,
+) -> None:
+    settings = RoundSettings(max_rounds=3, min_gateways=4, closing_seconds=100.0)
+    plant = Plant(tmp_path, settings=settings)
+    plant.run_until(lambda: plant.version == 1)
+    plant.lose = lambda client, received: (
+        client == "coordinator"
+        and isinstance(message_of(received), Update | AskVerdict)
+        and parse(received.topic).gateway == "g1"
+    )
+    plant.run_until(lambda: plant.version == 2)
+    before = len([client for client, _ in sent(plant, AskVerdict) if client == "g1"])
+    plant.lose = lambda client, received: False
+    for _ in range(20):
+        plant.tick()
+    assert len([client for client, _ in sent(plant, AskVerdict) if client == "g1"]) == before + 1
+    told = [m.verdict for _, m in sent(plant, Receipt) if isinstance(m, Receipt)]
+    assert told[-1] is Verdict.CLOSED
+    plant.run_to_rest()
+    assert all(g.state.pending is None for g in plant.gateways.values())
+    told = [a.verdict for a in plant.ledger.answers() if a.gateway == "g1" and a.kind == "update"]
+    assert told == ["accepted", "accepted"]
+
+
+def test_an_update_that_goes_down_with_its_connection_is_sent_again(tmp_path: Path, undisturbed: bytes) -> None:
+    plant = Plant(tmp_path / "cut")
+    cut = 0
+    publish = plant.broker.publish
+
+    def cutting(client_id: str, where: str, payload: bytes, retain: bool, qos: int = 1) -> bool:
+        nonlocal cut
+        done = publish(client_id, where, payload, retain, qos)
+        if client_id == "g2" and qos == 0 and cut < 3:
+            cut += 1
+            session = plant.session(plant.gateways["g2"])
+            session.cut()
+            session.heal()
+        return done
+
+    plant.broker.publish = cutting  # type: ignore[method-assign]
+    plant.run_to_rest()
+    assert cut == 3
+    assert len([m for client, m in sent(plant, Update) if client == "g2"]) > 5
+    assert plant.digest == undisturbed
+    settled(plant)
+
+
+@pytest.mark.parametrize("spoken", range(1, 8))
+def test_a_coordinator_killed_between_commit_and_speech_leaves_nobody_without_a_word(
+    tmp_path: Path, undisturbed: bytes, spoken: int
+) -> None:
+    """The round is closed and the next one open, or the run at rest, and nobody has heard of it."""
+    plant = Plant(tmp_path / "killed")
+    session = plant.coordinator_session
+    publish, plans = session.publish, 0
+
+    def dying(where: str, payload: bytes, **how: object) -> bool:
+        nonlocal plans
+        plans += where.endswith("/plan")
+        return plans < spoken and publish(where, payload, **how)  # type: ignore[arg-type]
+
+    session.publish = dying  # type: ignore[method-assign,assignment]
+    plant.run_until(lambda: plans >= spoken)
+    plant.kill_coordinator()
+    plant.tick()
+    plant.start_coordinator()
+    plant.run_to_rest()
+    assert plant.digest == undisturbed
+    settled(plant)
+    assert set(plant.digests().values()) == {plant.digest}
+
+
+def test_after_a_restart_the_plan_says_again_whose_updates_were_accepted(tmp_path: Path) -> None:
+    settings = RoundSettings(max_rounds=3, min_gateways=4, interval_seconds=600.0, closing_seconds=60.0)
+    plant = Plant(tmp_path, settings=settings)
+    plant.vitals["g2"] = Vitals(battery_pct=1.0, on_mains=False)
+    plant.run_until(lambda: plant.version == 1, seconds=3000.0)
+    before = plant.coordinator._run.rest_plan(plant.now)
+    assert before.accepted == 0b1011
+    plant.kill_coordinator()
+    plant.start_coordinator()
+    assert plant.coordinator._run.rest_plan(plant.now) == before
+
+
+def test_what_was_accepted_below_quorum_is_told_as_accepted(tmp_path: Path) -> None:
+    settings = RoundSettings(max_rounds=6, min_gateways=4, quorum_share=0.75, closing_seconds=10.0)
+    plant = Plant(tmp_path, settings=settings)
+    plant.run_until(lambda: plant.version == 1)
+    for name in ("g0", "g1"):
+        plant.vitals[name] = Vitals(battery_pct=1.0, on_mains=False)
+    plant.run_until(lambda: any(r.outcome == "below quorum" for r in plant.ledger.rounds()))
+    failed = next(r for r in plant.ledger.rounds() if r.outcome == "below quorum")
+    plant.vitals.clear()
+    plant.run_until(lambda: plant.ledger.has_round(failed.id + 1))
+    plant.tick()
+    told = [m for _, m in sent(plant, RoundPlan) if isinstance(m, RoundPlan) and m.round_id == failed.id + 1]
+    assert {m.accepted for m in told} == {0b1100}
+    plant.run_to_rest()
+    settled(plant)
+
+
+@pytest.mark.parametrize("cycles", range(12))
+def test_a_gateway_killed_with_a_pending_update_hears_of_it_from_its_welcome(
+    tmp_path: Path, undisturbed: bytes, cycles: int
+) -> None:
+    """Killed when the next round has opened: its welcome brings that round's plan, which settles the update."""
+    plant = Plant(tmp_path / "killed")
+    plant.run_until(lambda: plant.version == 2)
+    for _ in range(cycles):
+        plant.tick(0.01)
+    pending = plant.gateways["g3"].state.pending
+    plant.kill_gateway("g3")
+    for _ in range(5):
+        plant.tick(0.01)
+    gateway = plant.start_gateway("g3")
+    if pending is not None:
+        assert gateway.state.counter >= pending.counter
+    plant.run_to_rest()
+    assert plant.digest == undisturbed
+    settled(plant)
 
 
 @pytest.mark.parametrize("moment", range(0, 60, 3))
@@ -245,17 +438,21 @@ def test_what_is_applied_owed_pending_and_left_is_what_was_learnt(tmp_path: Path
     counted = {name: np.zeros(plant.task.model.parameters) for name in plant.gateways}
     seen: set[tuple[str, int]] = set()
 
+    def sent_by(payload: bytes) -> np.ndarray:  # type: ignore[type-arg]
+        return decode(payload, plant.task.model.parameters, uplink(plant.task)).dense()
+
     def watch(name: str, save: Callable[[GatewayState], None]) -> Callable[[GatewayState], None]:
         memory = plant.gateways[name]._memory
 
         def saving(state: GatewayState) -> None:
             before = memory._saved
-            if state.pending is not None and before.pending is None:
-                # While it is pending the residual is y: what was learnt just now is y less the residual before.
+            if state.pending is not None and (name, state.pending.counter) not in seen:
+                # While it is pending the residual is y: what was learnt just now is y less the residual before. That
+                # on disk is the y before where the plan to train on has settled it.
                 seen.add((name, state.pending.counter))
-                learnt[name] += state.residual - before.residual
-                payload = state.pending.payload
-                counted[name] += decode(payload, plant.task.model.parameters, uplink(plant.task)).dense()
+                settled = 0.0 if before.pending is None else sent_by(before.pending.payload)
+                learnt[name] += state.residual - (before.residual - settled)
+                counted[name] += sent_by(state.pending.payload)
             save(state)
 
         return saving
@@ -268,6 +465,96 @@ def test_what_is_applied_owed_pending_and_left_is_what_was_learnt(tmp_path: Path
         np.testing.assert_allclose(counted[name] + gateway.state.residual, learnt[name], atol=2e-5)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_nothing_is_lost_or_counted_twice_whatever_is_lost_on_the_way_and_whoever_is_killed(
+    tmp_path: Path, seed: int
+) -> None:
+    rng = Random(seed)
+    settings = RoundSettings(max_rounds=12, min_gateways=2, first_gateways=4, quorum_share=0.5, closing_seconds=12.0)
+    plant = Plant(tmp_path, settings=settings)
+    parameters = plant.task.model.parameters
+    learnt = {name: np.zeros(parameters) for name in plant.gateways}
+    sent_by: dict[tuple[str, int], np.ndarray] = {}  # type: ignore[type-arg]
+
+    def watch(name: str) -> None:
+        memory = plant.gateways[name]._memory
+        save = memory.save
+
+        def saving(state: GatewayState) -> None:
+            before, pending = memory._saved, state.pending
+            if pending is not None and (name, pending.counter) not in sent_by:
+                sent_by[name, pending.counter] = decode(pending.payload, parameters, uplink(plant.task)).dense()
+                # Of an update that was pending until now a plan has said that it was accepted.
+                settled = 0.0 if before.pending is None else sent_by[name, before.pending.counter]
+                learnt[name] += state.residual - (before.residual - settled)
+            save(state)
+
+        memory.save = saving  # type: ignore[method-assign]
+
+    for name in plant.gateways:
+        watch(name)
+    plant.run_until(lambda: plant.version == 1)
+    plant.lose = lambda client, received: rng.random() < 0.1
+    for _ in range(1500):
+        plant.tick(0.02)
+        event, name = rng.random(), rng.choice(["g0", "g1", "g2", "g3"])
+        if event < 0.01:
+            session = plant.session(plant.gateways[name])
+            session.cut()
+            session.heal()
+        elif event < 0.015:
+            plant.kill_gateway(name)
+            plant.start_gateway(name)
+            watch(name)
+        elif event < 0.02:
+            plant.kill_coordinator()
+            plant.start_coordinator()
+        elif event < 0.025:
+            plant.broker.restart(keeps=rng.random() < 0.5)
+    plant.lose = lambda client, received: False
+    # Who has missed the last plan of all asks for its verdict, and comes to the last version when it joins again.
+    plant.run_until(lambda: plant.coordinator.resting is not None)
+    plant.run_until(lambda: all(g.state.pending is None for g in plant.gateways.values()))
+    accepted = [a for a in plant.ledger.answers() if a.kind == "update" and a.verdict == "accepted"]
+    assert len(accepted) > 12
+    assert len({(a.gateway, a.counter) for a in accepted}) == len(accepted)
+    for name, gateway in plant.gateways.items():
+        counted = sum(sent_by[name, a.counter] for a in accepted if a.gateway == name)
+        np.testing.assert_allclose(counted + gateway.state.residual, learnt[name], atol=2e-5)
+
+
+def test_a_gateway_restored_in_the_middle_of_a_round_that_it_has_answered_sits_it_out(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, rounds=4)
+    plant.run_until(lambda: plant.gateways["g0"].state.counter == 1)
+    plant.kill_gateway("g0")
+    image = (tmp_path / "g0" / "gateway.sqlite").read_bytes()
+    plant.start_gateway("g0")
+    plant.run_until(lambda: plant.version == 1)
+    plant.lose = lambda client, received: (
+        client == "coordinator" and isinstance(message_of(received), Update) and parse(received.topic).gateway == "g1"
+    )
+    plant.run_until(lambda: plant.version == 1 and _answered(plant) == {"g0", "g2", "g3"}, seconds=1000.0)
+    plant.kill_gateway("g0")
+    for file in (tmp_path / "g0").iterdir():
+        file.unlink()
+    (tmp_path / "g0" / "gateway.sqlite").write_bytes(image)
+    gateway = plant.start_gateway("g0")
+    plant.run_until(lambda: gateway._welcomed)
+    for _ in range(20):
+        plant.tick()
+    assert _answered(plant) == {"g0", "g2", "g3"}, "the round is still open"
+    assert gateway.state.pending is None
+    assert not gateway.state.residual.any()
+    plant.lose = lambda client, received: False
+    plant.run_to_rest()
+    settled(plant)
+
+
+def _answered(plant: Plant) -> set[str]:
+    round_ = plant.coordinator._run.round
+    return set() if round_ is None else round_.answered
+
+
 def test_a_lying_payload_is_refused_and_its_residual_discarded(tmp_path: Path) -> None:
     # With a pause between rounds: the refusal closes this one, and the next would train again at once.
     plant = Plant(tmp_path, settings=RoundSettings(max_rounds=5, interval_seconds=5.0, min_gateways=4))
@@ -275,12 +562,12 @@ def test_a_lying_payload_is_refused_and_its_residual_discarded(tmp_path: Path) -
     publish = plant.broker.publish
     up = topic(FEDERATION, Direction.UP, Channel.ANSWER, "g1")
 
-    def spoil(client_id: str, where: str, payload: bytes, retain: bool) -> bool:
+    def spoil(client_id: str, where: str, payload: bytes, retain: bool, qos: int = 1) -> bool:
         if where == up and isinstance(message := from_bytes(spec(Direction.UP, Channel.ANSWER), payload), Update):
             assert isinstance(message.payload, bytes)
             broken = replace_struct(message, payload=message.payload[:-1] + bytes([message.payload[-1] ^ 1]))
             payload = to_bytes(broken)
-        return publish(client_id, where, payload, retain)
+        return publish(client_id, where, payload, retain, qos)
 
     plant.broker.publish = spoil  # type: ignore[method-assign]
     plant.run_until(lambda: any(a.verdict == "malformed" for a in plant.ledger.answers()))
@@ -309,9 +596,7 @@ def test_a_decline_after_a_refused_answer_to_the_same_round_changes_nothing(tmp_
     plant.lose = lambda client, received: False
     assert plant.coordinator._run.round is not None
     plan = plant.coordinator._run.round.plan
-    lie = Update(
-        round_id=plan.round_id, base=plan.base, counter=99, samples=1, payload=b"not a delta", sent=0, received=0
-    )
+    lie = Update(round_id=plan.round_id, base=plan.base_mark, counter=99, payload=b"not a delta", sent=0, received=0)
     plant.broker.publish("liar", answer, to_bytes(lie), False)
     plant.coordinator.step(plant._events(plant.coordinator_session), plant.now)
     assert [a.verdict for a in plant.ledger.answers(plan.round_id) if a.gateway == "g1"] == ["malformed"]
@@ -346,10 +631,10 @@ def test_another_answer_to_the_same_round_is_a_conflict_and_counts_nothing(tmp_p
     publish = plant.broker.publish
     up = topic(FEDERATION, Direction.UP, Channel.ANSWER, "g1")
 
-    def other_too(client_id: str, where: str, payload: bytes, retain: bool) -> bool:
-        done = publish(client_id, where, payload, retain)
+    def other_too(client_id: str, where: str, payload: bytes, retain: bool, qos: int = 1) -> bool:
+        done = publish(client_id, where, payload, retain, qos)
         if where == up and isinstance(message := from_bytes(spec(Direction.UP, Channel.ANSWER), payload), Update):
-            publish(client_id, where, to_bytes(replace_struct(message, payload=b"another", counter=10**6)), retain)
+            publish(client_id, where, to_bytes(replace_struct(message, payload=b"another", counter=10**6)), retain, qos)
         return done
 
     def listen(client: str, received: Received) -> bool:
@@ -360,7 +645,7 @@ def test_another_answer_to_the_same_round_is_a_conflict_and_counts_nothing(tmp_p
     plant.broker.publish = other_too  # type: ignore[method-assign]
     plant.lose = listen
     plant.run_to_rest()
-    assert verdicts == [Verdict.ACCEPTED, Verdict.CONFLICT] * 5
+    assert verdicts == [Verdict.CONFLICT] * 5
     assert plant.digest == undisturbed
 
 
@@ -416,8 +701,10 @@ def test_a_gateway_restored_from_an_old_image_starts_its_residual_again(tmp_path
     image = (tmp_path / "g0" / "gateway.sqlite").read_bytes()
     plant.start_gateway("g0")
     plant.run_until(lambda: plant.version == 5)
-    counter = plant.gateways["g0"].state.counter
     plant.kill_gateway("g0")
+    record = plant.ledger.verdict("g0")
+    assert record is not None
+    counter = record[1]
     for file in (tmp_path / "g0").iterdir():
         file.unlink()
     (tmp_path / "g0" / "gateway.sqlite").write_bytes(image)
@@ -452,9 +739,10 @@ def test_a_plan_of_another_lineage_makes_a_gateway_join_again(tmp_path: Path) ->
         lineage=7,
         kind=RoundKind.TRAINING,
         base=0,
-        model=bytes(8),
-        closes_at=int(plant.now) + 60,
-        drawn=Bitmap.of(range(4)),
+        model=0,
+        closes_after=int(plant.now) + 60 - 7,
+        drawn=0b1111,
+        accepted=0,
     )
     births = len(sent(plant, Welcome))
     plant.broker.publish("someone", topic(FEDERATION, Direction.DOWN, Channel.PLAN), to_bytes(plan), False)
