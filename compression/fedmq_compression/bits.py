@@ -16,7 +16,19 @@ from numpy.typing import NDArray
 
 from fedmq_compression.frame import PayloadError
 
-__all__ = ["BitReader", "best_divisor", "fields", "golomb", "golomb_bits", "natural_divisor", "unary"]
+__all__ = [
+    "BitReader",
+    "Bits",
+    "best_divisor",
+    "fields",
+    "golomb",
+    "golomb_bits",
+    "natural_divisor",
+    "one_golomb",
+    "ragged_golomb",
+    "truncated_binary",
+    "unary",
+]
 
 Bits = NDArray[np.uint8]
 """One bit a byte, `(n,) uint8` of 0 and 1, as numpy packs and unpacks them."""
@@ -38,6 +50,13 @@ def unary(numbers: Numbers) -> Bits:
     return bits
 
 
+def ragged_fields(numbers: Numbers, widths: Numbers) -> Bits:
+    """Each number in its own width, high bit first."""
+    shifts = widths[:, None] - 1 - np.arange(int(widths.max(initial=0)), dtype=np.int64)
+    bits = (numbers[:, None] >> np.maximum(shifts, 0)) & 1
+    return np.asarray(bits[shifts >= 0].astype(np.uint8))
+
+
 def golomb(numbers: Numbers, divisor: int) -> Bits:
     """Golomb code (Golomb 1966) of numbers >= 0; with a power of two as its divisor it is Rice's (1971).
 
@@ -45,17 +64,37 @@ def golomb(numbers: Numbers, divisor: int) -> Bits:
     quotients in unary.
     """
     quotients, remainders = np.divmod(numbers, divisor)
-    width, short = _truncated_binary(divisor)
+    width, short = truncated_binary(divisor)
     long = remainders >= short
     coded = np.where(long, remainders + short, remainders)
     heads = np.where(long, coded >> 1, coded)
     return np.concatenate([fields(heads, width), (coded[long] & 1).astype(np.uint8), unary(quotients)])
 
 
+def ragged_golomb(numbers: Numbers, divisors: Numbers) -> Bits:
+    """The same with a divisor for each number."""
+    quotients, remainders = np.divmod(numbers, divisors)
+    widths, short = _truncated_binaries(divisors)
+    long = remainders >= short
+    coded = np.where(long, remainders + short, remainders)
+    heads = np.where(long, coded >> 1, coded)
+    return np.concatenate([ragged_fields(heads, widths), (coded[long] & 1).astype(np.uint8), unary(quotients)])
+
+
+def one_golomb(number: int, divisor: int) -> list[int]:
+    """The same of one number, without numpy, which would take ten times as long."""
+    quotient, remainder = divmod(number, divisor)
+    width, short = truncated_binary(divisor)
+    if remainder >= short:
+        remainder += short
+        width += 1
+    return [remainder >> shift & 1 for shift in range(width - 1, -1, -1)] + [0] * quotient + [1]
+
+
 def golomb_bits(numbers: Numbers, divisor: int) -> int:
     """Length of `golomb(numbers, divisor)`, without making it."""
     quotients, remainders = np.divmod(numbers, divisor)
-    width, short = _truncated_binary(divisor)
+    width, short = truncated_binary(divisor)
     return int(quotients.sum()) + numbers.size * (width + 1) + int(np.count_nonzero(remainders >= short))
 
 
@@ -106,13 +145,53 @@ class BitReader:
             numbers |= columns[:, column]
         return numbers
 
+    def number(self, divisor: int, *, each: int) -> int:
+        """One Golomb-coded number, none above `each`."""
+        width, short = truncated_binary(divisor)
+        number = 0
+        for bit in self.bits(width).tolist():
+            number = number << 1 | bit
+        if number >= short:
+            number += number - short + int(self.bits(1)[0])
+        # Looked for no further than a number within bounds can reach.
+        quotient = self._bits[self._at : self._at + each // divisor + 1].tobytes().find(1)
+        if quotient < 0 or number + quotient * divisor > each:
+            raise PayloadError(f"a number is not told, or above {each}")
+        self._at += quotient + 1
+        return number + quotient * divisor
+
+    def ragged_golomb(self, divisors: Numbers, *, each: int) -> Numbers:
+        """What the function of that name wrote, none above `each`."""
+        widths, short = _truncated_binaries(divisors)
+        numbers = self._ragged_fields(widths)
+        long = numbers >= short
+        numbers[long] += numbers[long] - short[long] + self.bits(int(np.count_nonzero(long)))
+        quotients = self.unary(divisors.size)
+        # Checked before the product, which could otherwise leave int64.
+        if quotients.size and int(quotients.max()) > each:
+            raise PayloadError(f"a number of {int(quotients.max())} or more, expected {each} at most")
+        numbers += quotients * divisors
+        return numbers
+
+    def _ragged_fields(self, widths: Numbers) -> Numbers:
+        ends = np.cumsum(widths)
+        bits = self.bits(int(ends[-1]) if ends.size else 0)
+        widest = int(widths.max(initial=0))
+        if not bits.size:
+            return np.zeros(widths.size, dtype=np.int64)
+        shifts = widths[:, None] - 1 - np.arange(widest, dtype=np.int64)
+        there = shifts >= 0
+        wide = np.zeros((widths.size, widest), dtype=np.int64)
+        wide[there] = bits
+        return np.asarray(np.sum(wide << np.maximum(shifts, 0), axis=1))
+
     def golomb(self, count: int, divisor: int, *, each: int, total: int | None = None) -> Numbers:
         """`count` numbers of which none is above `each`, and the quotients sum to those of `total` at most."""
-        width, short = _truncated_binary(divisor)
+        width, short = truncated_binary(divisor)
         numbers = self.fields(count, width)
         long = numbers >= short
         numbers[long] += numbers[long] - short + self.bits(int(np.count_nonzero(long)))
-        quotients = self._unary(count)
+        quotients = self.unary(count)
         # Checked before the product, which could otherwise leave int64.
         if count and int(quotients.max()) > each // divisor:
             raise PayloadError(f"a number of {int(quotients.max()) * divisor} or more, expected {each} at most")
@@ -129,7 +208,7 @@ class BitReader:
         if padding.size >= 8 or padding.any():
             raise PayloadError(f"{padding.size} bits after the end, expected fewer than 8, all zero")
 
-    def _unary(self, count: int) -> Numbers:
+    def unary(self, count: int) -> Numbers:
         ends = np.flatnonzero(self._bits[self._at :])
         if ends.size < count:
             raise PayloadError(f"{count} numbers in unary expected, {ends.size} there")
@@ -138,10 +217,19 @@ class BitReader:
         return np.diff(ends, prepend=-1) - 1
 
 
-def _truncated_binary(divisor: int) -> tuple[int, int]:
+def truncated_binary(divisor: int) -> tuple[int, int]:
     """`(width, short)`: remainders below `short` take `width` bits, the others one more."""
     width = divisor.bit_length() - 1
     return width, (2 << width) - divisor
+
+
+def _truncated_binaries(divisors: Numbers) -> tuple[Numbers, Numbers]:
+    """The same for several."""
+    kinds, which = np.unique(divisors, return_inverse=True)
+    each = [truncated_binary(int(kind)) for kind in kinds]
+    widths = np.array([width for width, _ in each], dtype=np.int64)
+    short = np.array([short for _, short in each], dtype=np.int64)
+    return widths[which], short[which]
 
 
 def _downwards(divisor: int) -> Iterator[int]:
