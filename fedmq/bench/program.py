@@ -10,7 +10,7 @@ import msgspec
 
 from fedmq.bench.codec import CodecOptions, Result, measure
 from fedmq.bench.rivals import MissingRivalError
-from fedmq.bench.showing import TerminalWatcher, check_plot, put_markdown, save_plot, show
+from fedmq.bench.showing import TerminalWatcher, check_page, check_plot, put_markdown, save_plot, show
 
 __all__ = ["run_codec"]
 
@@ -22,6 +22,8 @@ def run_codec(arguments: argparse.Namespace) -> None:
     # What is missing is said now, and not after minutes of measuring.
     if arguments.plot is not None:
         check_plot(arguments.plot)
+    if arguments.markdown is not None:
+        check_page(arguments.markdown)
     result = _measured(arguments) if arguments.source is None else _read(arguments.source)
     show(result)
     if arguments.json is not None:

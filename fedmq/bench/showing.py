@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -28,6 +28,7 @@ __all__ = [
     "END",
     "MissingPlotError",
     "TerminalWatcher",
+    "check_page",
     "check_plot",
     "put_markdown",
     "save_plot",
@@ -38,7 +39,10 @@ __all__ = [
 BEGIN, END = "<!-- begin: fedmq bench codec -->", "<!-- end: fedmq bench codec -->"
 """Between these marks of a page its tables stand."""
 
+MARKED = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", flags=re.DOTALL)
+
 USUAL_DENSITY = 0.01
+PAGE_DENSITIES = (0.0025, 0.01, 0.05)
 SAY_EVERY_SECONDS = 2.0
 
 
@@ -91,41 +95,56 @@ class TerminalWatcher:
 def show(result: Result, console: Console | None = None) -> None:
     """All tables, as wide as the terminal allows."""
     console = console or Console()
+    missing: list[str] = []
     for group in _by_model(result):
-        console.print(f"\n{_title(group[0])}", style="bold", highlight=False, markup=False)
+        _say(console, f"\n{_title(group[0])}", style="bold")
         if group[0].metric is not None:
-            metrics = ", ".join(f"{case.metric:.3f}" for case in group if case.metric is not None)
-            about = f"{group[0].gateways} gateways, {group[0].rounds} rounds; metric after them, by density: {metrics}"
-            console.print(about, highlight=False, markup=False)
-        _print(console, _bytes_headings(result), [_bytes_row(result, case) for case in group])
-        _print(console, _time_headings(result), [_time_row(result, case) for case in group])
-    console.print()
+            metrics = ", ".join(f"{case.metric:.2f}" for case in group if case.metric is not None)
+            _say(console, f"{group[0].gateways} gateways; test metric after {group[0].rounds} rounds: {metrics}")
+        missing = _print(console, _bytes_headings(result), [_bytes_row(result, case) for case in group])
+    usual = _usual(result)
+    _say(console, f"\nTime and memory at {100 * usual[0].density:g} %", style="bold")
+    headings = ("data", "parameters", *_time_headings(result))
+    _print(console, headings, [(case.data, f"{case.parameters:,}", *_time_row(result, case)) for case in usual])
+    if missing:
+        _say(console, f"- A wider terminal shows {' and '.join(missing)}, too; --json has everything.")
     for line in notes(result):
-        console.print(f"- {line}", highlight=False, markup=False)
+        _say(console, f"- {line}")
 
 
 def to_markdown(result: Result) -> str:
-    """Tables for a page: bytes of every case, time and memory at the density nearest to 1 %, and what they mean."""
-    headings = ("data", "parameters", *_bytes_headings(result))
-    rows = [(case.data, f"{case.parameters:,}", *_bytes_row(result, case)) for case in result.cases]
-    timed = ("data", "parameters", *_time_headings(result))
-    usual = [min(group, key=_unusual) for group in _by_model(result)]
-    time_rows = [(case.data, f"{case.parameters:,}", *_time_row(result, case)) for case in usual]
+    """Tables for a page: bytes at three densities, time and memory at the usual one, and what they mean."""
+    rows = [
+        (case.data, f"{case.parameters:,}", *_bytes_row(result, case))
+        for group in _by_model(result)
+        for case in sorted(
+            {id(case): case for case in (_nearest(group, at) for at in PAGE_DENSITIES)}.values(),
+            key=lambda case: case.density,
+        )
+    ]
+    time_rows = [
+        (case.data, f"{case.parameters:,}", f"{100 * case.density:g} %", *_time_row(result, case))
+        for case in _usual(result)
+    ]
+    bytes_table = _markdown_table(("data", "parameters", *_bytes_headings(result)), rows)
+    time_table = _markdown_table(("data", "parameters", "density", *_time_headings(result)), time_rows)
     bullets = "\n".join(f"- {line}" for line in notes(result))
-    return f"{_markdown_table(headings, rows)}\n{_markdown_table(timed, time_rows)}\n{bullets}\n"
+    return f"{bytes_table}\n{time_table}\n{bullets}\n"
 
 
 def put_markdown(result: Result, page: Path) -> None:
     """Writes the tables between the marks of a page, or makes a new page. Raises ValueError for one without marks."""
-    block = f"{BEGIN}\n{to_markdown(result)}{END}"
-    if not page.exists():
-        page.write_text(block + "\n", encoding="utf-8")
-        return
-    text = page.read_text(encoding="utf-8")
-    replaced, count = re.subn(f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: block, text, flags=re.DOTALL)
+    check_page(page)
+    block = f"{BEGIN}\n\n{to_markdown(result)}{END}"
+    text = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}{END}\n"
+    page.write_text(MARKED.sub(lambda _: block, text), encoding="utf-8")
+
+
+def check_page(page: Path) -> None:
+    """Raises ValueError where `put_markdown` could not tell where the tables go."""
+    count = len(MARKED.findall(page.read_text(encoding="utf-8"))) if page.exists() else 1
     if count != 1:
         raise ValueError(f"{page}: expected the marks {BEGIN} and {END} once, found them {count} times")
-    page.write_text(replaced, encoding="utf-8")
 
 
 def notes(result: Result) -> list[str]:
@@ -160,8 +179,13 @@ def _span(rounds: tuple[int, int]) -> str:
     return f"{rounds[0]} to {rounds[1]}"
 
 
-def _unusual(case: Case) -> float:
-    return abs(math.log(case.density / USUAL_DENSITY))
+def _usual(result: Result) -> list[Case]:
+    """Of each model the case with the density nearest to the usual one."""
+    return [_nearest(group, USUAL_DENSITY) for group in _by_model(result)]
+
+
+def _nearest(cases: Sequence[Case], density: float) -> Case:
+    return min(cases, key=lambda case: abs(math.log(case.density / density)))
 
 
 def _bytes_headings(result: Result) -> tuple[str, ...]:
@@ -185,8 +209,8 @@ def _bytes_row(result: Result, case: Case) -> tuple[str, ...]:
 
 def _time_headings(result: Result) -> tuple[str, ...]:
     if not result.history:
-        return ("density", "copy", "encode", "decode", "memory")
-    return ("density", "copy", "encode", "no\nhistory", "decode", "no\nhistory", "contexts", "memory")
+        return ("copy", "encode", "decode", "memory")
+    return ("copy", "encode", "no\nhistory", "decode", "no\nhistory", "contexts", "memory")
 
 
 def _time_row(result: Result, case: Case) -> tuple[str, ...]:
@@ -195,7 +219,6 @@ def _time_row(result: Result, case: Case) -> tuple[str, ...]:
         names = ["encode_history", "encode", "decode_history", "decode", "contexts"]
     memory = case.vectors["encode_history" if result.history else "encode"]
     return (
-        f"{100 * case.density:g} %",
         _seconds(case.copy_seconds),
         *(_number(case.copies[name]) for name in names),
         f"{memory:.1f}",
@@ -227,25 +250,30 @@ def _seconds(value: float) -> str:
     return f"{value * 1e6:.1f} µs" if value < 1e-3 else f"{value * 1e3:.1f} ms"
 
 
-def _print(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """As many columns as fit: what has no room are the last rivals, which are the worst."""
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    console.print(text, style=style, highlight=False, markup=False)
+
+
+def _print(console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """As many columns as fit; gives back the headings of the others, which are those of the worst rivals."""
     cells = [[cell.replace(" %", "%") for cell in row] for row in rows]
     widths = [
-        max(max(map(len, heading.split("\n"))), *(len(row[place]) for row in cells)) + 1
+        max(len(text) for text in (*heading.split("\n"), *(row[place] for row in cells)))
         for place, heading in enumerate(headings)
     ]
+    # A space on either side of the table and between its columns, and one more where there is room.
     kept = len(headings)
-    while kept > 1 and sum(widths[:kept]) - 1 > console.width:
+    while kept > 1 and sum(widths[:kept]) + kept + 1 > console.width:
         kept -= 1
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    room = sum(widths[:kept]) + 2 * kept + 1 <= console.width
+    table = Table(box=SIMPLE_HEAD, padding=(0, int(room), 0, 0), pad_edge=False)
     for heading in headings[:kept]:
-        table.add_column(heading, justify="right", no_wrap=True, style="bold" if heading == "fedmq" else None)
+        justify: Literal["left", "right"] = "left" if heading == "data" else "right"
+        table.add_column(heading, justify=justify, no_wrap=True, style="bold" if heading == "fedmq" else None)
     for row in cells:
         table.add_row(*row[:kept])
     console.print(table)
-    if kept < len(headings):
-        missing = ", ".join(heading.replace("\n", " ") for heading in headings[kept:])
-        console.print(f"a wider terminal shows {missing}, too", highlight=False, markup=False)
+    return [heading.replace("\n", " ") for heading in headings[kept:]]
 
 
 def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -267,8 +295,10 @@ RIVAL_LOOKS = {
 
 OURS, PLAIN = "#0072B2", "#56B4E9"
 DATA_LINES = ("-", "--", ":", "-.")
-TICKS = (-30, -20, -10, 0, 10, 20, 50, 100, 200, 500, 1000, 3000, 10_000)
-LINEAR_TO = 20
+TICKS = (-30, -20, -10, 0, 10, 20, 30, 100, 300, 1000, 10_000)
+LINEAR_TO = 30
+LINEAR_HEIGHT = 1.6
+"""Of the linear part above zero, in decades of the logarithmic one."""
 
 
 def check_plot(target: Path) -> None:
@@ -292,7 +322,8 @@ def save_plot(result: Result, target: Path) -> None:
         "svg.hashsalt": "fedmq",
     }
     style |= {"svg.fonttype": "path", "font.family": "DejaVu Sans"}
-    with matplotlib.rc_context(style):
+    pyplot_free: Any = matplotlib
+    with pyplot_free.rc_context(style):
         figure: Any = Figure(figsize=(10, 6.4), layout="constrained")
         bytes_side, time_side = figure.subfigures(1, 2, width_ratios=(2.05, 1))
         _draw_bytes(result, bytes_side)
@@ -307,50 +338,52 @@ def _draw_bytes(result: Result, figure: Any) -> None:
     columns = 2 if len(wanted) > 1 else 1
     rows = -(-len(wanted) // columns)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    names = list(dict.fromkeys(case.data for case in result.cases))
+    lines = dict(zip(dict.fromkeys(case.data for case in result.cases), DATA_LINES * len(result.cases), strict=False))
+    ours = [("fedmq", True, OURS, 2.4), ("fedmq, no history", False, PLAIN, 1.8)]
+    if not result.history:
+        ours = [("fedmq", False, OURS, 2.4)]
     for place, (label, cases) in enumerate(wanted):
         axis = axes[place // columns][place % columns]
         axis.set_title(label, fontsize=10, loc="left")
         densities = sorted({case.density for case in cases})
+        axis.axhline(0, color="black", lw=0.9)
         for rival in RIVALS:
             colour, mark = RIVAL_LOOKS[rival.name]
             means = [_mean_above(cases, density, rival.name) for density in densities]
-            axis.plot(_per_cent(densities), _per_cent(means), color=colour, marker=mark, ms=4, lw=1, label=rival.name)
-        for data, line in zip(names, DATA_LINES * len(names), strict=False):
+            axis.plot(_per_cent(densities), _per_cent(means), color=colour, marker=mark, ms=4, lw=1)
+        for data, line in lines.items():
             own = sorted((case for case in cases if case.data == data), key=lambda case: case.density)
-            x = _per_cent([case.density for case in own])
-            suffix = f" ({data})" if len(names) > 1 else ""
-            for history, colour, width in ((False, PLAIN, 1.6), (True, OURS, 2.4)):
-                if history and not result.history:
-                    continue
+            for _, history, colour, width in reversed(ours):
                 y = [_above((case.middle_up, case.middle_down), history=history) for case in own]
-                name = "fedmq" if history == result.history else "fedmq, no history"
-                look = OURS if history == result.history else colour
-                axis.plot(x, _per_cent(y), color=look, lw=width, ls=line, marker="o", ms=3.5, label=name + suffix)
-        axis.axhline(0, color="black", lw=0.9)
+                x = _per_cent([case.density for case in own])
+                axis.plot(x, _per_cent(y), color=colour, lw=width, ls=line, marker="o", ms=3.5)
         _scale_axis(axis, densities)
     for axis in axes.flat[len(wanted) :]:
         axis.set_axis_off()
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda at: not labels[at].startswith("fedmq"))
-    figure.legend(
-        [handles[at] for at in order],
-        [labels[at] for at in order],
-        loc="outside lower center",
-        ncols=4,
-        frameon=False,
-        fontsize=9,
-    )
+    for axis in axes.flat[max(0, len(wanted) - columns) : len(wanted)]:
+        axis.xaxis.set_tick_params(labelbottom=True)
+        axis.set_xlabel("coordinates sent, % of all", fontsize=9)
+    _explain(figure, ours, lines)
     figure.supylabel("bytes above (+) or below (−) the bound", fontsize=10)
-    figure.supxlabel("share of the coordinates that is sent", fontsize=10)
-    figure.suptitle("Size of an update: log2 C(d, k) + entropy of signs = 0 %", fontsize=11)
+    figure.suptitle("Size of an update against log2 C(d, k) + entropy of the signs", fontsize=11)
+
+
+def _explain(figure: Any, ours: Sequence[tuple[str, bool, str, float]], lines: dict[str, str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour, lw=width, marker="o", ms=4, label=name) for name, _, colour, width in ours]
+    for rival, (colour, mark) in RIVAL_LOOKS.items():
+        handles.append(Line2D([], [], color=colour, marker=mark, ms=4, lw=1, label=rival))
+    if len(lines) > 1:
+        handles += [Line2D([], [], color="black", lw=1.5, ls=line, label=f"on {data}") for data, line in lines.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
 
 
 def _scale_axis(axis: Any, densities: Sequence[float]) -> None:
     axis.set_xscale("log")
-    axis.set_xticks(_per_cent(densities), [f"{100 * d:g} %" for d in densities], fontsize=8)
+    axis.set_xticks(_per_cent(densities), [f"{100 * d:g}" for d in densities], fontsize=8)
     axis.minorticks_off()
-    axis.set_yscale("symlog", linthresh=LINEAR_TO, linscale=1.4)
+    axis.set_yscale("symlog", linthresh=LINEAR_TO, linscale=LINEAR_HEIGHT)
     low, high = axis.get_ylim()
     ticks = [tick for tick in TICKS if low <= tick <= high]
     axis.set_yticks(ticks, [f"{tick:+,} %" if tick else "bound" for tick in ticks], fontsize=8)
@@ -362,7 +395,7 @@ def _scale_axis(axis: Any, densities: Sequence[float]) -> None:
 def _draw_time(result: Result, figure: Any) -> None:
     """At the density nearest to 1 %, by size; the mean over the data sets."""
     axis = figure.subplots()
-    usual = [min(group, key=_unusual) for group in _by_model(result)]
+    usual = _usual(result)
     sizes = _sizes_of(result)
     lines = [
         ("encode_history", "choose and encode", OURS, "o", "-"),
@@ -395,8 +428,7 @@ def _draw_time(result: Result, figure: Any) -> None:
     axis.set_xlabel("parameters")
     axis.set_ylabel("copies of the dense float32 vector")
     figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=9)
-    density = usual[0].density if usual else USUAL_DENSITY
-    figure.suptitle(f"Time on one core, {100 * density:g} % sent", fontsize=11)
+    figure.suptitle(f"Time on one core, {100 * usual[0].density:g} % sent", fontsize=11)
 
 
 def _sizes_of(result: Result) -> list[tuple[str, list[Case]]]:
@@ -430,4 +462,4 @@ def _per_cent(shares: Sequence[float]) -> list[float]:
 
 
 def _short(count: float) -> str:
-    return f"{count / 1e6:.2g}M" if count >= 1e6 or round(count / 1e3) >= 1000 else f"{count / 1e3:.0f}k"
+    return f"{count / 1e6:.2g}M" if count >= 9.5e5 else f"{count / 1e3:.0f}k"

@@ -15,12 +15,13 @@ from typing import Literal, cast
 import msgspec
 import numpy as np
 from fedmq_compression.pipeline import CodecSpec, Encoded, encode
+from fedmq_coordinator.aggregate import ServerState, ServerStep, WeightedMean, server_step, weights
 from fedmq_coordinator.scaling import combine
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_edge_node.runtimes import NumpyEngine
 from fedmq_edge_node.samples import Samples, Scaler, feature_count, load, load_test, statistics
 from fedmq_edge_node.trainer import evaluate, train
-from fedmq_protocol.task import Codec, ModelSpec, Task, initial_steps, to_parameters
+from fedmq_protocol.task import UPLINK_STEP, Codec, ModelSpec, Task, initial_steps, to_parameters
 from numpy.typing import NDArray
 
 from fedmq.data import Fleet, lay_out
@@ -124,38 +125,42 @@ def hidden_for(fleet: Fleet, kind: Kind, wanted: int) -> tuple[int, ...]:
 def play(plant: Plant, task: Task, rounds: int) -> Iterator[Played]:
     """Rounds in which everybody takes part, one after the other."""
     length = task.model.parameters
-    up, down = _spec(task.up, task.grid_step), _spec(task.down, task.grid_step)
+    up, down = _spec(task.up, UPLINK_STEP), _spec(task.down, task.grid_step)
     mean, scale = combine([statistics(own.train_x) for own in plant.gateways])
     scaler = Scaler(mean=mean, scale=scale)
     engine = NumpyEngine(task.model)
     own_x = [scaler.apply(own.train_x) for own in plant.gateways]
     test = None if plant.test is None else (scaler.apply(plant.test[0]), plant.test[1])
-    weights = [own.train_windows for own in plant.gateways]
+    votes = weights([own.train_windows for own in plant.gateways])
     residuals = [np.zeros(length, dtype=np.float32) for _ in plant.gateways]
-    server_residual = np.zeros(length, dtype=np.float32)
-    velocity = np.zeros(length, dtype=np.float32)
-    momentum = np.float32(RoundSettings().server_momentum)
+    server = ServerState.start(length)
     steps = initial_steps(task.model, task.seed, task.grid_bits)
     for number in range(rounds):
         base, flat = steps, to_parameters(steps, task.grid_bits)
-        total = np.zeros(length, dtype=np.int64)
+        total = WeightedMean(length)
         sent = []
         for place, own in enumerate(plant.gateways):
             rng = np.random.default_rng((task.seed, place, number))
             delta = train(engine, flat, own_x[place], own.train_y, task.recipe, rng, lambda: True).delta
             sent.append(_code(delta, residuals[place], up))
             residuals[place] = sent[-1].encoded.residual
-            sent[-1].encoded.sent.add_to(total, weights[place])
-        velocity = momentum * velocity + (total * (task.grid_step / sum(weights))).astype(np.float32)
-        broadcast = _code(velocity, server_residual, down)
-        server_residual = broadcast.encoded.residual
-        moved = np.zeros(length, dtype=np.int64)
-        broadcast.encoded.sent.add_to(moved, 1)
-        steps = (base + moved).astype(np.int32)
+            total.add(sent[-1].encoded.sent, votes[place])
+        broadcast, made = _broadcast(total, server, down)
+        server = made.state
+        steps = base + made.steps
         metric = None
         if test is not None:
             metric = evaluate(engine, to_parameters(steps, task.grid_bits), *test, task.classes).metric
         yield Played(number=number, base=base, up=sent, down=broadcast, metric=metric)
+
+
+def _broadcast(total: WeightedMean, server: ServerState, spec: CodecSpec) -> tuple[Coded, ServerStep]:
+    """The coordinator's own step, and what it put into the codec: in float64 it adds the residual itself."""
+    settings = RoundSettings()
+    rate = settings.server_learning_rate
+    made = server_step(total.mean(), server, spec, momentum=settings.server_momentum, learning_rate=rate)
+    wanted = (rate * made.state.momentum + server.residual).astype(np.float32)
+    return _code(wanted, np.zeros_like(wanted), spec), made
 
 
 def _code(delta: NDArray[np.float32], residual: NDArray[np.float32], spec: CodecSpec) -> Coded:
