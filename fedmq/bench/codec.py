@@ -258,8 +258,7 @@ def _case(data: str, plant: Plant, task: Task, rounds: int, seconds: float, watc
         metric = played.metric
         for stretch in (first, middle):
             if stretch.start <= played.number < stretch.stop:
-                # Version 0 is the start itself: there is no history yet.
-                contexts = _contexts(played.base - start, task.model) if played.number else None
+                contexts = _contexts(played.base - start, task.model)
                 chosen = stretch.chosen(played.number, len(plant.gateways), length)
                 stretch.up += [_sizes(played.up[place], contexts) for place in chosen]
                 stretch.down.append(_sizes(played.down, contexts))
