@@ -38,7 +38,7 @@ from fedmq.bench.rivals import RIVALS, entropy_bits, log2_choose
 from fedmq.bench.training import Coded, Kind, Plant, Played, hidden_for, play, prepare, task_for
 from fedmq.demo import DemoOptions
 
-__all__ = ["Case", "CodecOptions", "Machine", "Result", "Sizes", "Watcher", "measure"]
+__all__ = ["BOTH", "Case", "CodecOptions", "Machine", "Result", "Sizes", "Watcher", "measure"]
 
 FIRST_ROUNDS = 3
 MESSAGES = 48
@@ -335,6 +335,8 @@ def _mean(parts: Sequence[Sizes]) -> Sizes:
 # --- Time and memory -------------------------------------------------------------------------------------------------
 
 COPY = "copy"
+BOTH = "contexts_and_encode"
+"""Memory only: contexts are held while an update is coded, so that the two add up."""
 LEAST_SECONDS = 2e-4
 """A call is repeated until it takes so long, so that the clock's own cost does not count."""
 LEAST_REPEATS, MOST_REPEATS = 5, 200
@@ -393,7 +395,10 @@ def _once(call: Callable[[], object], loops: int) -> float:
 
 def _memory(message: Coded, displacement: NDArray[np.int32], model: ModelSpec) -> dict[str, float]:
     peaks = {}
-    for name, call in _steps(message, displacement, model).items():
+    steps = _steps(message, displacement, model)
+    if _contexts_type() is not None:
+        steps[BOTH] = lambda: _encode(message, _contexts(displacement, model))
+    for name, call in steps.items():
         tracemalloc.start()
         try:
             before, _ = tracemalloc.get_traced_memory()

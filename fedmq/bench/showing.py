@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedmq.bench.codec import Case, Result, Sizes
+from fedmq.bench.codec import BOTH, Case, Result, Sizes
 from fedmq.bench.rivals import RIVALS
 
 __all__ = [
@@ -161,7 +161,7 @@ def notes(result: Result) -> list[str]:
         "Rivals tell the same indices and signs, and are given the same head, scale and checksum.",
         "Time: in copies of the dense float32 vector, least of several repeats that take turns, one thread. encode "
         "holds the choice of coordinates, decode the adding to an int64 sum. Memory: of one encode, its results "
-        "included, in dense vectors.",
+        f"{'and its contexts ' if result.history else ''}included, in dense vectors.",
         f"{result.date}, {machine.processor}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB, "
         f"{machine.system}; {versions}; seed {result.seed}; took {result.seconds:.0f} s.",
     ]
@@ -217,7 +217,7 @@ def _time_row(result: Result, case: Case) -> tuple[str, ...]:
     names = ["encode", "decode"]
     if result.history:
         names = ["encode_history", "encode", "decode_history", "decode", "contexts"]
-    memory = case.vectors["encode_history" if result.history else "encode"]
+    memory = case.vectors[BOTH if result.history else "encode"]
     return (
         _seconds(case.copy_seconds),
         *(_number(case.copies[name]) for name in names),
