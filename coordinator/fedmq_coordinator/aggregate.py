@@ -91,7 +91,13 @@ class ServerStep:
 
 
 def server_step(
-    mean: NDArray[np.float64], state: ServerState, codec: CodecSpec, *, momentum: float, learning_rate: float
+    mean: NDArray[np.float64],
+    state: ServerState,
+    codec: CodecSpec,
+    *,
+    momentum: float,
+    learning_rate: float,
+    gain: float = 1.0,
 ) -> ServerStep:
     """One step of FedAvgM (Hsu, Qi, Brown 2019, arXiv:1909.06335), coded with error feedback for the way down.
 
@@ -100,7 +106,7 @@ def server_step(
     velocity = momentum * state.momentum + mean
     wanted = learning_rate * velocity + state.residual
     # Momentum can carry updates that were within bounds beyond what the codec takes: the rest waits in the residual.
-    encoded = encode(np.clip(wanted, -_MOST_IN_A_STEP, _MOST_IN_A_STEP).astype(np.float32), codec)
+    encoded = encode(np.clip(wanted, -_MOST_IN_A_STEP, _MOST_IN_A_STEP).astype(np.float32), codec, gain=gain)
     residual = wanted - encoded.sent.dense()
     return ServerStep(
         delta=encoded.payload,

@@ -82,21 +82,21 @@ class Route:
 
 def catch_up(
     have: int,
-    deltas: Sequence[bytes],
-    steps_of: Callable[[bytes], NDArray[np.int32]],
+    deltas: Sequence[tuple[int, bytes]],
+    steps_of: Callable[[int, bytes], NDArray[np.int32]],
     current: NDArray[np.int32],
     initial: NDArray[np.int32],
 ) -> Route:
     """The cheapest way from version `have` to the newest, by measured size.
 
-    `deltas` is what was broadcast for each version after `have`; `steps_of` decodes one to `(P,) int32`. Where it is
-    empty, because the gap is unknown or too long to be worth a look, only the keyframe remains.
+    `deltas` is the level and the delta broadcast for each version after `have`; `steps_of` decodes one to `(P,)
+    int32`. Where it is empty, because the gap is unknown or too long to be worth a look, only the keyframe remains.
     """
     routes = [Route(kind=CatchUpKind.KEYFRAME, start=0, body=encode_integers(current - initial))]
     if deltas:
         merged = np.zeros_like(current)
-        for delta in deltas:
-            merged += steps_of(delta)
+        for level, delta in deltas:
+            merged += steps_of(level, delta)
         routes.append(Route(kind=CatchUpKind.CHAIN, start=have, body=msgspec.msgpack.encode(list(deltas))))
         routes.append(Route(kind=CatchUpKind.MERGED, start=have, body=encode_integers(merged)))
     return min(routes, key=lambda route: len(route.body))
