@@ -95,6 +95,7 @@ def task_of(
     shares = densities(
         dial=codec.dial,
         parameters=model.parameters,
+        reconstructs=settings.kind == "autoencoder",
         fraction=(rounds or RoundSettings()).fraction,
         least=codec.least_density,
         most=codec.most_density,

@@ -28,6 +28,10 @@ FEWEST_ROUNDS = 0.05
 SIZE_EXPONENT = 0.4
 """Between 17,000 and 100,000 parameters the best density halves: a larger model learns in fewer of its coordinates."""
 
+RECONSTRUCTION = 4.0
+"""How much denser what gives back its inputs begins. Its first rounds mostly move the last layer's biases; where only
+the largest changes go, the hidden units that are to do the rest are left behind, and later rounds do not find them."""
+
 LOOKS = (6, 12, 24, 48)
 """Rounds at one level that are looked at together: the last few, where these say enough, or else more of them."""
 
@@ -61,14 +65,21 @@ class Densities:
 
 
 def densities(
-    *, dial: float, parameters: int, fraction: float, least: float, most: float, min_coordinates: int
+    *,
+    dial: float,
+    parameters: int,
+    reconstructs: bool,
+    fraction: float,
+    least: float,
+    most: float,
+    min_coordinates: int,
 ) -> Densities:
     """Shares of the parameters to send at level 0, each from `least` to `most` or what `min_coordinates` make.
 
     Half of what comes down goes up where all gateways are asked, for they choose different parameters; where only a
-    `fraction` is, each of them stands for more.
+    `fraction` is, each of them stands for more. `reconstructs`: the model gives back its inputs.
     """
-    base = FEWEST_BYTES * (FEWEST_ROUNDS / FEWEST_BYTES) ** dial
+    base = FEWEST_BYTES * (FEWEST_ROUNDS / FEWEST_BYTES) ** dial * (RECONSTRUCTION if reconstructs else 1.0)
     down = base * (REFERENCE_PARAMETERS / parameters) ** SIZE_EXPONENT
     floor = min_coordinates / parameters
 
@@ -104,10 +115,11 @@ class Course:
         falls = [falling(here.recent[-rounds:]) for rounds in LOOKS if rounds <= len(here.recent)]
         if here.level > 0 and any(fall - CERTAIN * error > MOVING for fall, error in falls):
             return replace(here, level=here.level - 1, recent=())
-        if loss < LEARNT * first:
+        if loss <= LEARNT * first:
             return here
-        stalled = STALLED if here.level < here.sparse else STUCK
-        if here.level < here.highest and any(fall + CERTAIN * error < stalled for fall, error in falls):
+        # To send all is dear, so that it takes a closer look.
+        stalled, looks = (STALLED, falls) if here.level < here.sparse else (STUCK, falls[2:])
+        if here.level < here.highest and any(fall + CERTAIN * error < stalled for fall, error in looks):
             return replace(here, level=here.level + 1, recent=())
         if here.level == here.highest > 0 and len(falls) == len(LOOKS):
             fall, error = falls[-1]

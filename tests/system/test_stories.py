@@ -439,7 +439,7 @@ def test_what_is_applied_owed_pending_and_left_is_what_was_learnt(tmp_path: Path
     seen: set[tuple[str, int]] = set()
 
     def sent_by(payload: bytes) -> np.ndarray:  # type: ignore[type-arg]
-        return decode(payload, plant.task.model.parameters, uplink(plant.task)).dense()
+        return decode(payload, plant.task.model.parameters, uplink(plant.task.up)).dense()
 
     def watch(name: str, save: Callable[[GatewayState], None]) -> Callable[[GatewayState], None]:
         memory = plant.gateways[name]._memory
@@ -483,7 +483,7 @@ def test_nothing_is_lost_or_counted_twice_whatever_is_lost_on_the_way_and_whoeve
         def saving(state: GatewayState) -> None:
             before, pending = memory._saved, state.pending
             if pending is not None and (name, pending.counter) not in sent_by:
-                sent_by[name, pending.counter] = decode(pending.payload, parameters, uplink(plant.task)).dense()
+                sent_by[name, pending.counter] = decode(pending.payload, parameters, uplink(plant.task.up)).dense()
                 # Of an update that was pending until now a plan has said that it was accepted.
                 settled = 0.0 if before.pending is None else sent_by[name, before.pending.counter]
                 learnt[name] += state.residual - (before.residual - settled)
@@ -596,7 +596,9 @@ def test_a_decline_after_a_refused_answer_to_the_same_round_changes_nothing(tmp_
     plant.lose = lambda client, received: False
     assert plant.coordinator._run.round is not None
     plan = plant.coordinator._run.round.plan
-    lie = Update(round_id=plan.round_id, base=plan.base_mark, counter=99, payload=b"not a delta", sent=0, received=0)
+    lie = Update(
+        round_id=plan.round_id, base=plan.base_mark, counter=99, payload=b"not a delta", sent=0, received=0, loss=0
+    )
     plant.broker.publish("liar", answer, to_bytes(lie), False)
     plant.coordinator.step(plant._events(plant.coordinator_session), plant.now)
     assert [a.verdict for a in plant.ledger.answers(plan.round_id) if a.gateway == "g1"] == ["malformed"]
@@ -743,6 +745,7 @@ def test_a_plan_of_another_lineage_makes_a_gateway_join_again(tmp_path: Path) ->
         closes_after=int(plant.now) + 60 - 7,
         drawn=0b1111,
         accepted=0,
+        level=0,
     )
     births = len(sent(plant, Welcome))
     plant.broker.publish("someone", topic(FEDERATION, Direction.DOWN, Channel.PLAN), to_bytes(plan), False)
