@@ -61,7 +61,7 @@ def run_demo(words: Sequence[str], directory: Path) -> dict[str, Any]:
 def measure(arguments: argparse.Namespace, seed: int, shares: Sequence[float]) -> dict[str, Any]:
     common = ["--data", arguments.data, "--split", arguments.split, "--rounds", str(arguments.rounds)]
     common += ["--seed", str(seed), "--model", arguments.model, "--broker", arguments.broker]
-    for flag in ("hidden", "test_load", "gateways", "local_epochs"):
+    for flag in ("hidden", "test_load", "gateways", "local_epochs", "dial"):
         if getattr(arguments, flag) is not None:
             common += [f"--{flag.replace('_', '-')}", str(getattr(arguments, flag))]
     runs = {}
@@ -158,6 +158,7 @@ def main() -> int:
         "--hidden", help="default: 64,128,64 for an mlp, about 18,000 parameters on CWRU; else the model's own"
     )
     parser.add_argument("--local-epochs", type=int, help="of both runs (default: the recipe's)")
+    parser.add_argument("--dial", type=float, help="0: fewest bytes, 1: fewest rounds (default: the settings' own)")
     parser.add_argument("--codec", default="sparse", help="what is held against dense (default: sparse)")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")

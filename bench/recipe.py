@@ -6,13 +6,13 @@
 
 The modules are the real ones (features, scaling, training, codec, defaults); only the broker is left out. Bytes are
 those of the codec's payloads and a fixed allowance for everything else on the wire, so they are an *estimate*:
-`--overhead` bytes a round and gateway, `--join` bytes once. Every gateway takes part in every round.
+`--overhead` bytes a round and gateway, `--join` bytes once. `--fraction` draws a part of the fleet in each round.
 
 Reached: the first of two consecutive rounds at or above a share (`--share`) of dense's metric in the last round of the
 same seed.
 
-`--record FILE.npz` keeps what the coded run of one seed sent, to try codecs on: whole numbers of 2^-grid_bits, sparse,
-as `indices` and `steps`, with the bounds of each message in `offsets`.
+`--record FILE.npz` keeps what the coded run of one seed sent, to try codecs on: whole numbers of 2^-grid_bits down and
+of 2^-24 up, sparse, as `indices` and `steps`, with the bounds of each message in `offsets`.
 
     down_indices, down_steps, down_offsets  the broadcast of each round
     up_indices, up_steps, up_offsets        the uplinks, round by round and in each the gateways in order
@@ -24,8 +24,10 @@ as `indices` and `steps`, with the bounds of each message in `offsets`.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,13 +36,16 @@ from typing import Any, cast
 
 import msgspec
 import numpy as np
-from fedmq_compression.pipeline import CodecSpec, Decoded, encode
+from fedmq_compression.pipeline import CodecSpec, Decoded, decode, encode
+from fedmq_coordinator.aggregate import ServerState, WeightedMean, server_step, weights
+from fedmq_coordinator.density import Course
 from fedmq_coordinator.scaling import combine
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_edge_node.runtimes import NumpyEngine
 from fedmq_edge_node.samples import Samples, Scaler, load, load_test, statistics
 from fedmq_edge_node.trainer import evaluate, train
-from fedmq_protocol.task import Codec, Task, initial_steps, to_parameters
+from fedmq_edge_node.work import EVALUATION_SCALE, loss_told
+from fedmq_protocol.task import UPLINK_STEP, Codec, Task, initial_steps, to_parameters
 from numpy.typing import NDArray
 
 from fedmq.baselines import local_only, pooled
@@ -58,6 +63,10 @@ class Round:
     """Payload of all gateways together."""
     down_bytes: int
     """Payload of the broadcast, once."""
+    loss: float
+    """Weighted mean of the gateways' training losses."""
+    level: int
+    """Of its uplinks."""
 
 
 @dataclass(kw_only=True)
@@ -97,51 +106,73 @@ def federate(
     gateways: Sequence[Samples],
     test: Labelled,
     rounds: int,
-    server_momentum: float,
+    settings: RoundSettings,
     record: Record | None = None,
 ) -> list[Round]:
-    """Trains with everyone drawn in every round; the metric is the test set's after each. `record` is filled."""
+    """Trains with those drawn in each round; the metric is the test set's after each. `record` is filled."""
     length = task.model.parameters
-    step = 2.0**-task.grid_bits
-    up, down = _spec(task.up, step), _spec(task.down, step)
     mean, scale = combine([statistics(own.train_x) for own in gateways])
     scaler = Scaler(mean=mean, scale=scale)
+    if task.windowing.scaling == "none":
+        scaler = Scaler(mean=np.zeros_like(mean), scale=np.ones_like(scale))
     engine = NumpyEngine(task.model)
     own_x = [scaler.apply(own.train_x) for own in gateways]
     test_x = scaler.apply(test[0])
-    weights = [own.train_windows for own in gateways]
+    votes = weights([own.train_windows for own in gateways])
     residuals = [np.zeros(length, dtype=np.float32) for _ in gateways]
-    server_residual = np.zeros(length, dtype=np.float32)
-    velocity = np.zeros(length, dtype=np.float32)
+    server = ServerState.start(length)
     steps = initial_steps(task.model, task.seed, task.grid_bits)
+    course = Course(sparse=task.sparse_levels, highest=task.levels)
     done = []
     if record is not None:
         record.model.append(steps)
     for number in range(rounds):
         flat = to_parameters(steps, task.grid_bits)
-        total = np.zeros(length, dtype=np.int64)
-        up_bytes = 0
-        for index, own in enumerate(gateways):
+        total = WeightedMean(length)
+        loss, up_bytes = 0.0, 0
+        up = task.up.at(course.level)
+        for index in _drawn(len(gateways), settings.fraction, task.seed, number):
+            own = gateways[index]
             rng = np.random.default_rng((task.seed, index, number))
-            delta = train(engine, flat, own_x[index], own.train_y, task.recipe, rng, lambda: True).delta
-            coded = encode(delta, up, residuals[index])
+            result = train(engine, flat, own_x[index], own.train_y, task.recipe, rng, lambda: True)
+            coded = encode(result.delta, _spec(up, UPLINK_STEP), residuals[index], gain=up.gain)
             residuals[index] = coded.residual
-            coded.sent.add_to(total, weights[index])
+            total.add(coded.sent, votes[index])
+            loss += travelled(result.loss) * votes[index]
             up_bytes += len(coded.payload)
             if record is not None:
                 record.up.append(coded.sent)
-        velocity = np.float32(server_momentum) * velocity + (total * (step / sum(weights))).astype(np.float32)
-        coded = encode(velocity, down, server_residual)
-        server_residual = coded.residual
-        moved = np.zeros(length, dtype=np.int64)
-        coded.sent.add_to(moved, 1)
-        steps = (steps + moved).astype(np.int32)
+        loss, used = loss / total.weight, course.level
+        course = course.after(loss)
+        down = task.down.at(course.level)
+        made = server_step(
+            total.mean(),
+            server,
+            _spec(down, task.grid_step),
+            momentum=settings.server_momentum,
+            learning_rate=settings.server_learning_rate,
+            gain=down.gain,
+        )
+        server = made.state
+        steps = (steps + made.steps).astype(np.int32)
         if record is not None:
-            record.down.append(coded.sent)
+            record.down.append(decode(made.delta, length, _spec(down, task.grid_step)))
             record.model.append(steps)
         metric = evaluate(engine, to_parameters(steps, task.grid_bits), test_x, test[1], task.classes).metric
-        done.append(Round(metric=metric, up_bytes=up_bytes, down_bytes=len(coded.payload)))
+        done.append(Round(metric=metric, up_bytes=up_bytes, down_bytes=len(made.delta), loss=loss, level=used))
     return done
+
+
+def _drawn(gateways: int, fraction: float, seed: int, number: int) -> list[int]:
+    """Who is asked: a slot of a shuffled fleet, so that everyone's turn comes once a cycle."""
+    slots = max(1, round(1 / fraction))
+    order = np.random.default_rng((seed, 1 << 20, number // slots)).permutation(gateways)
+    return sorted(int(index) for index in order[number % slots :: slots])
+
+
+def travelled(loss: float) -> float:
+    """A training loss as it reaches the coordinator."""
+    return loss_told(loss) / EVALUATION_SCALE
 
 
 def reached(metrics: Sequence[float], level: float) -> int | None:
@@ -170,7 +201,7 @@ class Case:
     gateways: list[Samples]
     test: Labelled
     make_task: Callable[..., Task]
-    """Of these data and this model; takes what else `task_settings` takes."""
+    """Of these data, this model and these round settings; takes what else `task_settings` takes."""
 
 
 def prepare(options: DemoOptions) -> Case:
@@ -179,7 +210,7 @@ def prepare(options: DemoOptions) -> Case:
     if fleet.test is None:
         raise ValueError(f"--data {options.data}: expected a test set, found none; name a --test-load where there are")
 
-    def make_task(**wishes: Any) -> Task:
+    def make_task(rounds: RoundSettings | None = None, **wishes: Any) -> Task:
         settings = task_settings(
             name=fleet.name,
             kind=cast(Kind, options.model),
@@ -189,7 +220,7 @@ def prepare(options: DemoOptions) -> Case:
             seed=options.seed,
             **wishes,
         )
-        return task_of(settings)
+        return task_of(settings, rounds)
 
     task = make_task()
     with tempfile.TemporaryDirectory() as directory:
@@ -210,14 +241,18 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--share", type=float, default=0.99, help="of dense's last metric (default: 0.99)")
-    parser.add_argument("--overhead", type=int, default=230, help="wire bytes a round and gateway besides payload")
+    parser.add_argument("--overhead", type=int, default=80, help="wire bytes a round and gateway besides payload")
     parser.add_argument("--join", type=int, default=1200, help="wire bytes a gateway once, to join")
     parser.add_argument("--server-momentum", type=float, default=RoundSettings().server_momentum)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--local-epochs", type=int)
     parser.add_argument("--momentum", type=float, help="of a gateway's own training")
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--density", type=float, help="both ways, in place of the default")
+    parser.add_argument("--dial", type=float, help="0: fewest bytes, 1: fewest rounds (default: the settings' own)")
+    parser.add_argument("--fraction", type=float, default=1.0, help="share of the fleet that is asked in a round")
+    parser.add_argument("--gain", help="up and down, such as 1.5,1.2 (default: the settings' own)")
+    parser.add_argument("--levels", type=int, help="0: never thicken")
+    parser.add_argument("--density", help="up and down, such as 0.005,0.01, in place of the dial; it stays so")
     parser.add_argument("--baselines", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--record", type=Path, metavar="FILE.npz", help="keep what the coded run sent; needs one seed")
@@ -251,17 +286,16 @@ def main() -> None:
 def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     """Both runs of one seed, and what they came to."""
     gateways, test = case.gateways, case.test
+    settings = RoundSettings(server_momentum=options.server_momentum, fraction=options.fraction)
     runs: dict[str, list[Round]] = {}
     for codec in ("dense", "sparse"):
         wishes = {name: getattr(options, name) for name in ("learning_rate", "local_epochs", "momentum", "batch_size")}
-        task = case.make_task(codec=codec, **wishes)
+        task = case.make_task(settings, codec=codec, dial=options.dial, **wishes)
         record = None
         if codec == "sparse":
-            if options.density:
-                coding = msgspec.structs.replace(task.up, density=options.density)
-                task = msgspec.structs.replace(task, up=coding, down=coding)
+            task = _altered(task, options)
             record = Record() if options.record else None
-        runs[codec] = federate(task, gateways, test, options.rounds, options.server_momentum, record)
+        runs[codec] = federate(task, gateways, test, options.rounds, settings, record)
         if record is not None:
             record.save(options.record, task, gateways)
     level = options.share * runs["dense"][-1].metric
@@ -276,6 +310,8 @@ def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
             "reached": reached(metrics, level),
             "at_20": metrics[min(19, len(metrics) - 1)],
             "final": metrics[-1],
+            "loss_by_round": [done.loss for done in run],
+            "level_by_round": [done.level for done in run],
             "metric_by_round": metrics,
             "bytes_per_round": wire_bytes(run, len(gateways), options.overhead, 0, 1.003) / len(run),
         }
@@ -290,6 +326,21 @@ def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
+def _altered(task: Task, options: argparse.Namespace) -> Task:
+    """With what the command line puts in place of the settings' own."""
+    replaced = msgspec.structs.replace
+    if options.density is not None:
+        up, down = (float(text) for text in options.density.split(","))
+        task = replaced(task, up=replaced(task.up, density=up), down=replaced(task.down, density=down), levels=0)
+    if os.environ.get("BITS"):
+        b = int(os.environ["BITS"])
+        task = replaced(task, up=replaced(task.up, bits=b), down=replaced(task.down, bits=b))
+    if options.gain is not None:
+        up, down = (float(text) for text in options.gain.split(","))
+        task = replaced(task, up=replaced(task.up, gain=up), down=replaced(task.down, gain=down))
+    return task if options.levels is None else replaced(task, levels=options.levels)
+
+
 def _line(row: dict[str, Any]) -> str:
     up, down = row["density"]
     parts = [f"seed {row['seed']}  {row['parameters']:,} parameters, density {up:.4f} up {down:.4f} down"]
@@ -299,6 +350,10 @@ def _line(row: dict[str, Any]) -> str:
             f"{codec}: round {run['reached']}, metric {run['at_20']:.3f} at 20, {run['final']:.3f} at the end, "
             f"{run['bytes_per_round']:,.0f} B a round"
         )
+    levels = row["sparse"]["level_by_round"]
+    changes = [f"{b} from {n + 2}" for n, (a, b) in enumerate(itertools.pairwise(levels)) if a != b]
+    if changes:
+        parts.append("level " + ", ".join(changes))
     if "ratio" in row:
         parts.append(f"{row['ratio']:.1f} times")
     if "pooled" in row:

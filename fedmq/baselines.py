@@ -13,6 +13,7 @@ import numpy as np
 from fedmq_edge_node.runtimes import NumpyEngine
 from fedmq_edge_node.samples import Floats, Samples, Scaler, statistics
 from fedmq_edge_node.trainer import evaluate, train
+from fedmq_edge_node.work import read_scaler
 from fedmq_protocol.task import Task, initial_steps, to_parameters
 from numpy.typing import NDArray
 
@@ -49,9 +50,12 @@ def pooled(gateways: Sequence[Samples], task: Task, rounds: int, test: Labelled 
 
 
 def _train_and_evaluate(own: Labelled, test: Labelled, task: Task, rounds: int, stream: int) -> float:
-    count, mean, m2 = statistics(own[0])
-    spread = np.sqrt(m2 / count)
-    scaler = Scaler(mean=mean.astype(np.float32), scale=np.where(spread > 1e-6, spread, 1.0).astype(np.float32))
+    if task.windowing.scaling == "none":
+        scaler = read_scaler(None, task)
+    else:
+        count, mean, m2 = statistics(own[0])
+        spread = np.sqrt(m2 / count)
+        scaler = Scaler(mean=mean.astype(np.float32), scale=np.where(spread > 1e-6, spread, 1.0).astype(np.float32))
     engine = NumpyEngine(task.model)
     rng = np.random.default_rng((task.seed, stream))
     flat = to_parameters(initial_steps(task.model, task.seed, task.grid_bits), task.grid_bits)

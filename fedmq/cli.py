@@ -207,6 +207,9 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         default="sparse",
         help="sparse: the largest changes at 1 bit each; dense: float32 both ways, plain FedAvg (default: sparse)",
     )
+    learning.add_argument(
+        "--dial", type=_dial, metavar="0..1", help="from 0, fewest bytes, to 1, fewest rounds (default: 0.3)"
+    )
     learning.add_argument("--local-epochs", type=_positive, help="passes over a gateway's windows in a round")
     learning.add_argument(
         "--baselines",
@@ -327,6 +330,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
     return number
+
+
+def _dial(text: str) -> float:
+    dial = float(text)
+    if not 0 <= dial <= 1:
+        raise argparse.ArgumentTypeError(f"expected 0 to 1, got {text}")
+    return dial
 
 
 def _rate(text: str) -> float:

@@ -410,7 +410,7 @@ def digits(*, gateways: int = 8, seed: int = 0) -> Fleet:
         name="digits",
         # The test set measures the model, so that gateways need not hold anything back for that.
         windowing=WindowingSettings(
-            samples=1, hop=1, sampling_rate_hz=1.0, features=RAW, channels=DIGITS_PIXELS, held_out=0.0
+            samples=1, hop=1, sampling_rate_hz=1.0, features=RAW, channels=DIGITS_PIXELS, held_out=0.0, scaling="none"
         ),
         classes=tuple(str(number) for number in range(10)),
         gateways=tuple(

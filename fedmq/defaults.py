@@ -6,9 +6,11 @@ The numbers of the recipe are the defaults of the settings themselves (`fedmq_co
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
-from fedmq_coordinator.settings import CodecSettings, RecipeSettings, TaskSettings, WindowingSettings
+from fedmq_coordinator.density import densities
+from fedmq_coordinator.settings import CodecSettings, RecipeSettings, RoundSettings, TaskSettings, WindowingSettings
 from fedmq_edge_node.samples import feature_count
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 
@@ -21,7 +23,7 @@ HIDDEN: dict[str, tuple[int, ...]] = {"softmax": (), "mlp": (32,), "autoencoder"
 CODECS: dict[str, CodecSettings] = {
     "sparse": CodecSettings(),
     "dense": CodecSettings(kind="dense"),
-    "8bit": CodecSettings(up_bits=8, down_bits=8, up_density=1.0, down_density=1.0),
+    "8bit": CodecSettings(up_bits=8, down_bits=8, least_density=1.0, most_density=1.0),
     "4bit": CodecSettings(up_bits=4, down_bits=4),
 }
 """Names for the command line. `dense` is float32 both ways: plain FedAvg, the yardstick."""
@@ -38,6 +40,7 @@ def task_settings(
     classes: tuple[str, ...],
     windowing: WindowingSettings | None = None,
     codec: str = "sparse",
+    dial: float | None = None,
     seed: int = 0,
     local_epochs: int | None = None,
     learning_rate: float | None = None,
@@ -61,11 +64,17 @@ def task_settings(
             momentum=recipe.momentum if momentum is None else momentum,
             batch_size=recipe.batch_size if batch_size is None else batch_size,
         ),
-        codec=CODECS[codec],
+        codec=CODECS[codec] if dial is None else replace(CODECS[codec], dial=dial),
     )
 
 
-def task_of(settings: TaskSettings, *, max_norm: float = 1000.0, held_out_reports: bool = True) -> Task:
+def task_of(
+    settings: TaskSettings,
+    rounds: RoundSettings | None = None,
+    *,
+    max_norm: float = 1000.0,
+    held_out_reports: bool = True,
+) -> Task:
     """What travels to the gateways. Raises ValueError where windows cannot become features as they are wished for."""
     windowing, recipe = settings.windowing, settings.recipe
     windows = Windowing(
@@ -75,18 +84,32 @@ def task_of(settings: TaskSettings, *, max_norm: float = 1000.0, held_out_report
         features=windowing.features,
         held_out=windowing.held_out,
         channels=windowing.channels,
+        scaling=windowing.scaling,
     )
     inputs = feature_count(windows)
     outputs = inputs if settings.kind == "autoencoder" else len(settings.classes)
     model = ModelSpec(kind=settings.kind, sizes=(inputs, *settings.hidden, outputs))
     codec = settings.codec
     dense = codec.kind == "dense"
-    floor = codec.min_coordinates / model.parameters
     grid_bits = DENSE_GRID_BITS if dense else settings.grid_bits
+    shares = densities(
+        dial=codec.dial,
+        parameters=model.parameters,
+        reconstructs=settings.kind == "autoencoder",
+        fraction=(rounds or RoundSettings()).fraction,
+        least=codec.least_density,
+        most=codec.most_density,
+        min_coordinates=codec.min_coordinates,
+    )
 
-    def direction(bits: Literal[1, 4, 8], density: float) -> Codec:
-        return Codec(bits=32, density=1.0) if dense else Codec(bits=bits, density=min(1.0, max(density, floor)))
+    def direction(bits: Literal[1, 4, 8], density: float, gain: float) -> Codec:
+        if dense:
+            return Codec(bits=32, density=1.0)
+        return Codec(bits=bits, density=density, gain=gain, most=codec.most_density)
 
+    up = direction(codec.up_bits, shares.up, codec.up_gain)
+    down = direction(codec.down_bits, shares.down, codec.down_gain)
+    fixed = dense or codec.least_density == codec.most_density
     return Task(
         name=settings.name,
         model=model,
@@ -100,8 +123,8 @@ def task_of(settings: TaskSettings, *, max_norm: float = 1000.0, held_out_report
             proximal=recipe.proximal,
             clip_norm=recipe.clip_norm,
         ),
-        up=direction(codec.up_bits, codec.up_density),
-        down=direction(codec.down_bits, codec.down_density),
+        up=up,
+        down=down,
         grid_bits=grid_bits,
         seed=settings.seed,
         initial=short(model_digest(initial_steps(model, settings.seed, grid_bits))),
@@ -109,4 +132,5 @@ def task_of(settings: TaskSettings, *, max_norm: float = 1000.0, held_out_report
         max_norm=max_norm,
         held_out_reports=held_out_reports,
         anomaly_label=settings.anomaly_label,
+        levels=0 if fixed else max(up.highest, down.highest),
     )

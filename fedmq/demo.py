@@ -65,6 +65,7 @@ class DemoOptions:
     model: str = "mlp"
     hidden: tuple[int, ...] | None = None
     codec: str = "sparse"
+    dial: float | None = None
     local_epochs: int | None = None
     baselines: bool = True
     broker: str = "auto"
@@ -286,6 +287,7 @@ class _Plant:
             classes=self.fleet.classes,
             windowing=self.fleet.windowing,
             codec=options.codec,
+            dial=options.dial,
             seed=options.seed,
             local_epochs=options.local_epochs,
         )
@@ -428,6 +430,9 @@ def _figures(plant: _Plant, fleet: Fleet, built: savings.Report, broker: str) ->
         "dense_down_bytes": built.dense.down,
         "raw_data_bytes": built.raw_bytes,
         "declines": built.declines,
+        "density_up": task.up.density,
+        "density_down": task.down.density,
+        "level_by_round": [row.level for row in training],
         "answers_by_round": [row.accepted for row in training],
         "round_seconds_median": built.seconds_median,
         "gateway_rss_bytes_max": max(child.rss_bytes for child in gateways),

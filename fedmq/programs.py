@@ -93,7 +93,12 @@ def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = Fals
 
     from fedmq.defaults import task_of
 
-    task = task_of(settings.task, max_norm=settings.limits.max_norm, held_out_reports=settings.test_data is None)
+    task = task_of(
+        settings.task,
+        settings.rounds,
+        max_norm=settings.limits.max_norm,
+        held_out_reports=settings.test_data is None,
+    )
     evaluate, metric_name = None, METRIC_NAMES["macro_f1" if task.classes else "r2"]
     if settings.test_data is not None:
         evaluate, metric_name = _evaluator(task, settings.test_data)
@@ -115,7 +120,7 @@ METRIC_NAMES = {"macro_f1": "macro-F1", "auc": "AUC", "r2": "R2"}
 """As people read them. Without a test set an autoencoder's is R2: gateways know too few faults for an AUC."""
 
 
-def _evaluator(task: Task, directory: Path) -> tuple[Callable[[NDArray[np.float32], bytes], Score], str]:
+def _evaluator(task: Task, directory: Path) -> tuple[Callable[[NDArray[np.float32], bytes | None], Score], str]:
     """Scores a model on a folder of recordings, cut into windows once; and the name of the metric."""
     from fedmq_coordinator.run import Score
     from fedmq_edge_node.runtimes import NumpyEngine
@@ -126,8 +131,8 @@ def _evaluator(task: Task, directory: Path) -> tuple[Callable[[NDArray[np.float3
     x, y = load_test(directory, task.windowing, task.classes, task.anomaly_label)
     engine = NumpyEngine(task.model)
 
-    def score(flat: NDArray[np.float32], scaler: bytes) -> Score:
-        found = evaluate(engine, flat, read_scaler(scaler, task.model.sizes[0]).apply(x), y, task.classes)
+    def score(flat: NDArray[np.float32], scaler: bytes | None) -> Score:
+        found = evaluate(engine, flat, read_scaler(scaler, task).apply(x), y, task.classes)
         return Score(metric=found.metric, loss=found.loss)
 
     if task.classes:

@@ -33,6 +33,7 @@ class Progress:
         self._metric_name = metric_name
         self._rounds = rounds
         self._trained = 0
+        self._level = 0
 
     def show(self, row: Round, answers: Sequence[Answer]) -> None:
         """A line for a round that has closed."""
@@ -49,6 +50,9 @@ class Progress:
         payload = sum(a.payload_bytes for a in updates)
         if training and updates:
             parts.append(f"{payload / len(updates):6.0f} B an update")
+        if training and row.level != self._level:
+            self._level = row.level
+            parts.append(f"level {row.level}")
         if row.outcome != "applied":
             parts.append(row.outcome)
         seconds = (row.closed_at or row.opened_at) - row.opened_at

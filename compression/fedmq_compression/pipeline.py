@@ -136,11 +136,17 @@ def encode(
     residual: NDArray[np.float32] | None = None,
     *,
     contexts: Contexts | None = None,
+    gain: float = 1.0,
 ) -> Encoded:
     """Codes `delta + residual`, `(length,) float32`, with error feedback (Seide et al. 2014; Stich et al. 2018).
 
-    With `contexts` the payload is shorter, and whoever decodes it needs the same. Raises ValueError where the sum is
-    not finite or not below 64 in magnitude.
+    With `contexts` the payload is shorter, and whoever decodes it needs the same.
+
+    `gain`, at least 1 and less than 2, is a factor on the scale of 1-bit values where only some coordinates are sent:
+    what was sent has waited, and more of the same is on its way. What overshoots is in the residual, and comes back.
+    `decode` needs no word of it. Where all coordinates are sent it is 1, for there most would overshoot.
+
+    Raises ValueError where the sum is not finite or not below 64 in magnitude.
     """
     wanted = _sum(delta, residual)
     length = wanted.size
@@ -151,7 +157,7 @@ def encode(
     else:
         # Below half a step a value rounds to nothing whatever its level.
         indices = largest(np.abs(wanted), count, spec.step / 2)
-        levels, scale = _sparse_levels(wanted[indices], spec)
+        levels, scale = _sparse_levels(wanted[indices], spec, gain)
         indices, levels = indices[levels != 0], levels[levels != 0]
     if not levels.any():
         indices, levels = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
@@ -215,10 +221,10 @@ def _sum(delta: NDArray[np.float32], residual: NDArray[np.float32] | None) -> ND
     return wanted
 
 
-def _sparse_levels(values: NDArray[np.float32], spec: CodecSpec) -> tuple[NDArray[np.int64], int]:
+def _sparse_levels(values: NDArray[np.float32], spec: CodecSpec, gain: float) -> tuple[NDArray[np.int64], int]:
     if not values.size:
         return np.zeros(0, dtype=np.int64), 1
-    return levels_of(values, spec.bits, spec.step, dense=False)
+    return levels_of(values, spec.bits, spec.step, dense=False, gain=gain)
 
 
 def _body(

@@ -32,20 +32,25 @@ def highest_level(bits: int, *, dense: bool) -> int:
     return 1 if bits == 1 else (1 << (bits - 1)) - dense
 
 
-def levels_of(values: NDArray[np.float32], bits: int, step: float, *, dense: bool) -> tuple[NDArray[np.int64], int]:
+def levels_of(
+    values: NDArray[np.float32], bits: int, step: float, *, dense: bool, gain: float = 1.0
+) -> tuple[NDArray[np.int64], int]:
     """`(levels, scale)` of values `(n,)`, n >= 1: a value decodes to level times scale steps.
 
-    The scale is the mean magnitude at 1 bit (signSGD with its scale, Karimireddy et al. 2019, arXiv:1901.09847), and
-    at 4 and 8 bits the largest magnitude over the highest level. At 32 bits it is one step. Levels come out as zero
-    where nothing of the value is left; all of them are where the scale is less than half a step.
+    The scale is `gain` times the mean magnitude at 1 bit (signSGD with its scale, Karimireddy et al. 2019,
+    arXiv:1901.09847), and at 4 and 8 bits the largest magnitude over the highest level. At 32 bits it is one step.
+    Levels come out as zero where nothing of the value is left; all of them are where the scale is less than half a
+    step. Raises ValueError for a gain outside [1, 2): at 2, what comes back is as large as what was sent.
     """
+    if not 1 <= gain < 2:
+        raise ValueError(f"gain is {gain}, expected at least 1 and less than 2")
     most = most_steps(step)
     if bits == 32:
         return np.clip(np.rint(values.astype(np.float64) / step), -most, most).astype(np.int64), 1
     highest = highest_level(bits, dense=dense)
     magnitudes = np.abs(values)
     if bits == 1:
-        mean = float(magnitudes.mean(dtype=np.float64)) / step
+        mean = gain * float(magnitudes.mean(dtype=np.float64)) / step
         if mean < 0.5:
             return np.zeros(values.size, dtype=np.int64), 1
         return np.where(values < 0, -1, 1).astype(np.int64), snap_scale(mean, at_most=most)

@@ -97,6 +97,7 @@ def server_step(
     *,
     momentum: float,
     learning_rate: float,
+    gain: float = 1.0,
     contexts: Contexts | None = None,
 ) -> ServerStep:
     """One step of FedAvgM (Hsu, Qi, Brown 2019, arXiv:1909.06335), coded with error feedback for the way down.
@@ -107,7 +108,8 @@ def server_step(
     velocity = momentum * state.momentum + mean
     wanted = learning_rate * velocity + state.residual
     # Momentum can carry updates that were within bounds beyond what the codec takes: the rest waits in the residual.
-    encoded = encode(np.clip(wanted, -_MOST_IN_A_STEP, _MOST_IN_A_STEP).astype(np.float32), codec, contexts=contexts)
+    bounded = np.clip(wanted, -_MOST_IN_A_STEP, _MOST_IN_A_STEP).astype(np.float32)
+    encoded = encode(bounded, codec, gain=gain, contexts=contexts)
     residual = wanted - encoded.sent.dense()
     return ServerStep(
         delta=encoded.payload,

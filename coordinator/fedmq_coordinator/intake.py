@@ -151,7 +151,9 @@ class Intake:
         )
 
     def _examine(self, name: str, update: Update, payload: bytes, now: float) -> None:
-        judgement = examine(lambda: self._line.decode(payload), self._line.task.max_norm)
+        round_ = self._run.round
+        assert round_ is not None  # it admitted the update
+        judgement = examine(lambda: self._line.decode(payload, round_.plan.level), self._line.task.max_norm)
         self._conclude(name, update, payload, short(refer(payload, 256).digest), judgement, now)
 
     def _conclude(
@@ -190,6 +192,7 @@ class Intake:
                     held_out_windows=evaluation.windows if evaluation else None,
                     owed=False,
                     payload=payload if accepted else None,
+                    training_loss=update.loss / 1e4,
                 )
             )
             self._ledger.save_verdict(name, update.round_id, update.counter, digest, verdict_name(verdict))

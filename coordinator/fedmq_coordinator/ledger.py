@@ -19,7 +19,7 @@ from typing import TypeVar
 
 __all__ = ["Answer", "CatchUp", "Gateway", "Ledger", "LedgerError", "Round", "Version", "Wire"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 T = TypeVar("T")
 
@@ -67,6 +67,8 @@ CREATE TABLE rounds (
     outcome TEXT NOT NULL,                -- open | applied | below quorum | abandoned
     drawn INTEGER NOT NULL,               -- gateways drawn
     plan_bytes INTEGER NOT NULL,          -- the plan as published, model delta included
+    level INTEGER NOT NULL,               -- how dense its updates were asked for
+    training_loss REAL,                   -- weighted mean over its updates, of an applied one: what levels are set by
     version INTEGER,                      -- the version that came of it
     metric REAL,                          -- of that version
     loss REAL,
@@ -88,6 +90,7 @@ CREATE TABLE answers (
     nonce BLOB NOT NULL,                  -- with sent and received: the gateway's cumulative socket bytes
     sent INTEGER NOT NULL,
     received INTEGER NOT NULL,
+    training_loss REAL,                   -- mean over the gateway's windows, as its update tells
     held_out_metric REAL,
     held_out_loss REAL,
     held_out_windows INTEGER,
@@ -102,6 +105,7 @@ CREATE TABLE versions (
     parent BLOB NOT NULL,                 -- digest of the version before: the chain
     round INTEGER,
     created_at REAL NOT NULL,
+    level INTEGER NOT NULL,               -- how dense its delta was coded, and the updates that start from it
     delta BLOB NOT NULL,                  -- as broadcast; empty for the start of a lineage
     steps BLOB NOT NULL,                  -- the same as whole numbers, which need no contexts to be read
     PRIMARY KEY (lineage, number)
@@ -158,6 +162,8 @@ class Round:
     metric: float | None
     loss: float | None
     metric_source: str | None
+    level: int = 0
+    training_loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +188,7 @@ class Answer:
     held_out_windows: int | None
     owed: bool
     payload: bytes | None
+    training_loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +211,7 @@ class Version:
     created_at: float
     delta: bytes
     steps: bytes
+    level: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,9 +329,12 @@ class Ledger:
     def open_round(self, round_: Round) -> None:
         self._insert("rounds", round_)
 
-    def close_round(self, round_id: int, *, at: float, outcome: str, version: int | None) -> None:
+    def close_round(
+        self, round_id: int, *, at: float, outcome: str, version: int | None, training_loss: float | None = None
+    ) -> None:
         self._write(
-            "UPDATE rounds SET closed_at = ?, outcome = ?, version = ? WHERE id = ?", (at, outcome, version, round_id)
+            "UPDATE rounds SET closed_at = ?, outcome = ?, version = ?, training_loss = ? WHERE id = ?",
+            (at, outcome, version, training_loss, round_id),
         )
 
     def set_metric(self, round_id: int, *, metric: float | None, loss: float | None, source: str) -> None:
@@ -397,6 +408,15 @@ class Ledger:
     def answer(self, round_id: int, gateway: str) -> Answer | None:
         clause = "WHERE round = ? AND gateway = ?"
         return next(iter(self._select(Answer, "answers", clause, (round_id, gateway))), None)
+
+    def losses(self, lineage: int) -> list[float]:
+        """Training losses of a lineage's applied rounds, in order."""
+        rows = self._db.execute(
+            "SELECT training_loss FROM rounds WHERE lineage = ? AND outcome = 'applied' AND training_loss IS NOT NULL"
+            " ORDER BY id",
+            (lineage,),
+        )
+        return [float(loss) for (loss,) in rows]
 
     def updates_since(self, round_id: int) -> int:
         """Accepted updates of this round and all later ones."""

@@ -1,8 +1,9 @@
 """One line of model versions: what the ledger and the model store have of it, and how the next version is made.
 
-Owns the integer model in force, the scaler, the server's optimiser and its residual. A version is made by `apply` in
-the ledger's running transaction, after its file is on disk; the service commits. Another task, or an order to learn
-afresh, starts another lineage from the seed, and gateways then forget their residuals.
+Owns the integer model in force, the scaler, the server's optimiser and its residual, and how dense the next round is.
+A version is made by `apply` in the ledger's running transaction, after its file is on disk; the service commits.
+Another task, or an order to learn afresh, starts another lineage from the seed, and gateways then forget their
+residuals.
 
 Refuses to know gateways, rounds in progress and messages under way.
 """
@@ -13,11 +14,12 @@ import logging
 
 import numpy as np
 from fedmq_compression.pipeline import CodecSpec, Contexts, Decoded, decode, decode_integers, encode_integers
-from fedmq_protocol.task import UPLINK_STEP, Task, initial_steps, model_digest, short, to_parameters
+from fedmq_protocol.task import UPLINK_STEP, Codec, Task, initial_steps, model_digest, short, to_parameters
 from numpy.typing import NDArray
 
 from fedmq_coordinator import scaling
 from fedmq_coordinator.aggregate import ServerState, WeightedMean, server_step
+from fedmq_coordinator.density import Course
 from fedmq_coordinator.ledger import Ledger, LedgerError, Version
 from fedmq_coordinator.models import ModelStore, Route, catch_up
 
@@ -41,8 +43,9 @@ class Lineage:
         self.task = task
         self._ledger = ledger
         self._models = models
-        self._up = CodecSpec(bits=task.up.bits, density=task.up.density, step=UPLINK_STEP)
-        self._down = CodecSpec(bits=task.down.bits, density=task.down.density, step=task.grid_step)
+        self._course = Course(sparse=task.sparse_levels, highest=task.levels)
+        self.level = 0
+        """Of the version in force: its delta was coded at it, and updates that start from it are."""
         self.initial = initial_steps(task.model, task.seed, task.grid_bits)
         self._ranked: tuple[bytes, Contexts] | None = None
         """The digest of a version, and what its past tells."""
@@ -67,7 +70,7 @@ class Lineage:
         # The time, not a count: a coordinator that lost its disk would count from 1 again, and its gateways would take
         # the new line for the old one.
         self.number = max(self.number + 1, int(now))
-        self.version, self.steps = 0, self.initial
+        self.version, self.steps, self.level = 0, self.initial, 0
         self.digest = model_digest(self.steps)
         if short(self.digest) != self.task.initial:
             raise ValueError("the task's initial digest is not that of its seed: build the task again")
@@ -89,11 +92,18 @@ class Lineage:
         momentum, residual = self._ledger.get("momentum"), self._ledger.get("residual")
         if newest is None or momentum is None or residual is None:
             raise LedgerError(f"{self._ledger.path} lacks a part of lineage {self.number}: restore it from a backup")
-        self.version, self.digest = newest.number, newest.digest
+        self.version, self.digest, self.level = newest.number, newest.digest, newest.level
         self.steps = self._models.load(self.number, newest.number, newest.digest)
         self.scaler = self._ledger.get("scaler")
         self._server = ServerState(momentum=np.frombuffer(momentum, "<f8"), residual=np.frombuffer(residual, "<f8"))
+        for loss in self._ledger.losses(self.number):
+            self._course = self._course.after(loss)
         log.info("resumed lineage %d at version %d", self.number, self.version)
+
+    @property
+    def has_scaling(self) -> bool:
+        """Whether features can be used: their scaling is learnt, or none is wanted."""
+        return self.scaler is not None or self.task.windowing.scaling == "none"
 
     @property
     def parameters(self) -> NDArray[np.float32]:
@@ -106,12 +116,13 @@ class Lineage:
         newest = self._ledger.last_version(self.number)
         return b"" if newest is None else newest.delta
 
-    def decode(self, payload: bytes) -> Decoded:
-        """The payload of an update to the version in force. Raises PayloadError.
+    def decode(self, payload: bytes, level: int) -> Decoded:
+        """The payload of an update to a round of this level, from the version in force. Raises PayloadError.
 
         One that is owed from an earlier round, too: a round below quorum leaves the version as it was.
         """
-        return decode(payload, self.task.model.parameters, self._up, contexts=self._contexts(self._up))
+        spec = spec_of(self.task.up.at(level), UPLINK_STEP)
+        return decode(payload, self.task.model.parameters, spec, contexts=self._contexts(spec))
 
     def learn_scaler(self, round_id: int) -> None:
         """From the statistics that the round's gateways told."""
@@ -125,15 +136,34 @@ class Lineage:
         self._ledger.put("scaler", self.scaler)
         self._ledger.erase_payloads()
 
-    def apply(self, mean: WeightedMean, round_id: int, *, momentum: float, learning_rate: float, now: float) -> int:
-        """Make the next version from a round's mean; returns its number. What it contains is no longer owed."""
+    def apply(
+        self,
+        mean: WeightedMean,
+        round_id: int,
+        *,
+        loss: float,
+        momentum: float,
+        learning_rate: float,
+        now: float,
+    ) -> int:
+        """Make the next version from a round's mean and training loss; returns its number.
+
+        What it contains is no longer owed. The loss sets the level, of this version's delta already.
+        """
+        self._course = self._course.after(loss)
+        if self._course.level != self.level:
+            log.info("training loss %.4f: from level %d to %d", loss, self.level, self._course.level)
+        self.level = self._course.level
+        codec = self.task.down.at(self.level)
+        spec = spec_of(codec, self.task.grid_step)
         made = server_step(
             mean.mean(),
             self._server,
-            self._down,
+            spec,
             momentum=momentum,
             learning_rate=learning_rate,
-            contexts=self._contexts(self._down),
+            gain=codec.gain,
+            contexts=self._contexts(spec),
         )
         parent = self.digest
         self.steps = self.steps + made.steps
@@ -159,7 +189,7 @@ class Lineage:
         length = self.task.model.parameters
         return catch_up(
             have,
-            [version.delta for version in missed],
+            [(version.level, version.delta) for version in missed],
             (decode_integers(version.steps, length) for version in missed),
             self.steps,
             self.initial,
@@ -184,12 +214,17 @@ class Lineage:
                 created_at=now,
                 delta=delta,
                 steps=steps,
+                level=self.level,
             )
         )
 
     def _save_server(self) -> None:
         self._ledger.put("momentum", self._server.momentum.astype("<f8").tobytes())
         self._ledger.put("residual", self._server.residual.astype("<f8").tobytes())
+
+
+def spec_of(codec: Codec, step: float) -> CodecSpec:
+    return CodecSpec(bits=codec.bits, density=codec.density, step=step)
 
 
 def statistics_of(count: int, data: bytes) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:

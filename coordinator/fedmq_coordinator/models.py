@@ -82,15 +82,15 @@ class Route:
 
 def catch_up(
     have: int,
-    deltas: Sequence[bytes],
+    deltas: Sequence[tuple[int, bytes]],
     steps: Iterable[NDArray[np.int32]],
     current: NDArray[np.int32],
     initial: NDArray[np.int32],
 ) -> Route:
     """The cheapest way from version `have` to the newest, by measured size.
 
-    `deltas` is what was broadcast for each version after `have`, `steps` what each added, `(P,) int32`. Where they are
-    empty, because the gap is unknown or too long to be worth a look, only the keyframe remains.
+    `deltas` is the level and the delta broadcast for each version after `have`, `steps` what each added, `(P,) int32`.
+    Where they are empty, because the gap is unknown or too long to be worth a look, only the keyframe remains.
     """
     routes = [Route(kind=CatchUpKind.KEYFRAME, start=0, body=encode_integers(current - initial))]
     if deltas:

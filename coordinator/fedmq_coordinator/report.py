@@ -121,6 +121,8 @@ class RoundLine(_Line, frozen=True, kw_only=True):
     metric: float | None
     loss: float | None
     metric_source: str | None
+    level: int
+    """How dense its updates were asked for: 0 is as dense as the task says."""
 
 
 class GatewayLine(_Line, frozen=True, kw_only=True):
@@ -330,7 +332,7 @@ def to_csv(report: Report) -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     plain = "id lineage kind base version outcome opened_at closed_at seconds drawn answered accepted declined owed"
-    plain += " plan_bytes metric loss metric_source"
+    plain += " plan_bytes metric loss metric_source level"
     names = plain.split()
     traffic = ("wire", "payload", "dense")
     writer.writerow(["round", *names[1:], *(f"{name}_{way}_bytes" for name in traffic for way in ("up", "down"))])
@@ -409,6 +411,7 @@ def _round_line(
         metric=round_.metric,
         loss=round_.loss,
         metric_source=round_.metric_source,
+        level=round_.level,
     )
 
 

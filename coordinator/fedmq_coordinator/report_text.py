@@ -45,10 +45,12 @@ def to_text(report: Report, width: int = 80) -> str:
     page.heading("Rounds" + _latest(len(report.rounds), ROUNDS_SHOWN))
     page.table(
         ("round", "answers", "no", "wire up", "wire down", "payload", report.metric_name, "loss", "seconds", ""),
-        [_round_row(line) for line in report.rounds[-ROUNDS_SHOWN:]],
+        [_round_row(*pair) for pair in zip([None, *report.rounds], report.rounds, strict=False)][-ROUNDS_SHOWN:],
         left=(9,),
     )
     page.lines(["answers: accepted updates (or statistics) of gateways drawn; no: declines, with the reasons below."])
+    if any(line.level for line in report.rounds):
+        page.lines(["level: from here on updates are denser than the task says, since the loss stalled; 0: no longer."])
     page.heading("Gateways" + _largest(len(report.gateways), GATEWAYS_SHOWN))
     largest = sorted(report.gateways, key=lambda g: -g.wire.total)[:GATEWAYS_SHOWN]
     page.table(
@@ -76,6 +78,8 @@ def status(ledger: Ledger, now: float, width: int = 80) -> str:
     if round_ is not None:
         fields = _round_state(round_, answers, gateways, now)
     model = "none yet" if version is None else f"version {version.number}, made {_ago(version.created_at, now)}"
+    if version is not None and version.level:
+        model += f"; updates thickened to level {version.level}"
     if report.metric_last is not None and report.metric_last_round is not None:
         scored = next(line for line in reversed(report.rounds) if line.id == report.metric_last_round)
         model += f"; {report.metric_name} {report.metric_last:.3f} after round {scored.id} ({scored.metric_source})"
@@ -130,9 +134,10 @@ def _totals_notes(report: Report) -> list[str]:
     return notes
 
 
-def _round_row(line: RoundLine) -> tuple[str, ...]:
+def _round_row(before: RoundLine | None, line: RoundLine) -> tuple[str, ...]:
     done = line.accepted if line.kind != "statistics" else line.answered - line.declined
     remark = {"applied": "", "open": "open", "below quorum": "below"}.get(line.outcome, line.outcome)
+    level = f"level {line.level}" if line.level != (0 if before is None else before.level) else ""
     return (
         str(line.id),
         f"{done}/{line.drawn}",
@@ -143,7 +148,7 @@ def _round_row(line: RoundLine) -> tuple[str, ...]:
         _number(line.metric, 3),
         _number(line.loss, 3),
         _number(line.seconds, 1),
-        remark or ("stats" if line.kind == "statistics" else ""),
+        remark or ("stats" if line.kind == "statistics" else level),
     )
 
 

@@ -87,7 +87,7 @@ class Run:
         outbox: Outbox,
         settings: RoundSettings,
         limits: LimitSettings,
-        evaluate: Callable[[NDArray[np.float32], bytes], Score] | None,
+        evaluate: Callable[[NDArray[np.float32], bytes | None], Score] | None,
         now: float,
     ) -> None:
         self._ledger = ledger
@@ -122,7 +122,7 @@ class Run:
             elif answer.verdict == verdict_name(Verdict.ACCEPTED):
                 self.round.count(answer.gateway, update=True)
                 if answer.kind == "update" and answer.payload is not None and self.mean is not None:
-                    self.mean.add(self._line.decode(answer.payload), answer.weight)
+                    self.mean.add(self._line.decode(answer.payload, opened.plan.level), answer.weight)
             else:
                 self.round.refuse(answer.gateway)
 
@@ -144,7 +144,9 @@ class Run:
                 if answer.payload is not None:
                     waited = opened.plan.round_id - answer.round
                     weight = staleness(answer.weight, waited, self._settings.staleness_exponent)
-                    self.mean.add(self._line.decode(answer.payload), weight)
+                    asked = self._ledger.round(answer.round)
+                    assert asked is not None  # an answer is on record only for a round that is
+                    self.mean.add(self._line.decode(answer.payload, asked.level), weight)
 
     def proceed(self, now: float) -> None:
         if self.round is not None:
@@ -159,7 +161,7 @@ class Run:
         self.opens_at = None
         present = self._roster.present()
         needed = max(1, self._settings.min_gateways)
-        if self._line.scaler is None:
+        if not self._line.has_scaling or self.newest_round() == 0:
             needed = max(needed, self._settings.first_gateways)
         if len(present) < needed:
             return
@@ -169,7 +171,7 @@ class Run:
             return
         if not self._is_due(rounds, windows, now):
             return
-        kind = RoundKind.TRAINING if self._line.scaler is not None else RoundKind.STATISTICS
+        kind = RoundKind.TRAINING if self._line.has_scaling else RoundKind.STATISTICS
         fraction = self._settings.fraction if kind is RoundKind.TRAINING else 1.0
         stood = self._ledger.get("turn") if fraction < 1 else None
         turn = following(
@@ -210,6 +212,7 @@ class Run:
                 metric=None,
                 loss=None,
                 metric_source=None,
+                level=plan.level,
             )
         )
         self._begin(opened)
@@ -277,7 +280,7 @@ class Run:
         self.round = None
         self._ledger.forget("opened")
         plan = round_.plan
-        version = None
+        version, loss = None, None
         if not round_.has_quorum:
             outcome = "below quorum"
             self._ledger.owe(plan.round_id)
@@ -287,14 +290,16 @@ class Run:
         else:
             outcome = "applied"
             assert self.mean is not None  # a training round that has quorum has a sum
+            loss = self._training_loss(plan.round_id)
             version = self._line.apply(
                 self.mean,
                 plan.round_id,
+                loss=loss,
                 momentum=self._settings.server_momentum,
                 learning_rate=self._settings.server_learning_rate,
                 now=now,
             )
-        self._ledger.close_round(plan.round_id, at=now, outcome=outcome, version=version)
+        self._ledger.close_round(plan.round_id, at=now, outcome=outcome, version=version, training_loss=loss)
         self._score(plan, version)
         if version is not None:
             self._line.prune()
@@ -310,12 +315,17 @@ class Run:
         )
         self._tell_tools(round_, outcome)
 
+    def _training_loss(self, round_id: int) -> float:
+        """Weighted mean over the updates that the round accepted."""
+        told = [a for a in self._ledger.answers(round_id) if a.weight and a.training_loss is not None]
+        return sum(a.weight * (a.training_loss or 0.0) for a in told) / sum(a.weight for a in told)
+
     def _score(self, plan: RoundPlan, version: int | None) -> None:
         """On the test set where there is one. Else by the gateways, who score a plan's base on their held-out windows:
         what they say in this round belongs to the round that made its base."""
         if self._evaluate is not None:
             scored = version is not None or plan.kind is RoundKind.STATISTICS
-            if scored and self._line.scaler is not None:
+            if scored and self._line.has_scaling:
                 score = self._evaluate(self._line.parameters, self._line.scaler)
                 self._ledger.set_metric(plan.round_id, metric=score.metric, loss=score.loss, source="test set")
             return
@@ -368,6 +378,7 @@ class Run:
             closes_after=closes_at - self._line.number,
             drawn=drawn,
             accepted=bitmap(places),
+            level=self._line.level,
             delta=delta,
             scaler=self._line.scaler if first else None,
         )

@@ -79,7 +79,7 @@ class Coordinator:
         ledger: Ledger,
         models: ModelStore,
         clock: Callable[[], float] = time.time,
-        evaluate: Callable[[NDArray[np.float32], bytes], Score] | None = None,
+        evaluate: Callable[[NDArray[np.float32], bytes | None], Score] | None = None,
         metric_name: str = "metric",
         new_lineage: bool = False,
     ) -> None:

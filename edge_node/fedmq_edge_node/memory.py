@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 __all__ = ["GatewayState", "Memory", "Pending", "StateError"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class StateError(ValueError):
@@ -34,6 +34,10 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     base_mark: int
     """As its plan has it: what the update says of the model that it was trained from."""
     counter: int
+    level: int
+    """Of its plan: how the payload is coded."""
+    loss: int
+    """Mean over the windows while training, in whole 1/10,000."""
     payload: bytes
     sent: bytes = b""
     """What the payload decodes to, as whole numbers (`encode_integers`): its contexts are gone once the model has moved

@@ -519,6 +519,7 @@ class Gateway:
                 payload=ref if chunked else pending.payload,
                 sent=self._session.bytes_sent,
                 received=self._session.bytes_received,
+                loss=pending.loss,
                 evaluation=pending.evaluation,
             ),
         )
@@ -565,7 +566,7 @@ class Gateway:
         task = self._state.task
         if task is None:
             return Reason.TASK
-        if plan.kind is RoundKind.TRAINING and self._state.scaler is None:
+        if plan.kind is RoundKind.TRAINING and self._state.scaler is None and task.windowing.scaling == "learnt":
             # The plan that carried the scaler was missed: the next welcome brings it.
             self._born_again.start(self._monotonic())
             return Reason.NO_MODEL

@@ -32,6 +32,7 @@ from fedmq_protocol.messages import (
     CatchUp,
     CatchUpKind,
     Evaluation,
+    Level,
     Receipt,
     RoundKind,
     RoundPlan,
@@ -39,7 +40,7 @@ from fedmq_protocol.messages import (
     Welcome,
     check_of,
 )
-from fedmq_protocol.task import UPLINK_STEP, Task, initial_steps, model_digest, short, to_parameters
+from fedmq_protocol.task import UPLINK_STEP, Codec, Task, initial_steps, model_digest, short, to_parameters
 from numpy.typing import NDArray
 
 from fedmq_edge_node.memory import GatewayState, Pending
@@ -63,6 +64,8 @@ __all__ = [
 
 EVALUATION_SCALE = 10_000
 """Metrics and losses travel as whole 1/10,000."""
+
+LARGEST_LOSS = 1e6
 
 LARGEST_VALUE = np.float32(63.0)
 
@@ -116,7 +119,7 @@ def advance(state: GatewayState, plan: RoundPlan, delta: bytes | None) -> Gatewa
         return state
     if state.version + 1 != plan.base or delta is None:
         raise ModelMismatch(f"version {state.version} is at hand, the plan starts from {plan.base}")
-    steps = state.steps + _delta_steps(_task(state), state.steps, delta)
+    steps = state.steps + _delta_steps(_task(state), state.steps, plan.level, delta)
     found = check_of(model_digest(steps))
     if found != plan.model:
         raise ModelMismatch(f"version {plan.base} has check {found:08x} here, {plan.model:08x} promised")
@@ -138,12 +141,12 @@ def catch_up(state: GatewayState, message: CatchUp, body: bytes) -> GatewayState
         return state
     try:
         if message.kind is CatchUpKind.CHAIN:
-            chain = msgspec.msgpack.decode(body, type=list[bytes])
+            chain = msgspec.msgpack.decode(body, type=list[tuple[Level, bytes]])
             if len(chain) > MAX_CHAIN:
                 raise ModelMismatch(f"a chain of {len(chain)} deltas, at most {MAX_CHAIN} expected")
             steps = state.steps
-            for delta in chain:
-                steps = steps + _delta_steps(task, steps, delta)
+            for level, delta in chain:
+                steps = steps + _delta_steps(task, steps, level, delta)
         else:
             start = (
                 state.steps
@@ -177,7 +180,7 @@ def sent_by(pending: Pending, task: Task) -> NDArray[np.float32]:
     """What the coordinator adds to its sum for an update, `(P,) float32`."""
     length = task.model.parameters
     if not pending.sent:
-        return decode(pending.payload, length, uplink(task)).dense()
+        return decode(pending.payload, length, uplink(task.up.at(pending.level))).dense()
     return (decode_integers(pending.sent, length) * UPLINK_STEP).astype(np.float32)
 
 
@@ -216,11 +219,11 @@ def train_update(
     true and the state is as it was. Raises ValueError where training is impossible or diverges.
     """
     task = _task(state)
-    if state.scaler is None:
+    if state.scaler is None and task.windowing.scaling == "learnt":
         raise ValueError("no feature scaling has been learnt yet")
     if state.pending is not None:
         raise ValueError(f"the update of round {state.pending.round_id} has no verdict yet")
-    scaler = read_scaler(state.scaler, task.model.sizes[0])
+    scaler = read_scaler(state.scaler, task)
     flat = to_parameters(state.steps, task.grid_bits)
     seed = hashlib.sha256(task.digest + gateway.encode() + plan.round_id.to_bytes(8, "little")).digest()
     result = train(
@@ -236,13 +239,17 @@ def train_update(
         return Trained(state=state, loss=result.loss, stopped=True)
     wanted = result.delta + state.residual
     # The codec's values end at 64; what lies beyond goes with later rounds, since all of `wanted` is kept.
-    spec = uplink(task)
+    codec = task.up.at(plan.level)
+    spec = uplink(codec)
     contexts = _contexts(task, state.steps, spec)
-    encoded = encode(np.clip(wanted, -LARGEST_VALUE, LARGEST_VALUE), spec, contexts=contexts)
+    bounded = np.clip(wanted, -LARGEST_VALUE, LARGEST_VALUE)
+    encoded = encode(bounded, spec, gain=codec.gain, contexts=contexts)
     pending = Pending(
         round_id=plan.round_id,
         base_mark=plan.base_mark,
         counter=state.counter + 1,
+        level=plan.level,
+        loss=loss_told(result.loss),
         payload=encoded.payload,
         sent=b"" if contexts is None else encode_integers(encoded.sent.whole_steps()),
         evaluation=_evaluation(task, engine, flat, samples, scaler) if task.held_out_reports else None,
@@ -253,16 +260,27 @@ def train_update(
     return Trained(state=state, loss=result.loss, stopped=False)
 
 
-def read_scaler(data: bytes, features: int) -> Scaler:
-    """From little-endian float32 means, then scales, as they travel. Raises ValueError."""
+def read_scaler(data: bytes | None, task: Task) -> Scaler:
+    """From little-endian float32 means, then scales, as they travel; where the task wants none, one that changes
+    nothing. Raises ValueError."""
+    features = task.model.sizes[0]
+    if task.windowing.scaling == "none":
+        return Scaler(mean=np.zeros(features, dtype=np.float32), scale=np.ones(features, dtype=np.float32))
+    if data is None:
+        raise ValueError(f"expected a scaler of {8 * features} bytes for {features} features, got none")
     if len(data) != 8 * features:
         raise ValueError(f"expected a scaler of {8 * features} bytes for {features} features, got {len(data)}")
     mean, scale = np.split(np.frombuffer(data, dtype="<f4").astype(np.float32), 2)
     return Scaler(mean=mean, scale=scale)
 
 
-def uplink(task: Task) -> CodecSpec:
-    return CodecSpec(bits=task.up.bits, density=task.up.density, step=UPLINK_STEP)
+def uplink(codec: Codec) -> CodecSpec:
+    return CodecSpec(bits=codec.bits, density=codec.density, step=UPLINK_STEP)
+
+
+def loss_told(loss: float) -> int:
+    """A loss as it travels, in whole 1/10,000 and bounded."""
+    return round(min(loss, LARGEST_LOSS) * EVALUATION_SCALE)
 
 
 def _evaluation(
@@ -275,7 +293,7 @@ def _evaluation(
     found = evaluate(engine, flat, scaler.apply(samples.held_x[counted]), samples.held_y[counted], task.classes)
     return Evaluation(
         metric=round(found.metric * EVALUATION_SCALE),
-        loss=round(min(found.loss, 1e6) * EVALUATION_SCALE),
+        loss=loss_told(found.loss),
         windows=found.windows,
     )
 
@@ -293,8 +311,9 @@ def _contexts(task: Task, steps: NDArray[np.int32], spec: CodecSpec) -> Contexts
     return Contexts.of(steps - initial_steps(task.model, task.seed, task.grid_bits), task.model.shapes)
 
 
-def _delta_steps(task: Task, steps: NDArray[np.int32], delta: bytes) -> NDArray[np.int32]:
-    spec = CodecSpec(bits=task.down.bits, density=task.down.density, step=task.grid_step)
+def _delta_steps(task: Task, steps: NDArray[np.int32], level: int, delta: bytes) -> NDArray[np.int32]:
+    codec = task.down.at(level)
+    spec = CodecSpec(bits=codec.bits, density=codec.density, step=task.grid_step)
     try:
         return decode(delta, task.model.parameters, spec, contexts=_contexts(task, steps, spec)).whole_steps()
     except PayloadError as error:

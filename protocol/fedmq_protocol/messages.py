@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Meta
 
 from fedmq_protocol.reasons import Reason
-from fedmq_protocol.task import MAX_PARAMETERS, Task
+from fedmq_protocol.task import MAX_LEVEL, MAX_PARAMETERS, Task
 from fedmq_protocol.topics import Channel, Direction, TopicSpec
 
 __all__ = [
@@ -107,7 +107,7 @@ class RoundKind(IntEnum):
 
 class CatchUpKind(IntEnum):
     CHAIN = 0
-    """Every broadcast delta from `start` to `number`."""
+    """Every broadcast delta from `start` to `number`, each behind its level."""
     MERGED = 1
     """Their integer sum."""
     KEYFRAME = 2
@@ -124,6 +124,10 @@ Lineage: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 40))]
 Check: TypeAlias = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 """The first 4 bytes of a digest. That a wrong model has the right one happens once in 2^32; every later version's check
 is over all of the model again, so it would be found a round later."""
+Loss: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 40)]
+"""In whole 1/10,000."""
+Level: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_LEVEL)]
+"""How much denser than the task's codecs say: `fedmq_protocol.task.Codec.at`."""
 Places: TypeAlias = Annotated[int, Meta(ge=0)]
 """Gateways of a fleet of at most 64: bit i is the one at place i of the roster. At most 64 bits long on the wire."""
 Label: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -172,7 +176,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """The plan's base version on the gateway's own held-out windows, in whole 1/10,000."""
 
     metric: Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)]
-    loss: Annotated[int, Meta(ge=0, le=1 << 40)]
+    loss: Loss
     windows: Annotated[int, Meta(ge=1, le=1 << 31)]
 
 
@@ -188,6 +192,8 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=3):
     sent: Count
     received: Count
     """Socket bytes of this process so far, this message not yet among them."""
+    loss: Loss
+    """Mean over its windows while it trained: what the coordinator sets the level by."""
     evaluation: Evaluation | None = None
 
 
@@ -297,6 +303,8 @@ class RoundPlan(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=
     accepted: Places
     """Whose update to the round before, `round_id - 1`, was accepted. That stands in place of their receipts in a fleet
     of at most 64; 0 in a larger one, and where that round was of another lineage or asked for no updates."""
+    level: Level
+    """At which the delta is coded, and the updates that this plan asks for."""
     delta: bytes | BlobRef | None = None
     """From version base - 1 to base; None at the start of a lineage."""
     scaler: Annotated[bytes, Meta(max_length=8 * 4096)] | None = None

@@ -11,6 +11,7 @@ which is drawn from the task's seed and therefore never sent.
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Annotated, Literal
 
 import msgspec
@@ -19,6 +20,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 __all__ = [
+    "MAX_LEVEL",
     "UPLINK_STEP",
     "Codec",
     "Layer",
@@ -31,6 +33,16 @@ __all__ = [
     "short",
     "to_parameters",
 ]
+
+LEVEL_FACTOR = 4
+"""How much denser each level is than the one before."""
+
+DENSE_BITS = 4
+"""Bits of a value at the last level, where all are sent. Most of them are then zero, and packed away: at 1 bit all
+would be signs, which takes as many bytes and learns slower."""
+
+MAX_LEVEL = 15
+"""No task has more levels: 15 times four times any density in use is all coordinates."""
 
 SHORT_DIGEST = 8
 """Bytes of a sha256 that travel where the full digest is bound by other means. Enough to notice, not to prove."""
@@ -115,6 +127,8 @@ class Windowing(Wire, frozen=True, kw_only=True):
     """Share of each recording's end that is kept for evaluation on the gateway."""
     channels: Annotated[int, Meta(ge=1, le=4096)] = 1
     """Channels of a recording that become features."""
+    scaling: Literal["learnt", "none"] = "learnt"
+    """Whether the federation learns a centre and a scale for each feature first, or takes features as they are."""
 
 
 class Recipe(Wire, frozen=True, kw_only=True):
@@ -137,6 +151,31 @@ class Codec(Wire, frozen=True, kw_only=True):
     """Bits of a value: 1 is a sign with one scale for all, 32 is float32."""
     density: Annotated[float, Meta(gt=0, le=1)] = 0.01
     """Share of the coordinates that is sent, largest first; 1 sends all."""
+    gain: Annotated[float, Meta(ge=1, lt=2)] = 1.0
+    """Factor on the scale of 1-bit values where not all are sent. For who codes; a decoder needs no word of it."""
+    most: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    """Density up to which a level thickens, before all coordinates are sent."""
+
+    @property
+    def highest(self) -> int:
+        """Highest level that still changes something."""
+        return 0 if self.density == 1 else self.sparse_levels + 1
+
+    def at(self, level: int) -> Codec:
+        """The codec at a level: four times as dense with each, up to `most`; then all, at 4 bits or more.
+
+        Beyond its highest level it stays as it is there.
+        """
+        if level <= 0 or self.density == 1:
+            return self
+        if level > self.sparse_levels:
+            return msgspec.structs.replace(self, bits=max(self.bits, DENSE_BITS), density=1.0)
+        return msgspec.structs.replace(self, density=min(self.most, self.density * float(LEVEL_FACTOR) ** level))
+
+    @property
+    def sparse_levels(self) -> int:
+        """Highest level at which not all coordinates are sent."""
+        return max(0, math.ceil(math.log(self.most / self.density, LEVEL_FACTOR) - 1e-9))
 
 
 class Task(Wire, frozen=True, kw_only=True):
@@ -165,12 +204,19 @@ class Task(Wire, frozen=True, kw_only=True):
     coordinator has a test set: it saves a few bytes a round."""
     anomaly_label: Annotated[str, Meta(max_length=64)] = "normal"
     """The label of healthy windows: the only ones that an autoencoder trains on."""
+    levels: Annotated[int, Meta(ge=0, le=MAX_LEVEL)] = 0
+    """Highest level to which both codecs are thickened when training stalls; 0: they stay as they are."""
 
     def __post_init__(self) -> None:
         if self.model.kind != "autoencoder" and len(self.classes) != self.model.sizes[-1]:
             raise ValueError(f"{len(self.classes)} classes for a model of {self.model.sizes[-1]} outputs")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"a class is named twice in {self.classes}")
+
+    @property
+    def sparse_levels(self) -> int:
+        """Highest level at which neither direction sends all."""
+        return min(self.levels, self.up.sparse_levels, self.down.sparse_levels)
 
     @property
     def grid_step(self) -> float:

@@ -66,12 +66,12 @@ def same(one: Decoded, other: Decoded) -> bool:
 
 
 @settings(max_examples=300, deadline=None)
-@given(delta=deltas(), spec=specs, seed=st.integers(0, 2**32))
+@given(delta=deltas(), spec=specs, seed=st.integers(0, 2**32), gain=st.floats(1.0, 1.99))
 def test_what_is_decoded_plus_the_residual_is_what_was_put_in(
-    delta: NDArray[np.float32], spec: CodecSpec, seed: int
+    delta: NDArray[np.float32], spec: CodecSpec, seed: int, gain: float
 ) -> None:
     residual = normal(delta.size, seed)
-    encoded = encode(delta, spec, residual)
+    encoded = encode(delta, spec, residual, gain=gain)
     decoded = decode(encoded.payload, delta.size, spec)
     assert same(decoded, encoded.sent)
     wanted = delta + residual
@@ -95,15 +95,39 @@ def test_decoded_values_are_whole_steps_below_64_and_exact_in_float32(
         assert sent.steps.size <= spec.target(delta.size)
 
 
+def test_a_gain_makes_the_sparse_signs_larger_and_changes_nothing_else() -> None:
+    delta = normal(5000)
+    spec = CodecSpec(bits=1, density=0.02, step=UPLINK)
+    plain, more = encode(delta, spec), encode(delta, spec, gain=1.5)
+    assert np.array_equal(plain.sent.indices, more.sent.indices)
+    assert np.array_equal(np.sign(plain.sent.steps), np.sign(more.sent.steps))
+    assert more.sent.steps / plain.sent.steps == pytest.approx(1.5, rel=2e-3)
+    assert len(more.payload) == len(plain.payload)
+
+
+@pytest.mark.parametrize(("bits", "density"), [(1, 1.0), (4, 0.1), (4, 1.0), (32, 0.1)])
+def test_a_gain_is_for_sparse_signs_alone(bits: int, density: float) -> None:
+    spec = CodecSpec(bits=bits, density=density, step=UPLINK)
+    delta = normal(500)
+    assert encode(delta, spec, gain=1.5).payload == encode(delta, spec).payload
+
+
+@pytest.mark.parametrize("gain", [0.99, 2.0, math.nan, math.inf])
+def test_a_gain_that_does_not_settle_is_refused(gain: float) -> None:
+    with pytest.raises(ValueError, match="gain is"):
+        encode(normal(500), CodecSpec(bits=1, density=0.02, step=UPLINK), gain=gain)
+
+
 @pytest.mark.parametrize("bits", [1, 4, 8, 32])
 @pytest.mark.parametrize("density", [0.01, 0.1, 1.0])
-def test_with_error_feedback_everything_arrives_in_the_end(bits: int, density: float) -> None:
+@pytest.mark.parametrize("gain", [1.0, 1.5])
+def test_with_error_feedback_everything_arrives_in_the_end(bits: int, density: float, gain: float) -> None:
     spec = CodecSpec(bits=bits, density=density, step=UPLINK)
     delta = normal(2000)
     residual = None
     arrived = np.zeros(2000)
     for number in range(300):
-        encoded = encode(delta if number == 0 else np.zeros(2000, np.float32), spec, residual)
+        encoded = encode(delta if number == 0 else np.zeros(2000, np.float32), spec, residual, gain=gain)
         arrived += encoded.sent.dense()
         residual = encoded.residual
     assert np.linalg.norm(arrived - delta) < 0.1 * np.linalg.norm(delta)

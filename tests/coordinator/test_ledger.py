@@ -185,7 +185,7 @@ def test_a_ledger_of_another_schema_is_refused(path: Path, read_only: bool) -> N
         other.execute("PRAGMA user_version = 99")
     other.close()
 
-    with pytest.raises(LedgerError, match="schema 99, this software reads 2"):
+    with pytest.raises(LedgerError, match="schema 99, this software reads 3"):
         Ledger(path, read_only=read_only)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -179,23 +181,29 @@ def test_what_a_crash_left_half_written_is_removed(tmp_path: Path) -> None:
 
 MODEL = ModelSpec(kind="mlp", sizes=(20, 30, 4))
 LENGTH = MODEL.parameters
-DOWN = CodecSpec(bits=1, density=0.02, step=2.0**-12)
+DOWN = CodecSpec(bits=1, density=0.1, step=2.0**-12)
 START = initial_steps(MODEL, 1, 12)
 
 
-def delta_steps(delta: bytes) -> Steps:
-    return decode(delta, LENGTH, DOWN).whole_steps()
+def spec(level: int) -> CodecSpec:
+    """The codec of every other version is denser."""
+    return replace(DOWN, density=DOWN.density * (1 + 3 * level))
 
 
-def history(versions: int, seed: int = 0, size: float = 0.01) -> tuple[list[bytes], list[Steps]]:
-    """What was broadcast for versions 1 and up, and the model of every version from 0."""
+def delta_steps(level: int, delta: bytes) -> Steps:
+    return decode(delta, LENGTH, spec(level)).whole_steps()
+
+
+def history(versions: int, seed: int = 0, size: float = 0.01) -> tuple[list[tuple[int, bytes]], list[Steps]]:
+    """The level and the bytes of what was broadcast for versions 1 and up, and the model of every version from 0."""
     rng = np.random.default_rng(seed)
     state = ServerState.start(LENGTH)
     deltas, models = [], [START]
-    for _ in range(versions):
-        made = server_step(rng.normal(size=LENGTH) * size, state, DOWN, momentum=0.0, learning_rate=1.0)
+    for number in range(versions):
+        codec = spec((number + 1) % 2)
+        made = server_step(rng.normal(size=LENGTH) * size, state, codec, momentum=0.0, learning_rate=1.0)
         state = made.state
-        deltas.append(made.delta)
+        deltas.append(((number + 1) % 2, made.delta))
         models.append(models[-1] + made.steps)
     return deltas, models
 
@@ -208,8 +216,8 @@ def follow(route: Route, have: Steps) -> Steps:
     if route.kind is CatchUpKind.MERGED:
         return have + decode_integers(route.body, LENGTH)
     steps = have
-    for delta in msgspec.msgpack.decode(route.body, type=list[bytes]):
-        steps = steps + delta_steps(delta)
+    for level, delta in msgspec.msgpack.decode(route.body, type=list[tuple[int, bytes]]):
+        steps = steps + delta_steps(level, delta)
     return steps
 
 
@@ -218,7 +226,7 @@ def follow(route: Route, have: Steps) -> Steps:
 def test_the_route_that_is_taken_leads_to_the_newest_version(versions: int, behind: int, seed: int) -> None:
     deltas, models = history(versions, seed)
     have = max(0, versions - behind)
-    route = catch_up(have, deltas[have:], map(delta_steps, deltas[have:]), models[-1], START)
+    route = catch_up(have, deltas[have:], starmap(delta_steps, deltas[have:]), models[-1], START)
     assert model_digest(follow(route, models[have])) == model_digest(models[-1])
     if route.kind is not CatchUpKind.KEYFRAME:
         assert route.start == have
@@ -228,7 +236,7 @@ def test_every_kind_is_the_cheapest_for_somebody_and_the_smallest_is_taken(monke
     deltas, models = history(60)
     # All three, by letting only one through at a time.
     seen = {}
-    for have in (59, 50, 30, 10, 0):
+    for have in (58, 50, 30, 10, 0):
         routes: list[Route] = []
 
         def note(found: list[Route], *, key: Any, into: list[Route] = routes) -> Route:
@@ -236,13 +244,13 @@ def test_every_kind_is_the_cheapest_for_somebody_and_the_smallest_is_taken(monke
             return min(found, key=key)
 
         monkeypatch.setattr("fedmq_coordinator.models.min", note, raising=False)
-        taken = catch_up(have, deltas[have:], map(delta_steps, deltas[have:]), models[-1], START)
+        taken = catch_up(have, deltas[have:], starmap(delta_steps, deltas[have:]), models[-1], START)
         assert {route.kind for route in routes} == set(CatchUpKind)
         assert len(taken.body) == min(len(route.body) for route in routes)
         for route in routes:
             assert model_digest(follow(route, models[have])) == model_digest(models[-1])
         seen[have] = taken.kind
-    assert seen[59] is CatchUpKind.CHAIN
+    assert seen[58] is CatchUpKind.CHAIN
     assert seen[0] is not CatchUpKind.CHAIN
 
 
@@ -258,9 +266,9 @@ def test_where_deltas_undo_each_other_one_merged_delta_is_sent() -> None:
         learning_rate=1.0,
     )
     assert not (there.steps + back.steps).any()
-    route = catch_up(
-        30, [there.delta, back.delta] * 5, map(delta_steps, [there.delta, back.delta] * 5), models[-1], START
-    )
+    there_and_back = [(0, there.delta), (0, back.delta)] * 5
+    added = (delta_steps(level, delta) for level, delta in there_and_back)
+    route = catch_up(30, there_and_back, added, models[-1], START)
     assert route.kind is CatchUpKind.MERGED
     assert len(route.body) < 8
     assert np.array_equal(follow(route, models[-1]), models[-1])
@@ -269,7 +277,7 @@ def test_where_deltas_undo_each_other_one_merged_delta_is_sent() -> None:
 def test_where_the_gap_is_unknown_only_the_keyframe_remains() -> None:
     _, models = history(20)
     for have in (-1, 3, 20):
-        route = catch_up(have, [], map(delta_steps, []), models[-1], START)
+        route = catch_up(have, [], starmap(delta_steps, []), models[-1], START)
         assert (route.kind, route.start) == (CatchUpKind.KEYFRAME, 0)
         assert np.array_equal(follow(route, START), models[-1])
 
@@ -277,6 +285,6 @@ def test_where_the_gap_is_unknown_only_the_keyframe_remains() -> None:
 def test_looking_for_a_route_changes_neither_model() -> None:
     deltas, models = history(5)
     newest, start = models[-1].copy(), START.copy()
-    catch_up(0, deltas, map(delta_steps, deltas), models[-1], START)
+    catch_up(0, deltas, starmap(delta_steps, deltas), models[-1], START)
     assert np.array_equal(models[-1], newest)
     assert np.array_equal(START, start)

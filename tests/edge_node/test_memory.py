@@ -19,6 +19,8 @@ PENDING = Pending(
     round_id=41,
     base_mark=40,
     counter=8,
+    level=2,
+    loss=4_321,
     payload=b"coded \x00 delta",
     evaluation=Evaluation(metric=9_871, loss=432, windows=120),
 )
@@ -249,7 +251,9 @@ def test_a_save_that_fails_changes_nothing_and_can_be_made_again(path: Path) -> 
     # A disk that is full: SQLite ends the transaction by itself.
     pages = memory._db.execute("PRAGMA page_count").fetchone()[0]
     memory._db.execute(f"PRAGMA max_page_count = {pages}")
-    large = replace(full(1), pending=Pending(round_id=42, base_mark=41, counter=9, payload=bytes(200_000)))
+    large = replace(
+        full(1), pending=Pending(round_id=42, base_mark=41, counter=9, level=0, loss=0, payload=bytes(200_000))
+    )
     with pytest.raises(StateError, match="is the disk full"):
         memory.save(large)
     assert not memory._db.in_transaction
@@ -310,9 +314,9 @@ def test_another_program_s_database_with_our_version_number_is_refused(tmp_path:
 def test_a_file_of_a_newer_schema_is_refused(path: Path) -> None:
     saved(path, full())
     database = sqlite3.connect(path)
-    database.execute("PRAGMA user_version = 3")
+    database.execute("PRAGMA user_version = 4")
     database.close()
-    assert "schema 3" in refused(path)
+    assert "schema 4" in refused(path)
 
 
 def harm(path: Path, statement: str, *values: bytes) -> None:

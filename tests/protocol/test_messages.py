@@ -80,6 +80,7 @@ UPDATE = Update(
     payload=b"coded delta",
     sent=12_345,
     received=34_567,
+    loss=4_321,
     evaluation=Evaluation(metric=9_871, loss=432, windows=120),
 )
 ROUND = RoundPlan(
@@ -91,6 +92,7 @@ ROUND = RoundPlan(
     closes_after=3_600,
     drawn=0b1001001,
     accepted=0b1000001,
+    level=1,
     delta=b"coded delta",
 )
 GREETING = Welcome(
@@ -201,24 +203,24 @@ def test_the_size_is_checked_before_anything_is_decoded(row: Any) -> None:
 # --- sizes -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_update_costs_at_most_19_bytes_beyond_its_payload() -> None:
-    update = Update(round_id=127, base=127, counter=127, payload=bytes(200), sent=65_535, received=65_535)
-    assert len(to_bytes(update)) == 200 + 14
+def test_an_update_costs_at_most_22_bytes_beyond_its_payload() -> None:
+    update = Update(round_id=127, base=127, counter=127, payload=bytes(200), sent=65_535, received=65_535, loss=5_000)
+    assert len(to_bytes(update)) == 200 + 17
     later = msgspec.structs.replace(update, round_id=255, counter=255, sent=200_000, received=400_000)
-    assert len(to_bytes(later)) <= 200 + 20
+    assert len(to_bytes(later)) <= 200 + 23
     much_later = msgspec.structs.replace(later, round_id=65_535, counter=65_535)
-    assert len(to_bytes(much_later)) <= 200 + 22
+    assert len(to_bytes(much_later)) <= 200 + 25
 
 
-def test_a_plan_costs_24_bytes_beyond_its_delta_in_a_small_fleet_and_at_most_43_in_any() -> None:
+def test_a_plan_costs_24_bytes_beyond_its_delta_in_a_small_fleet_and_at_most_47_in_any() -> None:
     plan = msgspec.structs.replace(
         ROUND, round_id=127, lineage=1_790_000_000, base=126, drawn=0x7F, accepted=0x7F, delta=bytes(200)
     )
-    assert len(to_bytes(plan)) == 200 + 23
+    assert len(to_bytes(plan)) == 200 + 24
     everybody = bitmap(range(64))
     week = msgspec.structs.replace(plan, round_id=65_535, base=65_534, closes_after=7 * 86_400)
     for drawn, accepted in ((everybody, everybody), (Slot(seed=bytes(8), slots=100, slot=99), 0)):
-        assert len(to_bytes(msgspec.structs.replace(week, drawn=drawn, accepted=accepted))) <= 200 + 46
+        assert len(to_bytes(msgspec.structs.replace(week, drawn=drawn, accepted=accepted))) <= 200 + 47
 
 
 def test_a_receipt_costs_at_most_8_bytes() -> None:
@@ -307,9 +309,13 @@ def test_a_welcome_whose_time_is_not_a_number_is_refused(now: float) -> None:
         (UPDATE, 4, [0, bytes(32), 10, 255], ANSWER),
         (UPDATE, 4, [0, bytes(32), 10, 1 << 20], ANSWER),
         (UPDATE, 4, [1, bytes(32), 10, 256], ANSWER),
-        (UPDATE, 7, [1 << 32, 0, 1], ANSWER),
-        (UPDATE, 7, [0, -1, 1], ANSWER),
-        (UPDATE, 7, [0, 0, 0], ANSWER),
+        (UPDATE, 7, -1, ANSWER),
+        (UPDATE, 7, (1 << 40) + 1, ANSWER),
+        (UPDATE, 7, 0.5, ANSWER),
+        (UPDATE, 7, None, ANSWER),
+        (UPDATE, 8, [1 << 32, 0, 1], ANSWER),
+        (UPDATE, 8, [0, -1, 1], ANSWER),
+        (UPDATE, 8, [0, 0, 0], ANSWER),
         (EVERY[3][0], 2, min(Reason) - 1, ANSWER),
         (EVERY[3][0], 2, max(Reason) + 1, ANSWER),
         (EVERY[4][0], 3, bytes(3), STATISTICS),
@@ -327,10 +333,13 @@ def test_a_welcome_whose_time_is_not_a_number_is_refused(now: float) -> None:
         (ROUND, 7, -1, PLAN),
         (ROUND, 7, b"\x01", PLAN),
         (ROUND, 8, -1, PLAN),
+        (ROUND, 9, -1, PLAN),
+        (ROUND, 9, 16, PLAN),
+        (ROUND, 9, None, PLAN),
         (ROUND, 8, None, PLAN),
         (ROUND, 7, [1, bytes(8), 0, 0], PLAN),
         (ROUND, 7, [2, bytes(8), 1, 0], PLAN),
-        (ROUND, 10, bytes(8 * 4096 + 1), PLAN),
+        (ROUND, 11, bytes(8 * 4096 + 1), PLAN),
         (EVERY[11][0], 3, 10, RECEIPT),
         (EVERY[11][0], 3, -1, RECEIPT),
         (BIRTH, 1, bytes(7), STATUS),

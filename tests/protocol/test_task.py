@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import msgspec
 import numpy as np
 import pytest
 from fedmq_protocol.task import (
+    MAX_LEVEL,
     MAX_PARAMETERS,
     Codec,
     ModelSpec,
@@ -168,7 +170,7 @@ def test_the_model_s_digest_is_that_of_little_endian_integers() -> None:
 
 
 def test_the_task_s_digest_is_the_one_written_down() -> None:
-    assert task().digest.hex() == "1af32562c8b0e408e0303da03c22bb19e96c14517f26d3954bffbb7787693ede"
+    assert task().digest.hex() == "ab0f774634c552b61fceeb0d020925420c7e98743818f47b77aa0c809a743063"
 
 
 def test_the_digest_survives_the_wire_and_changes_with_every_field() -> None:
@@ -188,6 +190,7 @@ def test_the_digest_survives_the_wire_and_changes_with_every_field() -> None:
         task(max_norm=10.0),
         task(held_out_reports=False),
         task(anomaly_label="healthy"),
+        task(levels=2),
     ]
     assert len({one.digest for one in changed}) == len(changed) == 1 + len(task().__struct_fields__)
     for one in changed:
@@ -217,3 +220,54 @@ def test_classes_are_as_many_as_outputs_and_each_is_named_once() -> None:
     with pytest.raises(ValueError, match="named twice"):
         task(classes=("normal", "normal"))
     assert task(model=ModelSpec(kind="autoencoder", sizes=(3, 2, 3)), classes=()).classes == ()
+
+
+# --- the levels ------------------------------------------------------------------------------------------------------
+
+
+def test_each_level_is_four_times_as_dense_until_all_are_sent_at_four_bits() -> None:
+    codec = Codec(density=0.004, gain=1.5, most=0.1)
+    rungs = [codec.at(level) for level in range(6)]
+    assert [(rung.bits, rung.density) for rung in rungs] == [
+        (1, 0.004),
+        (1, 0.016),
+        (1, 0.064),
+        (1, 0.1),
+        (4, 1.0),
+        (4, 1.0),
+    ]
+    assert (codec.sparse_levels, codec.highest) == (3, 4)
+    assert {rung.gain for rung in rungs} == {1.5}
+
+
+@pytest.mark.parametrize("codec", [Codec(bits=32, density=1.0), Codec(bits=8, density=1.0)])
+def test_what_sends_all_already_has_no_levels(codec: Codec) -> None:
+    assert codec.highest == 0
+    assert codec.at(3) == codec
+
+
+def test_bits_are_never_fewer_than_before() -> None:
+    assert Codec(bits=8, density=0.05).at(2) == Codec(bits=8, density=1.0)
+
+
+@given(
+    density=st.floats(1e-6, 1.0),
+    most=st.floats(1e-6, 1.0),
+    bits=st.sampled_from([1, 4, 8]),
+    level=st.integers(0, MAX_LEVEL),
+)
+def test_a_higher_level_is_never_thinner_and_ends_where_it_says(
+    density: float, most: float, bits: Literal[1, 4, 8], level: int
+) -> None:
+    codec = Codec(bits=bits, density=density, most=most)
+    assert codec.at(0) == codec
+    here, above = codec.at(level), codec.at(level + 1)
+    assert (above.density, above.bits) >= (here.density, here.bits)
+    assert (here == above) == (level >= codec.highest)
+    assert (here.density < 1.0) >= (level <= codec.sparse_levels and codec.density < 1.0 and most < 1.0)
+
+
+def test_a_task_is_sparse_where_both_directions_are() -> None:
+    up, down = Codec(density=0.004), Codec(density=0.05)
+    assert task(up=up, down=down, levels=4).sparse_levels == 1
+    assert task(up=up, down=down).sparse_levels == 0

@@ -62,7 +62,7 @@ def truncated(message: Message, rng: Random) -> bytes:
 def junk(gateway: str, rng: Random) -> Iterator[tuple[str, bytes]]:
     """Topic and bytes that are no message, on each row of the table in turn; without end."""
     valid: dict[Channel, Message] = {
-        Channel.ANSWER: Update(round_id=1, base=0, counter=1, payload=b"\x20" * 40, sent=1000, received=1000),
+        Channel.ANSWER: Update(round_id=1, base=0, counter=1, payload=b"\x20" * 40, sent=1000, received=1000, loss=0),
         Channel.STATUS: Birth(
             nonce=bytes(8), software="x", engines=("numpy",), signal_samples={"normal": 70_000}, lineage=1, version=1,
             task=bytes(8), counter=1, sent=1, received=1,
@@ -109,7 +109,7 @@ def lies(task: Task) -> tuple[Callable[[RoundPlan], list[Message]], ...]:
     def update(plan: RoundPlan, payload: bytes | BlobRef) -> Update:
         return Update(
             round_id=plan.round_id, base=plan.base_mark, counter=1000 + plan.round_id, payload=payload,
-            sent=0, received=0,
+            sent=0, received=0, loss=0,
         )  # fmt: skip
 
     reference = BlobRef(digest=bytes(32), length=3000, chunk_bytes=1024)
@@ -143,7 +143,8 @@ def test_junk_on_every_topic_is_told_of_once_and_dropped_and_memory_stays(
         fleet,
         port=mosquitto.port,
         rounds=rounds,
-        task={"codec.up_bits": 8, "codec.up_density": 1.0},  # its layout is the one that may hold a zstd frame
+        # Its layout is the one that may hold a zstd frame.
+        task={"codec.up_bits": 8, "codec.least_density": 1.0, "codec.most_density": 1.0},
         round_={"interval_seconds": 0.4, "closing_seconds": 20},
     ) as site:
         site.start()

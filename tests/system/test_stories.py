@@ -593,7 +593,9 @@ def test_a_decline_after_a_refused_answer_to_the_same_round_changes_nothing(tmp_
     plant.lose = lambda client, received: False
     assert plant.coordinator._run.round is not None
     plan = plant.coordinator._run.round.plan
-    lie = Update(round_id=plan.round_id, base=plan.base_mark, counter=99, payload=b"not a delta", sent=0, received=0)
+    lie = Update(
+        round_id=plan.round_id, base=plan.base_mark, counter=99, payload=b"not a delta", sent=0, received=0, loss=0
+    )
     plant.broker.publish("liar", answer, to_bytes(lie), False)
     plant.coordinator.step(plant._events(plant.coordinator_session), plant.now)
     assert [a.verdict for a in plant.ledger.answers(plan.round_id) if a.gateway == "g1"] == ["malformed"]
@@ -740,6 +742,7 @@ def test_a_plan_of_another_lineage_makes_a_gateway_join_again(tmp_path: Path) ->
         closes_after=int(plant.now) + 60 - 7,
         drawn=0b1111,
         accepted=0,
+        level=0,
     )
     births = len(sent(plant, Welcome))
     plant.broker.publish("someone", topic(FEDERATION, Direction.DOWN, Channel.PLAN), to_bytes(plan), False)
