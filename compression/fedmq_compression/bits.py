@@ -23,6 +23,9 @@ Bits = NDArray[np.uint8]
 
 Numbers = NDArray[np.int64]
 
+BLOCK = 1 << 15
+"""Numbers, or bits of a unary part, that a reader unpacks at a time."""
+
 
 def fields(numbers: Numbers, width: int) -> Bits:
     """Each number in `width` bits, high bit first."""
@@ -80,62 +83,89 @@ def best_divisor(numbers: Numbers, start: int) -> tuple[int, int]:
 
 
 class BitReader:
-    """A cursor over the bits of bytes from outside, from bit `start` on."""
+    """A cursor over the bits of bytes from outside, from bit `start` on.
+
+    Bits are unpacked a block at a time, into eight times their memory and more: bytes that nobody asked for cost
+    nothing, however many there are.
+    """
 
     def __init__(self, data: bytes, start: int = 0) -> None:
         if start > 8 * len(data):
             raise PayloadError(f"{start} bits expected, {8 * len(data)} there")
-        self._bits: Bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8, offset=start // 8))
-        self._at = start % 8
+        self._bytes: NDArray[np.uint8] = np.frombuffer(data, dtype=np.uint8)
+        self._at = start
 
     @property
     def left(self) -> int:
-        return self._bits.size - self._at
+        return 8 * self._bytes.size - self._at
 
     def bits(self, count: int) -> Bits:
         if count > self.left:
             raise PayloadError(f"{count} more bits expected, {self.left} there")
         self._at += count
-        return self._bits[self._at - count : self._at]
+        return self._unpack(self._at - count, self._at)
 
     def fields(self, count: int, width: int) -> Numbers:
-        columns = self.bits(count * width).reshape(count, width)
+        if count * width > self.left:
+            raise PayloadError(f"{count * width} more bits expected, {self.left} there")
         numbers = np.zeros(count, dtype=np.int64)
-        for column in range(width):
-            numbers <<= 1
-            numbers |= columns[:, column]
+        for first in range(0, count, BLOCK):
+            block = numbers[first : first + BLOCK]
+            columns = self.bits(block.size * width).reshape(block.size, width)
+            for column in range(width):
+                block <<= 1
+                block |= columns[:, column]
         return numbers
 
     def golomb(self, count: int, divisor: int, *, each: int, total: int | None = None) -> Numbers:
         """`count` numbers of which none is above `each`, and the quotients sum to those of `total` at most."""
         width, short = _truncated_binary(divisor)
         numbers = self.fields(count, width)
-        long = numbers >= short
-        numbers[long] += numbers[long] - short + self.bits(int(np.count_nonzero(long)))
+        if short < 1 << width:  # else the divisor is a power of two, and no remainder takes one bit more
+            long = np.flatnonzero(numbers >= short)
+            numbers[long] += numbers[long] - short + self.bits(long.size)
         quotients = self._unary(count)
-        # Checked before the product, which could otherwise leave int64.
-        if count and int(quotients.max()) > each // divisor:
-            raise PayloadError(f"a number of {int(quotients.max()) * divisor} or more, expected {each} at most")
-        if total is not None and int(quotients.sum()) > total // divisor:
-            raise PayloadError(f"numbers of sum {int(quotients.sum()) * divisor} or more, expected {total} at most")
-        numbers += quotients * divisor
-        if count and int(numbers.max()) > each:
-            raise PayloadError(f"a number of {int(numbers.max())}, expected {each} at most")
+        if count:
+            # Checked before the product, which could otherwise leave int64.
+            largest = int(quotients.max())
+            if largest > each // divisor:
+                raise PayloadError(f"a number of {largest * divisor} or more, expected {each} at most")
+            if total is not None and (sum_of := int(quotients.sum())) > total // divisor:
+                raise PayloadError(f"numbers of sum {sum_of * divisor} or more, expected {total} at most")
+            quotients *= divisor
+            numbers += quotients
+            if (largest := int(numbers.max())) > each:
+                raise PayloadError(f"a number of {largest}, expected {each} at most")
         return numbers
 
     def end(self) -> None:
         """What is left must be the padding of the last byte: fewer than eight bits, all zero."""
-        padding = self.bits(self.left)
-        if padding.size >= 8 or padding.any():
-            raise PayloadError(f"{padding.size} bits after the end, expected fewer than 8, all zero")
+        left = self.left
+        if left >= 8 or self.bits(left).any():
+            raise PayloadError(f"{left} bits after the end, expected fewer than 8, all zero")
 
     def _unary(self, count: int) -> Numbers:
-        ends = np.flatnonzero(self._bits[self._at :])
-        if ends.size < count:
-            raise PayloadError(f"{count} numbers in unary expected, {ends.size} there")
-        ends = ends[:count]
-        self._at += int(ends[-1]) + 1 if count else 0
-        return np.diff(ends, prepend=-1) - 1
+        """Each number's zeros before its one. Looks no further than the last one that is wanted."""
+        ends = np.empty(count, dtype=np.int64)
+        found, at = 0, self._at
+        while found < count:
+            if at >= 8 * self._bytes.size:
+                raise PayloadError(f"{count} numbers in unary expected, {found} there")
+            block = np.flatnonzero(self._unpack(at, at + BLOCK))[: count - found]
+            ends[found : found + block.size] = block + at
+            found += block.size
+            at += BLOCK
+        if not count:
+            return ends
+        start, self._at = self._at, int(ends[-1]) + 1
+        ends[1:] -= ends[:-1]
+        ends -= 1
+        ends[0] += 1 - start
+        return ends
+
+    def _unpack(self, start: int, stop: int) -> Bits:
+        """The bits from `start` up to `stop`, or to the end."""
+        return np.unpackbits(self._bytes[start // 8 : (stop + 7) // 8])[start % 8 : stop - start // 8 * 8]
 
 
 def _truncated_binary(divisor: int) -> tuple[int, int]:
