@@ -16,7 +16,19 @@ from numpy.typing import NDArray
 
 from fedmq_compression.frame import PayloadError
 
-__all__ = ["BitReader", "best_divisor", "fields", "golomb", "golomb_bits", "natural_divisor", "unary"]
+__all__ = [
+    "BitReader",
+    "Bits",
+    "best_divisor",
+    "fields",
+    "golomb",
+    "golomb_bits",
+    "natural_divisor",
+    "one_golomb",
+    "ragged_golomb",
+    "truncated_binary",
+    "unary",
+]
 
 Bits = NDArray[np.uint8]
 """One bit a byte, `(n,) uint8` of 0 and 1, as numpy packs and unpacks them."""
@@ -25,6 +37,8 @@ Numbers = NDArray[np.int64]
 
 BLOCK = 1 << 15
 """Numbers, or bits of a unary part, that a reader unpacks at a time."""
+RAGGED_BLOCK = 1 << 12
+"""Numbers of different widths at a time: each stands in a row that is as long as the widest, eight bytes a bit."""
 
 
 def fields(numbers: Numbers, width: int) -> Bits:
@@ -41,6 +55,17 @@ def unary(numbers: Numbers) -> Bits:
     return bits
 
 
+def ragged_fields(numbers: Numbers, widths: Numbers) -> Bits:
+    """Each number in its own width, high bit first."""
+    blocks = [np.zeros(0, dtype=np.uint8)]
+    for first in range(0, numbers.size, RAGGED_BLOCK):
+        some = widths[first : first + RAGGED_BLOCK, None]
+        shifts = some - 1 - np.arange(int(some.max()), dtype=np.int64)
+        bits = (numbers[first : first + RAGGED_BLOCK, None] >> np.maximum(shifts, 0)) & 1
+        blocks.append(bits[shifts >= 0].astype(np.uint8))
+    return np.concatenate(blocks)
+
+
 def golomb(numbers: Numbers, divisor: int) -> Bits:
     """Golomb code (Golomb 1966) of numbers >= 0; with a power of two as its divisor it is Rice's (1971).
 
@@ -48,17 +73,37 @@ def golomb(numbers: Numbers, divisor: int) -> Bits:
     quotients in unary.
     """
     quotients, remainders = np.divmod(numbers, divisor)
-    width, short = _truncated_binary(divisor)
+    width, short = truncated_binary(divisor)
     long = remainders >= short
     coded = np.where(long, remainders + short, remainders)
     heads = np.where(long, coded >> 1, coded)
     return np.concatenate([fields(heads, width), (coded[long] & 1).astype(np.uint8), unary(quotients)])
 
 
+def ragged_golomb(numbers: Numbers, divisors: Numbers) -> Bits:
+    """The same with a divisor for each number."""
+    quotients, remainders = np.divmod(numbers, divisors)
+    widths, short = _truncated_binaries(divisors)
+    long = remainders >= short
+    coded = np.where(long, remainders + short, remainders)
+    heads = np.where(long, coded >> 1, coded)
+    return np.concatenate([ragged_fields(heads, widths), (coded[long] & 1).astype(np.uint8), unary(quotients)])
+
+
+def one_golomb(number: int, divisor: int) -> list[int]:
+    """The same of one number, without numpy, which would take ten times as long."""
+    quotient, remainder = divmod(number, divisor)
+    width, short = truncated_binary(divisor)
+    if remainder >= short:
+        remainder += short
+        width += 1
+    return [remainder >> shift & 1 for shift in range(width - 1, -1, -1)] + [0] * quotient + [1]
+
+
 def golomb_bits(numbers: Numbers, divisor: int) -> int:
     """Length of `golomb(numbers, divisor)`, without making it."""
     quotients, remainders = np.divmod(numbers, divisor)
-    width, short = _truncated_binary(divisor)
+    width, short = truncated_binary(divisor)
     return int(quotients.sum()) + numbers.size * (width + 1) + int(np.count_nonzero(remainders >= short))
 
 
@@ -117,14 +162,55 @@ class BitReader:
                 block |= columns[:, column]
         return numbers
 
+    def number(self, divisor: int, *, each: int) -> int:
+        """One Golomb-coded number, none above `each`."""
+        width, short = truncated_binary(divisor)
+        number = 0
+        for bit in self.bits(width).tolist():
+            number = number << 1 | bit
+        if number >= short:
+            number += number - short + int(self.bits(1)[0])
+        # Looked for no further than a number within bounds can reach.
+        quotient = self._unpack(self._at, self._at + each // divisor + 1).tobytes().find(1)
+        if quotient < 0 or number + quotient * divisor > each:
+            raise PayloadError(f"a number is not told, or above {each}")
+        self._at += quotient + 1
+        return number + quotient * divisor
+
+    def ragged_golomb(self, divisors: Numbers, *, each: int) -> Numbers:
+        """What the function of that name wrote, none above `each`."""
+        widths, short = _truncated_binaries(divisors)
+        numbers = self._ragged_fields(widths)
+        long = numbers >= short
+        numbers[long] += numbers[long] - short[long] + self.bits(int(np.count_nonzero(long)))
+        quotients = self.unary(divisors.size)
+        # Checked before the product, which could otherwise leave int64.
+        if quotients.size and int(quotients.max()) > each:
+            raise PayloadError(f"a number of {int(quotients.max())} or more, expected {each} at most")
+        numbers += quotients * divisors
+        return numbers
+
+    def _ragged_fields(self, widths: Numbers) -> Numbers:
+        numbers = np.zeros(widths.size, dtype=np.int64)
+        for first in range(0, widths.size, RAGGED_BLOCK):
+            some = widths[first : first + RAGGED_BLOCK]
+            bits = self.bits(int(some.sum()))
+            if bits.size:
+                shifts = some[:, None] - 1 - np.arange(int(some.max()), dtype=np.int64)
+                there = shifts >= 0
+                wide = np.zeros(shifts.shape, dtype=np.int64)
+                wide[there] = bits
+                np.sum(wide << np.maximum(shifts, 0), axis=1, out=numbers[first : first + RAGGED_BLOCK])
+        return numbers
+
     def golomb(self, count: int, divisor: int, *, each: int, total: int | None = None) -> Numbers:
         """`count` numbers of which none is above `each`, and the quotients sum to those of `total` at most."""
-        width, short = _truncated_binary(divisor)
+        width, short = truncated_binary(divisor)
         numbers = self.fields(count, width)
         if short < 1 << width:  # else the divisor is a power of two, and no remainder takes one bit more
             long = np.flatnonzero(numbers >= short)
             numbers[long] += numbers[long] - short + self.bits(long.size)
-        quotients = self._unary(count)
+        quotients = self.unary(count)
         if count:
             # Checked before the product, which could otherwise leave int64.
             largest = int(quotients.max())
@@ -144,7 +230,7 @@ class BitReader:
         if left >= 8 or self.bits(left).any():
             raise PayloadError(f"{left} bits after the end, expected fewer than 8, all zero")
 
-    def _unary(self, count: int) -> Numbers:
+    def unary(self, count: int) -> Numbers:
         """Each number's zeros before its one. Looks no further than the last one that is wanted."""
         ends = np.empty(count, dtype=np.int64)
         found, at = 0, self._at
@@ -168,10 +254,19 @@ class BitReader:
         return np.unpackbits(self._bytes[start // 8 : (stop + 7) // 8])[start % 8 : stop - start // 8 * 8]
 
 
-def _truncated_binary(divisor: int) -> tuple[int, int]:
+def truncated_binary(divisor: int) -> tuple[int, int]:
     """`(width, short)`: remainders below `short` take `width` bits, the others one more."""
     width = divisor.bit_length() - 1
     return width, (2 << width) - divisor
+
+
+def _truncated_binaries(divisors: Numbers) -> tuple[Numbers, Numbers]:
+    """The same for several; equal ones mostly stand side by side."""
+    starts = np.flatnonzero(np.diff(divisors, prepend=0))
+    runs = np.diff(starts, append=divisors.size)
+    each = [truncated_binary(divisor) for divisor in divisors[starts].tolist()]
+    widths, short = np.array(each, dtype=np.int64).reshape(-1, 2).T
+    return np.repeat(widths, runs), np.repeat(short, runs)
 
 
 def _downwards(divisor: int) -> Iterator[int]:

@@ -23,7 +23,7 @@ __all__ = ["Layout", "Support", "code_support", "read_support", "rivals"]
 
 
 class Layout(IntEnum):
-    """How the sent coordinates are told. Numbers 5 to 14 are free for later, 15 for a second byte of layouts."""
+    """How the sent coordinates are told. Numbers 6 to 14 are free for later, 15 for a second byte of layouts."""
 
     NOTHING = 0
     """No coordinate is sent."""
@@ -35,6 +35,8 @@ class Layout(IntEnum):
     """The same of those that are not sent, for a density above one half."""
     BITMAP = 4
     """A bitmap, one bit a coordinate, as a zstd frame: for supports that lie in clusters."""
+    RANKED = 5
+    """Golomb codes along the ranking that both ends make from the base version (`contexts`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,8 @@ the layout byte by byte. Refuses to know rounds, gateways and files.
 Rules:
 - The law: decoded + new residual == delta + old residual, to float32 rounding. What is not sent is never lost here.
 - Deterministic: no randomness, ties by index. `Encoded.sent` is what `decode` gives at the other end, exactly.
-- Length and spec come from the task, never from the payload. The checksum covers them, so that a payload made for
-  others is refused.
+- Length, spec and contexts come from the task and the base version, never from the payload. The checksum covers
+  them, so that a payload made for others is refused.
 - Bytes from outside raise `PayloadError` and nothing else; memory is bounded by length and payload.
 """
 
@@ -20,15 +20,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_compression.bits import BitReader
+from fedmq_compression.bits import BitReader, Bits
+from fedmq_compression.contexts import Contexts, code_ranked, code_signs, read_ranked, read_signs
 from fedmq_compression.frame import PayloadError, Reader, deflate, inflate, scale_bytes, seal, unseal, varint
-from fedmq_compression.indices import Layout, Support, code_support, read_support
+from fedmq_compression.indices import Layout, code_support, read_support
 from fedmq_compression.integers import decode_integers, encode_integers
 from fedmq_compression.quantize import LIMIT, codes_size, from_codes, levels_of, to_codes
 from fedmq_compression.sparsify import largest
 
 __all__ = [
     "CodecSpec",
+    "Contexts",
     "Decoded",
     "Encoded",
     "PayloadError",
@@ -120,10 +122,17 @@ class Encoded:
     """What was not sent, `(length,) float32`: goes into the next `encode`."""
 
 
-def encode(delta: NDArray[np.float32], spec: CodecSpec, residual: NDArray[np.float32] | None = None) -> Encoded:
+def encode(
+    delta: NDArray[np.float32],
+    spec: CodecSpec,
+    residual: NDArray[np.float32] | None = None,
+    *,
+    contexts: Contexts | None = None,
+) -> Encoded:
     """Codes `delta + residual`, `(length,) float32`, with error feedback (Seide et al. 2014; Stich et al. 2018).
 
-    Raises ValueError where the sum is not finite or not below 64 in magnitude.
+    With `contexts` the payload is shorter, and whoever decodes it needs the same. Raises ValueError where the sum is
+    not finite or not below 64 in magnitude.
     """
     wanted = _sum(delta, residual)
     length = wanted.size
@@ -139,16 +148,18 @@ def encode(delta: NDArray[np.float32], spec: CodecSpec, residual: NDArray[np.flo
     if not levels.any():
         indices, levels = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     sent = Decoded(length=length, indices=indices, steps=levels * scale, step=spec.step)
-    body = _body(levels, scale, indices, length, spec)
-    return Encoded(payload=seal(body, spec.agreed(length)), sent=sent, residual=_left(wanted, sent))
+    agreed = _agreed(length, spec, contexts)
+    body = _body(levels, scale, indices, length, spec, contexts)
+    return Encoded(payload=seal(body, agreed), sent=sent, residual=_left(wanted, sent))
 
 
-def decode(payload: bytes, length: int, spec: CodecSpec) -> Decoded:
-    """What `encode` made for this length and spec; anything else is a `PayloadError`."""
+def decode(payload: bytes, length: int, spec: CodecSpec, *, contexts: Contexts | None = None) -> Decoded:
+    """What `encode` made for this length, spec and contexts; anything else is a `PayloadError`."""
     _check_length(length)
+    agreed = _agreed(length, spec, contexts)
     # Values, two bits a coordinate for the indices, and the head: the smallest layout is never larger.
     at_most = codes_size(length, spec.bits + 2) + 64
-    reader = Reader(unseal(payload, spec.agreed(length), at_most=at_most))
+    reader = Reader(unseal(payload, agreed, at_most=at_most))
     head = reader.byte()
     flags = head & 15
     target = spec.target(length)
@@ -162,6 +173,8 @@ def decode(payload: bytes, length: int, spec: CodecSpec) -> Decoded:
         return Decoded(length=length, indices=nothing, steps=nothing, step=spec.step)
     if (layout is Layout.DENSE) != (target == length):
         raise PayloadError(f"layout {layout.name}, where {target} of {length} coordinates are expected")
+    if layout is Layout.RANKED and contexts is None:
+        raise PayloadError("the payload is coded along a ranking, and there are no contexts")
     _check_flags(flags, layout, spec)
     count = target
     if flags & COUNT_STATED:
@@ -172,7 +185,7 @@ def decode(payload: bytes, length: int, spec: CodecSpec) -> Decoded:
     if flags & DIVISOR_STATED:
         divisor = reader.varint(what="the divisor", at_least=1, at_most=MAX_LENGTH)
     scale = 1 if spec.bits == 32 else reader.scale()
-    return _sections(reader, layout, length, count, divisor, scale, bool(flags & VALUES_PACKED), spec)
+    return _sections(reader, layout, length, count, divisor, scale, bool(flags & VALUES_PACKED), spec, contexts)
 
 
 # --- encoding --------------------------------------------------------------------------------------------------------
@@ -201,41 +214,54 @@ def _sparse_levels(values: NDArray[np.float32], spec: CodecSpec) -> tuple[NDArra
 
 
 def _body(
-    levels: NDArray[np.int64], scale: int, indices: NDArray[np.int64] | None, length: int, spec: CodecSpec
+    levels: NDArray[np.int64],
+    scale: int,
+    indices: NDArray[np.int64] | None,
+    length: int,
+    spec: CodecSpec,
+    contexts: Contexts | None,
 ) -> bytes:
     """Everything but the checksum."""
     if not levels.size:
         return bytes([Layout.NOTHING << 4])
-    dense = indices is None
-    codes = to_codes(levels, spec.bits, spec.step, dense=dense)
-    support = None if indices is None else code_support(indices, length)
     flags = 0
     numbers = b""
     if levels.size != spec.target(length):
         flags |= COUNT_STATED
         numbers += varint(levels.size)
-    if support is not None and support.divisor is not None:
-        flags |= DIVISOR_STATED
-        numbers += varint(support.divisor)
-    if spec.bits != 32:
-        numbers += scale_bytes(scale)
-    sections = _join(codes, levels.size * spec.bits, support)
+    told_scale = b"" if spec.bits == 32 else scale_bytes(scale)
+    codes = to_codes(levels, spec.bits, spec.step, dense=indices is None)
+    if indices is None:
+        sections, packed = _values(codes, levels.size, np.zeros(0, dtype=np.uint8), spec, dense=True)
+        return bytes([Layout.DENSE << 4 | flags | packed]) + numbers + told_scale + sections
+    support = code_support(indices, length)
+    divisor = b""
+    divisor_flag = 0
+    if support.divisor is not None:
+        divisor_flag, divisor = DIVISOR_STATED, varint(support.divisor)
+    sections, packed = _values(codes, levels.size, support.bits, spec, dense=False)
+    body = bytes([support.layout << 4 | flags | divisor_flag | packed]) + numbers + divisor + told_scale + sections
+    if contexts is None:
+        return body
+    ranked = code_ranked(contexts, indices)
+    if spec.bits == 1:
+        sections, packed = np.packbits(np.concatenate([ranked, code_signs(contexts, indices, levels < 0)])).tobytes(), 0
+    else:
+        sections, packed = _values(codes, levels.size, ranked, spec, dense=False)
+    rival = bytes([Layout.RANKED << 4 | flags | packed]) + numbers + told_scale + sections
+    return rival if len(rival) < len(body) else body
+
+
+def _values(codes: bytes, count: int, support: Bits, spec: CodecSpec, *, dense: bool) -> tuple[bytes, int]:
+    """The codes, and right behind their last bit those of the indices; with the flag of what was done to them."""
+    bits = np.unpackbits(np.frombuffer(codes, dtype=np.uint8), count=count * spec.bits)
+    sections = np.packbits(np.concatenate([bits, support])).tobytes()
     if spec.bits in (4, 8):
         frame = deflate(codes)
-        packed = (b"" if dense else varint(len(frame))) + frame + _join(b"", 0, support)
+        packed = (b"" if dense else varint(len(frame))) + frame + np.packbits(support).tobytes()
         if len(packed) < len(sections):
-            flags |= VALUES_PACKED
-            sections = packed
-    layout = Layout.DENSE if support is None else support.layout
-    return bytes([layout << 4 | flags]) + numbers + sections
-
-
-def _join(codes: bytes, code_bits: int, support: Support | None) -> bytes:
-    """The codes, and right behind their last bit those of the indices."""
-    if support is None:
-        return codes
-    bits = np.unpackbits(np.frombuffer(codes, dtype=np.uint8), count=code_bits)
-    return np.packbits(np.concatenate([bits, support.bits])).tobytes()
+            return packed, VALUES_PACKED
+    return sections, 0
 
 
 def _left(wanted: NDArray[np.float32], sent: Decoded) -> NDArray[np.float32]:
@@ -259,7 +285,16 @@ def _sections(
     scale: int,
     packed: bool,
     spec: CodecSpec,
+    contexts: Contexts | None,
 ) -> Decoded:
+    if layout is Layout.RANKED and spec.bits == 1 and contexts is not None:
+        bits = BitReader(reader.rest())
+        indices = read_ranked(bits, contexts, count)
+        negative = read_signs(bits, contexts, indices)
+        bits.end()
+        signs = np.packbits(negative).tobytes()
+        steps = from_codes(signs, count, 1, scale, spec.step, dense=False)
+        return Decoded(length=length, indices=indices, steps=steps, step=spec.step)
     dense = layout is Layout.DENSE
     size = codes_size(count, spec.bits)
     if packed:
@@ -272,13 +307,25 @@ def _sections(
         if len(rest) < size or (dense and len(rest) > size):
             raise PayloadError(f"{len(rest)} bytes of values, expected {'' if dense else 'at least '}{size}")
         codes = rest[:size]
-    indices = None
+    found: NDArray[np.int64] | None = None
     if dense:
         _check_padding(codes, count * spec.bits)
+    elif layout is Layout.RANKED and contexts is not None:
+        bits = BitReader(rest, start)
+        found = read_ranked(bits, contexts, count)
+        bits.end()
     else:
-        indices = read_support(BitReader(rest, start), layout, length, count, divisor)
+        found = read_support(BitReader(rest, start), layout, length, count, divisor)
     steps = from_codes(codes, count, spec.bits, scale, spec.step, dense=dense)
-    return Decoded(length=length, indices=indices, steps=steps, step=spec.step)
+    return Decoded(length=length, indices=found, steps=steps, step=spec.step)
+
+
+def _agreed(length: int, spec: CodecSpec, contexts: Contexts | None) -> bytes:
+    if contexts is None:
+        return spec.agreed(length)
+    if contexts.length != length:
+        raise ValueError(f"contexts of {contexts.length} coordinates for a delta of {length}")
+    return spec.agreed(length) + contexts.mark
 
 
 def _check_length(length: int) -> None:

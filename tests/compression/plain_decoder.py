@@ -7,7 +7,9 @@ input: only the package itself is meant for bytes from outside.
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator
+from math import isqrt
 
 import zstandard
 
@@ -25,12 +27,16 @@ class Bits:
         return number
 
     def golomb(self, count: int, divisor: int) -> list[int]:
-        width = divisor.bit_length() - 1
-        short = 2 ** (width + 1) - divisor
-        rests = [self.field(width) for _ in range(count)]
-        rests = [rest if rest < short else 2 * rest + next(self.stream) - short for rest in rests]
+        return self.ragged([divisor] * count)
+
+    def ragged(self, divisors: list[int]) -> list[int]:
+        rests = [self.field(divisor.bit_length() - 1) for divisor in divisors]
+        for at, divisor in enumerate(divisors):
+            short = 2 ** divisor.bit_length() - divisor
+            if rests[at] >= short:
+                rests[at] += rests[at] + next(self.stream) - short
         numbers = []
-        for rest in rests:
+        for rest, divisor in zip(rests, divisors, strict=True):
             quotient = 0
             while next(self.stream) == 0:
                 quotient += 1
@@ -73,10 +79,130 @@ def unzstd(frame: bytes) -> bytes:
     return zstandard.ZstdDecompressor().decompress(ZSTD_MAGIC + frame)
 
 
-def decode(payload: bytes, length: int, bits: int, density: float, exponent: int) -> tuple[list[int] | None, list[int]]:
+def eighths(number: int) -> int:
+    """The largest e with 2^(e/8) <= number: compared as eighth powers, in whole numbers."""
+    found = 0
+    while 2 ** (found + 1) <= number**8:
+        found += 1
+    return found
+
+
+def ranking(displacement: list[int], shapes: list[list[int]]) -> list[int]:
+    """Coordinates, the likeliest first."""
+    moved = [abs(number) for number in displacement]
+    scale = max(1, (sum(moved) << 8) // len(moved) // 64)
+    scores = []
+    start = 0
+    for rows, columns in shapes:
+        block = [moved[start + row * columns : start + (row + 1) * columns] for row in range(rows)]
+        along_rows = [eighths((sum(row) << 8) // columns // scale + 1) for row in block]
+        along_columns = [eighths((sum(column) << 8) // rows // scale + 1) for column in zip(*block, strict=True)]
+        scores += [4 * row + 3 * column for row in along_rows for column in along_columns]
+        start += rows * columns
+    return sorted(range(len(scores)), key=lambda index: (-scores[index], index))
+
+
+def class_ends(length: int, count: int) -> list[int]:
+    ends = [length]
+    while True:
+        end = length >> len(ends) // 2
+        if len(ends) % 2:
+            end = end * 181 >> 8
+        if end < max(8, count):
+            return ends[::-1]
+        ends.append(end)
+
+
+def class_counts(bits: Bits, count: int, classes: int) -> list[int]:
+    """How many are sent below each class's end."""
+    within, share = [count], 860
+    for _ in range(classes - 1):
+        n = within[-1]
+        middle = (n * share + 512) >> 10
+        divisor = max(1, isqrt(n * share * (1024 - share)) * 5 >> 12)
+        folded = bits.golomb(1, divisor)[0]
+        sides = min(middle, n - middle)
+        if folded > 2 * sides:
+            inner = middle - (folded - sides) if middle > n - middle else middle + (folded - sides)
+        else:
+            inner = middle + folded // 2 if folded % 2 == 0 else middle - (folded + 1) // 2
+        if n >= 4:
+            share = min(992, max(32, (share + (inner * 1024 + 512) // (n + 1)) // 2))
+        within.append(inner)
+    return within[::-1]
+
+
+def ranked_indices(bits: Bits, order: list[int], count: int) -> list[int]:
+    ends = class_ends(len(order), count)
+    within = class_counts(bits, count, len(ends))
+    classes = []
+    for start, end, first, last in zip([0, *ends], ends, [0, *within], within, strict=False):
+        size, sent = end - start, last - first
+        told = size - sent if 2 * sent > size else sent
+        classes.append((start, size, sent, told, natural(size, told)))
+    divisors = [divisor for _, _, _, told, divisor in classes for _ in range(told)]
+    gaps = iter(bits.ragged(divisors))
+    ranks = []
+    for start, size, sent, told, _ in classes:
+        at = -1
+        places = []
+        for _ in range(told):
+            at += next(gaps) + 1
+            places.append(at)
+        if told != sent:
+            places = sorted(set(range(size)) - set(places))
+        ranks += [start + place for place in places]
+    return sorted(order[rank] for rank in ranks)
+
+
+def rare(bits: Bits, size: int) -> list[bool]:
+    count = bits.field(size.bit_length())
+    few = min(count, size - count)
+    told = set(bits.indices(few, natural(size, few))) if few else set()
+    return [(place in told) != (2 * count > size) for place in range(size)]
+
+
+def ranked_signs(bits: Bits, indices: list[int], displacement: list[int], shapes: list[list[int]]) -> list[bool]:
+    """Which are negative."""
+    plan = bits.field(2)
+    if plan == 0:
+        return [bits.field(1) == 1 for _ in indices]
+    if plan == 2:
+        plain = {index: bits.field(1) == 1 for index in indices if displacement[index] == 0}
+        leaning = [index for index in indices if displacement[index] != 0]
+        turns = dict(zip(leaning, rare(bits, len(leaning)), strict=True))
+        return [plain[i] if i in plain else turns[i] != (displacement[i] < 0) for i in indices]
+    column_of = []
+    for number, (rows, columns) in enumerate(shapes):
+        column_of += [(number, at % columns) for at in range(rows * columns)]
+    by_column = sorted(indices, key=lambda index: (column_of[index], index))
+    opens = [at == 0 or column_of[by_column[at - 1]] != column_of[index] for at, index in enumerate(by_column)]
+    firsts = [bits.field(1) == 1 for opened in opens if opened]
+    turns_left = iter(rare(bits, len(indices) - len(firsts)))
+    first = iter(firsts)
+    negative: dict[int, bool] = {}
+    last = False
+    for index, opened in zip(by_column, opens, strict=True):
+        last = next(first) if opened else last != next(turns_left)
+        negative[index] = last
+    return [negative[index] for index in indices]
+
+
+def decode(
+    payload: bytes,
+    length: int,
+    bits: int,
+    density: float,
+    exponent: int,
+    displacement: list[int] | None = None,
+    shapes: list[list[int]] | None = None,
+) -> tuple[list[int] | None, list[int]]:
     """`(indices, steps)` of a delta; indices are None where all are sent."""
     sent = max(1, round(density * length))
-    assert crc(struct.pack("<BbII", bits, exponent, length, sent) + payload[:-2]) == int.from_bytes(payload[-2:], "big")
+    agreed = struct.pack("<BbII", bits, exponent, length, sent)
+    if displacement is not None:
+        agreed += zlib.crc32(struct.pack(f"<{length}i", *displacement)).to_bytes(4, "big")
+    assert crc(agreed + payload[:-2]) == int.from_bytes(payload[-2:], "big")
     data = iter(payload[:-2])
     layout, flags = divmod(next(data), 16)
     if layout == 0:
@@ -85,6 +211,11 @@ def decode(payload: bytes, length: int, bits: int, density: float, exponent: int
     divisor = varint(data) if flags & 2 else natural(length, count if layout == 2 else length - count)
     scale = 1 if bits == 32 else read_scale(data)
     size = (count * bits + 7) // 8
+    if layout == 5 and bits == 1:
+        stream = Bits(bytes(data))
+        indices = ranked_indices(stream, ranking(displacement or [], shapes or []), count)
+        signs = ranked_signs(stream, indices, displacement or [], shapes or [])
+        return indices, [-scale if negative else scale for negative in signs]
     if flags & 4:
         frame_size = varint(data) if layout != 1 else None
         rest = bytes(data)
@@ -101,6 +232,8 @@ def decode(payload: bytes, length: int, bits: int, density: float, exponent: int
         return None, steps
     if layout == 2:
         return places.indices(count, divisor), steps
+    if layout == 5:
+        return ranked_indices(places, ranking(displacement or [], shapes or []), count), steps
     if layout == 3:
         unsent = set(places.indices(length - count, divisor))
         return [index for index in range(length) if index not in unsent], steps

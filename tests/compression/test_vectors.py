@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedmq_compression.contexts import Contexts
 from fedmq_compression.indices import Layout
 from fedmq_compression.integers import Plan
 from fedmq_compression.pipeline import CodecSpec, decode, decode_integers, encode, encode_integers
@@ -40,6 +41,24 @@ def test_a_golden_delta_decodes_to_its_steps(case: dict[str, Any]) -> None:
     assert (None if decoded.indices is None else decoded.indices.tolist()) == case["indices"]
 
 
+@pytest.mark.parametrize("case", cases("ranked"))
+def test_a_golden_delta_along_a_ranking_decodes_to_its_steps(case: dict[str, Any]) -> None:
+    spec = CodecSpec(bits=case["bits"], density=case["density"], step=2.0 ** case["step_exponent"])
+    displacement = np.array(case["displacement"], dtype=np.int32)
+    contexts = Contexts.of(displacement, [tuple(shape) for shape in case["shapes"]])
+    decoded = decode(bytes.fromhex(case["payload"]), displacement.size, spec, contexts=contexts)
+    assert decoded.steps.tolist() == case["steps"]
+    assert decoded.indices is not None
+    assert decoded.indices.tolist() == case["indices"]
+
+
+@pytest.mark.parametrize("case", cases("ranked"))
+def test_the_documented_layout_suffices_to_decode_along_a_ranking(case: dict[str, Any]) -> None:
+    payload = bytes.fromhex(case["payload"])
+    given = (case["bits"], case["density"], case["step_exponent"], case["displacement"], case["shapes"])
+    assert PLAIN.decode(payload, len(case["displacement"]), *given) == (case["indices"], case["steps"])
+
+
 @pytest.mark.parametrize("case", cases("integers"))
 def test_golden_integers_decode_to_their_values(case: dict[str, Any]) -> None:
     assert decode_integers(bytes.fromhex(case["payload"]), case["length"]).tolist() == case["values"]
@@ -67,7 +86,8 @@ def test_the_example_of_the_documentation_is_what_is_made() -> None:
 
 
 def test_there_is_a_golden_payload_of_every_layout() -> None:
-    deltas = {int(parameter.values[0]["payload"][0], 16) for parameter in cases("deltas")}
+    made = cases("deltas") + cases("ranked")
+    deltas = {int(parameter.values[0]["payload"][0], 16) for parameter in made}
     integers = {int(parameter.values[0]["payload"][:2], 16) & 0x7F for parameter in cases("integers")}
     assert deltas == set(Layout)
     assert integers == set(Plan)

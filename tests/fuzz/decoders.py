@@ -21,8 +21,9 @@ import msgspec
 import numpy as np
 from fedmq_compression import pipeline
 from fedmq_compression.bits import BitReader, golomb
+from fedmq_compression.contexts import Contexts
 from fedmq_compression.frame import PayloadError, deflate, inflate, seal
-from fedmq_compression.indices import rivals
+from fedmq_compression.indices import Layout, Support, rivals
 from fedmq_compression.integers import layouts
 from fedmq_compression.pipeline import CodecSpec, decode, decode_integers, encode, encode_integers
 from fedmq_edge_node.memory import GatewayState
@@ -86,6 +87,7 @@ def decoders() -> dict[str, Decoder]:
     """All of them by name; making the seeds takes a second or two."""
     made = (
         Decoder(name="delta", chosen=2, read=read_delta, seeds=tuple(delta_seeds()), units=delta_length),
+        Decoder(name="ranked", chosen=2, read=read_ranked, seeds=tuple(ranked_seeds()), units=ranked_length),
         Decoder(name="integers", chosen=2, read=read_integers, seeds=tuple(integer_seeds()), units=integers_length),
         Decoder(name="zstd", chosen=1, read=read_zstd, seeds=tuple(zstd_seeds()), units=zstd_size),
         Decoder(name="golomb", chosen=4, read=read_golomb, seeds=tuple(golomb_seeds())),
@@ -108,15 +110,16 @@ def delta_choice(bits: int, density: float, step: float, length: int) -> bytes:
     return bytes([first, LENGTHS.index(length) | DENSITIES.index(density) << 4])
 
 
-def read_delta(data: bytes) -> bool:
+def read_delta(data: bytes, contexts: Contexts | None = None) -> bool:
     if len(data) < 2:
         return False
-    length = delta_length(data)
+    length = delta_length(data) if contexts is None else contexts.length
     spec = CodecSpec(bits=BITS[data[0] & 3], step=STEPS[data[0] >> 2 & 3], density=DENSITIES[data[1] >> 4 & 7])
     body = data[2:]
-    payload = body if data[0] & UNSEALED else seal(body, spec.agreed(length))
+    agreed = spec.agreed(length) + (b"" if contexts is None else contexts.mark)
+    payload = body if data[0] & UNSEALED else seal(body, agreed)
     try:
-        decoded = decode(payload, length, spec)
+        decoded = decode(payload, length, spec, contexts=contexts)
     except PayloadError:
         return False
     check_decoded(decoded, length, spec)
@@ -184,6 +187,71 @@ def delta_seeds() -> Iterator[bytes]:
     )
 
 
+# --- deltas along a ranking ------------------------------------------------------------------------------------------
+
+
+def contexts_of(shapes: tuple[tuple[int, int], ...], seed: int) -> Contexts:
+    """As after some rounds: a few rows and columns have moved, and most have not."""
+    rng = np.random.default_rng(seed)
+    blocks = [
+        np.outer(rng.random(rows) ** 6, rng.random(columns) ** 6) * rng.choice([-99, 99], (rows, columns))
+        for rows, columns in shapes
+    ]
+    return Contexts.of(np.concatenate([block.ravel() for block in blocks]).astype(np.int32), shapes)
+
+
+RANKED = (
+    contexts_of(((1, 1),), 1),
+    contexts_of(((3, 1), (1, 4)), 2),
+    contexts_of(((20, 10),), 3),
+    contexts_of(((23, 16), (17, 12), (13, 4)), 4),
+    contexts_of(((65, 30), (31, 10)), 5),
+    contexts_of(((100, 100),), 6),
+    Contexts.of(np.zeros(700, dtype=np.int32), ((700, 1),)),
+    contexts_of(((1000, 300),), 7),
+)
+
+
+def ranked_length(data: bytes) -> int:
+    return RANKED[data[1] & 7].length if len(data) > 1 else 0
+
+
+def read_ranked(data: bytes) -> bool:
+    return len(data) >= 2 and read_delta(data, RANKED[data[1] & 7])
+
+
+def ranked_seeds() -> Iterator[bytes]:
+    for number, contexts in enumerate(RANKED[:-1]):
+        for bits in BITS:
+            for density in DENSITIES:
+                spec = CodecSpec(bits=bits, density=density, step=STEPS[1])
+                choice = bytes([BITS.index(bits) | 1 << 2, number | DENSITIES.index(density) << 4])
+                for payload, _ in ranked_payloads(likely(contexts, number), spec, contexts):
+                    if len(payload) < 4000:
+                        yield choice + payload[:-2]
+
+
+def likely(contexts: Contexts, seed: int) -> NDArray[np.float32]:
+    """A delta that is largest where the model has moved, with the signs of its columns."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.exponential(size=contexts.length) * np.where(contexts.rank < contexts.length // 8, 1.0, 0.1)
+    columns = contexts.columns_of(np.arange(contexts.length))
+    return (sizes * np.where(columns % 3 == 0, -1, 1)).astype(np.float32)
+
+
+def ranked_payloads(
+    delta: NDArray[np.float32], spec: CodecSpec, contexts: Contexts
+) -> Iterator[tuple[bytes, pipeline.Encoded]]:
+    """The payload that wins, and the ranked one: where that is dearer, its rival is made to look dearer still."""
+    encoded = encode(delta, spec, contexts=contexts)
+    yield encoded.payload, encoded
+    indices = encoded.sent.indices
+    if indices is not None and 0 < indices.size < contexts.length:
+        dear = Support(layout=Layout.GAPS, divisor=None, bits=np.zeros(40 * contexts.length, dtype=np.uint8))
+        with chosen_support(dear):
+            yield encode(delta, spec, contexts=contexts).payload, encoded
+
+
 # --- whole numbers ---------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +259,7 @@ def integers_length(data: bytes) -> int:
     return LENGTHS[data[1] & 15] if len(data) > 1 else 0
 
 
-def read_integers(data: bytes) -> bool:
+def read_integers(data: bytes, *, code_again: bool = True) -> bool:
     if len(data) < 2:
         return False
     length, max_abs = integers_length(data), MAX_ABS[data[0] & 3]
@@ -204,7 +272,7 @@ def read_integers(data: bytes) -> bool:
     assert values.shape == (length,)
     assert values.dtype == np.int32
     assert np.abs(values.astype(np.int64)).max() <= max_abs
-    if length <= 20_000:
+    if code_again and length <= 20_000:
         again = decode_integers(encode_integers(values), length, max_abs)
         assert np.array_equal(again, values)
     return True

@@ -22,9 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+import numpy as np
 from decoders import Decoder, decoders
+from measure import measure
 from memory import MEBIBYTE, Peak
 from mutations import mutate
+from worst import WORST, read
 
 CORPUS = Path(__file__).parent / "corpus"
 MOST_MEMORY = 64 * MEBIBYTE
@@ -61,7 +64,7 @@ def attempt(decoder: Decoder, data: bytes, tally: Tally, peak: Peak) -> None:
         tally.found(f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.name})", data)
     if time.perf_counter() - began > most_seconds(decoder, data):
         tally_if_slow(decoder, data, tally)
-    if (risen := peak.risen()) > MOST_MEMORY:
+    if tally.inputs % 16 == 0 and (risen := peak.risen()) > MOST_MEMORY:
         tally.found(f"memory rose by {risen // MEBIBYTE} MiB", data)
         peak.restart()
 
@@ -128,6 +131,37 @@ def keep(decoder: Decoder, tally: Tally) -> None:
         print(f"  FOUND {kind}\n        kept as tests/fuzz/corpus/{path.name}")
 
 
+def fit() -> None:
+    """Prints how long each of the worst inputs takes at four lengths of the task, and the slope of that in logarithms.
+
+    1 is proportional to the length, below it a fixed part weighs; what is quadratic shows 2.
+    """
+    lengths = (1_000, 10_000, 100_000, 1_000_000)
+    print(
+        f"{'milliseconds for a task of':45}" + "".join(f"{length:>11,}" for length in lengths) + "   slope, last decade"
+    )
+    for name, make in WORST.items():
+        took = []
+        for length in lengths:
+            data = make(length)
+            read(name, data, length)
+            rounds = []
+            for _ in range(5):
+                began = time.process_time()
+                read(name, data, length)
+                rounds.append(time.process_time() - began)
+            took.append(min(rounds))
+        slope = float(np.polyfit(np.log(lengths), np.log(took), 1)[0])
+        newest = float(np.log10(took[-1] / took[-2]))
+        print(
+            f"{name:45}" + "".join(f"{1e3 * one:11.3f}" for one in took) + f"  {slope:6.2f} {newest:12.2f}", flush=True
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        risen = measure(WORST, lengths[-1], Path(folder))
+    for name, size in sorted(risen.items(), key=lambda item: -item[1])[:8]:
+        print(f"{name:45}{size / MEBIBYTE:8.1f} MiB over the start, at {lengths[-1]:,}")
+
+
 def has_atheris() -> bool:
     try:
         import atheris  # noqa: F401
@@ -145,7 +179,11 @@ def main() -> int:
     parser.add_argument(
         "--guided", type=float, default=0.3, help="share that atheris runs, where there is (%(default)s)"
     )
+    parser.add_argument("--fit", action="store_true", help="instead: time and memory of the costliest inputs by length")
     given = parser.parse_args()
+    if given.fit:
+        fit()
+        return 0
 
     every = decoders()
     if unknown := set(given.decoder or ()) - set(every):

@@ -1,23 +1,35 @@
-"""The costliest inputs that can be thought of, each at any length of the task: `worst_cases(length)`.
+"""The costliest inputs that can be thought of, each at any length of the task: `WORST[name](length)`.
 
-Two kinds: honest ones, where everything is sent in the most wasteful layout, and lies that would make a trusting
-decoder allocate or work without end. Inputs as in `decoders`: a choice, then the body.
+`read(name, data, length)` decodes one. Two kinds: honest ones, where everything is sent in the most wasteful layout,
+and lies that would make a trusting decoder allocate or work without end. Inputs as in `decoders`: a choice, then the
+body.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
-from decoders import LENGTHS, chosen_support, delta_choice
+from decoders import (
+    LENGTHS,
+    chosen_support,
+    contexts_of,
+    delta_choice,
+    likely,
+    ranked_payloads,
+    read_delta,
+    read_integers,
+)
 from fedmq_compression.bits import golomb
+from fedmq_compression.contexts import Contexts
 from fedmq_compression.frame import varint
 from fedmq_compression.indices import Layout, rivals
 from fedmq_compression.integers import Plan, layouts
 from fedmq_compression.pipeline import CodecSpec, encode
 
-__all__ = ["HONEST", "LIES", "WORST", "bomb"]
+__all__ = ["HONEST", "LIES", "WORST", "bomb", "ranking", "read"]
 
 STEP = 2.0**-24
 
@@ -80,6 +92,28 @@ def lying_integers(body: Callable[[int], bytes]) -> Callable[[int], bytes]:
     return lambda length: integers_choice(length) + body(length)
 
 
+@cache
+def ranking(length: int) -> Contexts:
+    shapes = ((length // 20, 20),) if length % 20 == 0 else ((length, 1),)
+    return contexts_of(shapes, length)
+
+
+def honest_ranked(bits: int, density: float) -> Callable[[int], bytes]:
+    def make(length: int) -> bytes:
+        spec = CodecSpec(bits=bits, density=density, step=STEP)
+        (_, (payload, _)) = ranked_payloads(likely(ranking(length), length), spec, ranking(length))
+        assert payload[0] >> 4 == Layout.RANKED
+        return delta_choice(bits, density, STEP, length) + payload[:-2]
+
+    return make
+
+
+def read(name: str, data: bytes, length: int) -> bool:
+    if name.startswith("integers"):
+        return read_integers(data, code_again=False)
+    return read_delta(data, ranking(length) if name.startswith("ranked") else None)
+
+
 HONEST: dict[str, Callable[[int], bytes]] = {
     **{
         f"{bits} bits, density {density}, {layout.name.lower()}": honest_delta(bits, density, layout)
@@ -103,6 +137,10 @@ HONEST: dict[str, Callable[[int], bytes]] = {
         )
     },
     "integers, golomb, 32 bits each": wide_golomb,
+    **{
+        f"ranked, {bits} bits, density {density}": honest_ranked(bits, density)
+        for bits, density in ((1, 0.01), (1, 0.3), (1, 0.8), (8, 0.3), (32, 0.8))
+    },
 }
 
 LIES: dict[str, Callable[[int], bytes]] = {
@@ -124,6 +162,9 @@ LIES: dict[str, Callable[[int], bytes]] = {
         1, 0.5, lambda n: b"\x40\x01" + bytes(n // 16) + bomb((n + 7) // 8, 1 << 26)[: n // 4]
     ),
     "a frame of empty blocks": lying_delta(8, 1.0, lambda n: b"\x14\x01\xa0" + struct.pack("<I", n) + bytes(n)),
+    "ranked, nothing but ends": lying_delta(1, 0.8, lambda n: b"\x50\x01" + b"\xff" * most_bytes(n, 0)),
+    "ranked, no end": lying_delta(1, 0.5, lambda n: b"\x50\x01" + bytes(most_bytes(n, 0))),
+    "ranked, junk": lying_delta(1, 0.3, lambda n: b"\x50\x01" + np.random.default_rng(n).bytes(most_bytes(n, 0))),
     "integers, nothing but ends": lying_integers(lambda n: b"\x82\x01" + b"\xff" * (5 * n)),
     "integers, no end": lying_integers(lambda n: b"\x82\x01" + bytes(5 * n)),
     "integers, the widest fields": lying_integers(lambda n: b"\x82" + varint((1 << 31) - 1) + b"\xff" * (5 * n)),

@@ -3,8 +3,8 @@
     python tests/vectors/make_vectors.py
 
 `deltas.json`: a payload in hex, and what it decodes to: `indices` (null where dense) and `steps`, whole numbers of
-2^`step_exponent`. `integers.json`: a payload in hex and the numbers. A decoder in any language is right when it
-gives these.
+2^`step_exponent`. `ranked.json`: the same, with the `displacement` and the `shapes` of which both ends make the
+ranking. `integers.json`: a payload in hex and the numbers. A decoder in any language is right when it gives these.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fedmq_compression.contexts import Contexts
 from fedmq_compression.frame import seal
 from fedmq_compression.integers import layouts
 from fedmq_compression.pipeline import CodecSpec, encode, encode_integers
@@ -78,6 +79,54 @@ def make_deltas() -> list[dict[str, Any]]:
     return made
 
 
+SHAPES = ((14, 12), (13, 9), (10, 4))
+
+
+def ranked_cases() -> dict[str, tuple[np.ndarray[Any, np.dtype[np.float32]], CodecSpec, np.ndarray[Any, Any]]]:
+    """Deltas that lie where the model has moved before: a few rows and columns of each block."""
+    length = sum(rows * columns for rows, columns in SHAPES)
+    drawn = values(length, 7)
+    where = []
+    for rows, columns in SHAPES:
+        row, column = np.indices((rows, columns))
+        where.append(((row % 4 == 1) * 3 + (column % 5 == 2) * 2 + (row + column) % 2).ravel())
+    likely = np.concatenate(where)
+    moved = (likely * likely * (1 + np.arange(length) % 3)).astype(np.int32)
+    signs = np.where(np.concatenate([np.indices(shape)[1].ravel() for shape in SHAPES]) % 3 == 0, -1, 1)
+    leaning = moved * np.where(drawn < 0, -1, 1).astype(np.int32)
+    size = np.abs(drawn) * likely + np.float32(2.0**-10)
+    cases = {}
+    for bits in (1, 4, 8, 32):
+        for density in (0.06, 0.2):
+            spec = CodecSpec(bits=bits, density=density, step=2.0**-12)
+            cases[f"{bits} bits, density {density}, signs by column"] = ((size * signs).astype(np.float32), spec, moved)
+            lean = (size * np.sign(drawn)).astype(np.float32)
+            cases[f"{bits} bits, density {density}, signs as they lean"] = (lean, spec, leaning)
+    return cases
+
+
+def make_ranked() -> list[dict[str, Any]]:
+    made = []
+    for name, (delta, spec, displacement) in ranked_cases().items():
+        contexts = Contexts.of(displacement.astype(np.int32), SHAPES)
+        encoded = encode(delta, spec, contexts=contexts)
+        assert encoded.sent.indices is not None
+        made.append(
+            {
+                "name": name,
+                "bits": spec.bits,
+                "density": spec.density,
+                "step_exponent": int(np.log2(spec.step)),
+                "shapes": SHAPES,
+                "displacement": displacement.tolist(),
+                "payload": encoded.payload.hex(),
+                "indices": encoded.sent.indices.tolist(),
+                "steps": encoded.sent.steps.tolist(),
+            }
+        )
+    return made
+
+
 def make_integers() -> list[dict[str, Any]]:
     made = []
     for name, numbers in integer_cases().items():
@@ -92,7 +141,7 @@ def make_integers() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    for name, made in (("deltas", make_deltas()), ("integers", make_integers())):
+    for name, made in (("deltas", make_deltas()), ("ranked", make_ranked()), ("integers", make_integers())):
         lines = ",\n".join(json.dumps(case) for case in made)
         (HERE / f"{name}.json").write_text(f"[\n{lines}\n]\n")
 
