@@ -106,6 +106,14 @@ class Decoded:
             # No index comes twice, so that this needs no np.add.at.
             total[self.indices] += self.steps * weight
 
+    def whole_steps(self) -> NDArray[np.int32]:
+        """Steps of all coordinates, `(length,) int32`: what a broadcast delta adds to the integer model."""
+        if self.indices is None:
+            return self.steps.astype(np.int32)
+        whole = np.zeros(self.length, dtype=np.int32)
+        whole[self.indices] = self.steps
+        return whole
+
     def norm(self) -> float:
         """L2 norm of the values."""
         return float(np.sqrt(np.sum(np.square(self.steps.astype(np.float64))))) * self.step

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
-from fedmq_compression.pipeline import CodecSpec, Decoded, encode
+from fedmq_compression.pipeline import CodecSpec, Contexts, Decoded, encode
 from numpy.typing import NDArray
 
 __all__ = ["FIXED_POINT_BITS", "MAX_WEIGHT", "ServerState", "ServerStep", "WeightedMean", "server_step", "weights"]
@@ -91,26 +91,26 @@ class ServerStep:
 
 
 def server_step(
-    mean: NDArray[np.float64], state: ServerState, codec: CodecSpec, *, momentum: float, learning_rate: float
+    mean: NDArray[np.float64],
+    state: ServerState,
+    codec: CodecSpec,
+    *,
+    momentum: float,
+    learning_rate: float,
+    contexts: Contexts | None = None,
 ) -> ServerStep:
     """One step of FedAvgM (Hsu, Qi, Brown 2019, arXiv:1909.06335), coded with error feedback for the way down.
 
+    `contexts` are those of the version it starts from.
     The law: steps * codec.step + new residual == learning_rate * velocity + old residual.
     """
     velocity = momentum * state.momentum + mean
     wanted = learning_rate * velocity + state.residual
     # Momentum can carry updates that were within bounds beyond what the codec takes: the rest waits in the residual.
-    encoded = encode(np.clip(wanted, -_MOST_IN_A_STEP, _MOST_IN_A_STEP).astype(np.float32), codec)
+    encoded = encode(np.clip(wanted, -_MOST_IN_A_STEP, _MOST_IN_A_STEP).astype(np.float32), codec, contexts=contexts)
     residual = wanted - encoded.sent.dense()
     return ServerStep(
         delta=encoded.payload,
-        steps=whole_steps(encoded.sent),
+        steps=encoded.sent.whole_steps(),
         state=ServerState(momentum=velocity, residual=residual),
     )
-
-
-def whole_steps(decoded: Decoded) -> NDArray[np.int32]:
-    """`(length,) int32`: what a decoded delta adds to the integer model."""
-    steps = np.zeros(decoded.length, dtype=np.int64)
-    decoded.add_to(steps, 1)
-    return steps.astype(np.int32)

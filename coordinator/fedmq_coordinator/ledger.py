@@ -103,6 +103,7 @@ CREATE TABLE versions (
     round INTEGER,
     created_at REAL NOT NULL,
     delta BLOB NOT NULL,                  -- as broadcast; empty for the start of a lineage
+    steps BLOB NOT NULL,                  -- the same as whole numbers, which need no contexts to be read
     PRIMARY KEY (lineage, number)
 ) STRICT;
 CREATE TABLE catch_ups (                  -- answers to gateways that missed deltas, published once for all askers
@@ -202,6 +203,7 @@ class Version:
     round: int | None
     created_at: float
     delta: bytes
+    steps: bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-from fedmq_compression.pipeline import CodecSpec, Decoded, decode
+from fedmq_compression.pipeline import CodecSpec, Contexts, Decoded, decode, decode_integers, encode_integers
 from fedmq_protocol.task import UPLINK_STEP, Task, initial_steps, model_digest, short, to_parameters
 from numpy.typing import NDArray
 
 from fedmq_coordinator import scaling
-from fedmq_coordinator.aggregate import ServerState, WeightedMean, server_step, whole_steps
+from fedmq_coordinator.aggregate import ServerState, WeightedMean, server_step
 from fedmq_coordinator.ledger import Ledger, LedgerError, Version
 from fedmq_coordinator.models import ModelStore, Route, catch_up
 
@@ -44,6 +44,8 @@ class Lineage:
         self._up = CodecSpec(bits=task.up.bits, density=task.up.density, step=UPLINK_STEP)
         self._down = CodecSpec(bits=task.down.bits, density=task.down.density, step=task.grid_step)
         self.initial = initial_steps(task.model, task.seed, task.grid_bits)
+        self._ranked: tuple[bytes, Contexts] | None = None
+        """The digest of a version, and what its past tells."""
         self.scaler: bytes | None = None
         """Means, then scales, little-endian float32."""
         known = ledger.get("federation")
@@ -78,7 +80,7 @@ class Lineage:
             self._ledger.forget(key)
         self._save_server()
         self._ledger.erase_payloads()
-        self._save_version(parent=b"", round_id=None, delta=b"", now=now)
+        self._save_version(parent=b"", round_id=None, delta=b"", steps=b"", now=now)
         self._ledger.commit()
         log.info("started lineage %d: %d parameters", self.number, self.task.model.parameters)
 
@@ -105,8 +107,11 @@ class Lineage:
         return b"" if newest is None else newest.delta
 
     def decode(self, payload: bytes) -> Decoded:
-        """An update's payload. Raises PayloadError."""
-        return decode(payload, self.task.model.parameters, self._up)
+        """The payload of an update to the version in force. Raises PayloadError.
+
+        One that is owed from an earlier round, too: a round below quorum leaves the version as it was.
+        """
+        return decode(payload, self.task.model.parameters, self._up, contexts=self._contexts(self._up))
 
     def learn_scaler(self, round_id: int) -> None:
         """From the statistics that the round's gateways told."""
@@ -122,14 +127,22 @@ class Lineage:
 
     def apply(self, mean: WeightedMean, round_id: int, *, momentum: float, learning_rate: float, now: float) -> int:
         """Make the next version from a round's mean; returns its number. What it contains is no longer owed."""
-        made = server_step(mean.mean(), self._server, self._down, momentum=momentum, learning_rate=learning_rate)
+        made = server_step(
+            mean.mean(),
+            self._server,
+            self._down,
+            momentum=momentum,
+            learning_rate=learning_rate,
+            contexts=self._contexts(self._down),
+        )
         parent = self.digest
         self.steps = self.steps + made.steps
         self.digest = model_digest(self.steps)
         self.version += 1
         self._server = made.state
         self._models.save(self.number, self.version, self.steps)
-        self._save_version(parent=parent, round_id=round_id, delta=made.delta, now=now)
+        steps = encode_integers(made.steps)
+        self._save_version(parent=parent, round_id=round_id, delta=made.delta, steps=steps, now=now)
         self._save_server()
         self._ledger.erase_payloads()
         return self.version
@@ -140,15 +153,27 @@ class Lineage:
 
     def route(self, have: int) -> Route:
         """The cheapest lossless way from version `have` to the newest; a negative one knows nothing of this line."""
-        deltas: list[bytes] = []
+        missed: list[Version] = []
         if 0 <= have < self.version and self.version - have <= LONGEST_CHAIN:
-            deltas = [version.delta for version in self._ledger.versions(self.number, after=have)]
-        return catch_up(have, deltas, self._steps_of, self.steps, self.initial)
+            missed = self._ledger.versions(self.number, after=have)
+        length = self.task.model.parameters
+        return catch_up(
+            have,
+            [version.delta for version in missed],
+            (decode_integers(version.steps, length) for version in missed),
+            self.steps,
+            self.initial,
+        )
 
-    def _steps_of(self, delta: bytes) -> NDArray[np.int32]:
-        return whole_steps(decode(delta, self.task.model.parameters, self._down))
+    def _contexts(self, spec: CodecSpec) -> Contexts | None:
+        """Of the version in force; a dense delta has no use for them."""
+        if spec.density == 1:
+            return None
+        if self._ranked is None or self._ranked[0] != self.digest:
+            self._ranked = (self.digest, Contexts.of(self.steps - self.initial, self.task.model.shapes))
+        return self._ranked[1]
 
-    def _save_version(self, *, parent: bytes, round_id: int | None, delta: bytes, now: float) -> None:
+    def _save_version(self, *, parent: bytes, round_id: int | None, delta: bytes, steps: bytes, now: float) -> None:
         self._ledger.save_version(
             Version(
                 lineage=self.number,
@@ -158,6 +183,7 @@ class Lineage:
                 round=round_id,
                 created_at=now,
                 delta=delta,
+                steps=steps,
             )
         )
 

@@ -7,7 +7,7 @@ against the ledger's digest whenever it is read. All ways of catching up are los
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,20 +83,20 @@ class Route:
 def catch_up(
     have: int,
     deltas: Sequence[bytes],
-    steps_of: Callable[[bytes], NDArray[np.int32]],
+    steps: Iterable[NDArray[np.int32]],
     current: NDArray[np.int32],
     initial: NDArray[np.int32],
 ) -> Route:
     """The cheapest way from version `have` to the newest, by measured size.
 
-    `deltas` is what was broadcast for each version after `have`; `steps_of` decodes one to `(P,) int32`. Where it is
+    `deltas` is what was broadcast for each version after `have`, `steps` what each added, `(P,) int32`. Where they are
     empty, because the gap is unknown or too long to be worth a look, only the keyframe remains.
     """
     routes = [Route(kind=CatchUpKind.KEYFRAME, start=0, body=encode_integers(current - initial))]
     if deltas:
         merged = np.zeros_like(current)
-        for delta in deltas:
-            merged += steps_of(delta)
+        for added in steps:
+            merged += added
         routes.append(Route(kind=CatchUpKind.CHAIN, start=have, body=msgspec.msgpack.encode(list(deltas))))
         routes.append(Route(kind=CatchUpKind.MERGED, start=have, body=encode_integers(merged)))
     return min(routes, key=lambda route: len(route.body))

@@ -35,6 +35,9 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     """As its plan has it: what the update says of the model that it was trained from."""
     counter: int
     payload: bytes
+    sent: bytes = b""
+    """What the payload decodes to, as whole numbers (`encode_integers`): its contexts are gone once the model has moved
+    on. Empty where the payload is dense, and needs none."""
     evaluation: Evaluation | None = None
 
 

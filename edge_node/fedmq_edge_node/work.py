@@ -19,7 +19,15 @@ from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
-from fedmq_compression.pipeline import CodecSpec, PayloadError, decode, decode_integers, encode
+from fedmq_compression.pipeline import (
+    CodecSpec,
+    Contexts,
+    PayloadError,
+    decode,
+    decode_integers,
+    encode,
+    encode_integers,
+)
 from fedmq_protocol.messages import (
     CatchUp,
     CatchUpKind,
@@ -46,6 +54,7 @@ __all__ = [
     "advance",
     "catch_up",
     "read_scaler",
+    "sent_by",
     "settle",
     "settle_by_plan",
     "start_over",
@@ -107,7 +116,7 @@ def advance(state: GatewayState, plan: RoundPlan, delta: bytes | None) -> Gatewa
         return state
     if state.version + 1 != plan.base or delta is None:
         raise ModelMismatch(f"version {state.version} is at hand, the plan starts from {plan.base}")
-    steps = state.steps + _delta_steps(_task(state), delta)
+    steps = state.steps + _delta_steps(_task(state), state.steps, delta)
     found = check_of(model_digest(steps))
     if found != plan.model:
         raise ModelMismatch(f"version {plan.base} has check {found:08x} here, {plan.model:08x} promised")
@@ -134,7 +143,7 @@ def catch_up(state: GatewayState, message: CatchUp, body: bytes) -> GatewayState
                 raise ModelMismatch(f"a chain of {len(chain)} deltas, at most {MAX_CHAIN} expected")
             steps = state.steps
             for delta in chain:
-                steps = steps + _delta_steps(task, delta)
+                steps = steps + _delta_steps(task, steps, delta)
         else:
             start = (
                 state.steps
@@ -158,12 +167,18 @@ def settle(state: GatewayState, receipt: Receipt) -> GatewayState:
     if receipt.verdict is Verdict.UNKNOWN:
         return state
     if receipt.verdict is Verdict.ACCEPTED:
-        task = _task(state)
-        sent = decode(pending.payload, task.model.parameters, uplink(task)).dense()
-        return replace(state, pending=None, residual=state.residual - sent)
+        return replace(state, pending=None, residual=state.residual - sent_by(pending, _task(state)))
     if receipt.verdict in (Verdict.NORM, Verdict.NON_FINITE, Verdict.MALFORMED):
         return replace(state, pending=None, residual=np.zeros_like(state.residual))
     return replace(state, pending=None)
+
+
+def sent_by(pending: Pending, task: Task) -> NDArray[np.float32]:
+    """What the coordinator adds to its sum for an update, `(P,) float32`."""
+    length = task.model.parameters
+    if not pending.sent:
+        return decode(pending.payload, length, uplink(task)).dense()
+    return (decode_integers(pending.sent, length) * UPLINK_STEP).astype(np.float32)
 
 
 def settle_by_plan(state: GatewayState, plan: RoundPlan, place: int) -> GatewayState:
@@ -221,12 +236,15 @@ def train_update(
         return Trained(state=state, loss=result.loss, stopped=True)
     wanted = result.delta + state.residual
     # The codec's values end at 64; what lies beyond goes with later rounds, since all of `wanted` is kept.
-    encoded = encode(np.clip(wanted, -LARGEST_VALUE, LARGEST_VALUE), uplink(task))
+    spec = uplink(task)
+    contexts = _contexts(task, state.steps, spec)
+    encoded = encode(np.clip(wanted, -LARGEST_VALUE, LARGEST_VALUE), spec, contexts=contexts)
     pending = Pending(
         round_id=plan.round_id,
         base_mark=plan.base_mark,
         counter=state.counter + 1,
         payload=encoded.payload,
+        sent=b"" if contexts is None else encode_integers(encoded.sent.whole_steps()),
         evaluation=_evaluation(task, engine, flat, samples, scaler) if task.held_out_reports else None,
     )
     state = replace(
@@ -268,11 +286,16 @@ def _task(state: GatewayState) -> Task:
     return state.task
 
 
-def _delta_steps(task: Task, delta: bytes) -> NDArray[np.int32]:
+def _contexts(task: Task, steps: NDArray[np.int32], spec: CodecSpec) -> Contexts | None:
+    """Of the version that a delta starts from; a dense delta has no use for them."""
+    if spec.density == 1:
+        return None
+    return Contexts.of(steps - initial_steps(task.model, task.seed, task.grid_bits), task.model.shapes)
+
+
+def _delta_steps(task: Task, steps: NDArray[np.int32], delta: bytes) -> NDArray[np.int32]:
     spec = CodecSpec(bits=task.down.bits, density=task.down.density, step=task.grid_step)
-    total = np.zeros(task.model.parameters, dtype=np.int64)
     try:
-        decode(delta, task.model.parameters, spec).add_to(total, 1)
+        return decode(delta, task.model.parameters, spec, contexts=_contexts(task, steps, spec)).whole_steps()
     except PayloadError as error:
         raise ModelMismatch(f"the broadcast delta cannot be read: {error}") from error
-    return total.astype(np.int32)

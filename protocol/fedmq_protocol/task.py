@@ -86,6 +86,11 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
         return sum((i + 1) * o for i, o in zip(self.sizes, self.sizes[1:], strict=False))
 
     @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """The flat vector as blocks of (rows, columns): a layer's weights, with its biases as the last row."""
+        return tuple((layer.inputs + 1, layer.outputs) for layer in self.layers)
+
+    @property
     def layers(self) -> tuple[Layer, ...]:
         layers = []
         start = 0

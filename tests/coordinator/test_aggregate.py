@@ -16,7 +16,6 @@ from fedmq_coordinator.aggregate import (
     server_step,
     staleness,
     weights,
-    whole_steps,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -199,7 +198,7 @@ def test_what_is_broadcast_plus_the_new_residual_is_what_was_wanted(
     assert np.abs(left).max() <= 2.0**-50 * max(1.0, float(np.abs(wanted).max()))
     assert np.array_equal(step.state.momentum, momentum * state.momentum + mean)
     # What gateways decode is what the coordinator adds to its own model.
-    assert np.array_equal(whole_steps(decode(step.delta, length, codec)), step.steps)
+    assert np.array_equal(decode(step.delta, length, codec).whole_steps(), step.steps)
     for kept, now in zip(before, (state.momentum, state.residual, mean), strict=True):
         assert np.array_equal(kept, now)
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 from fedmq_compression.pipeline import CodecSpec, decode, decode_integers
-from fedmq_coordinator.aggregate import ServerState, server_step, whole_steps
+from fedmq_coordinator.aggregate import ServerState, server_step
 from fedmq_coordinator.models import ModelError, ModelStore, Route, catch_up
 from fedmq_protocol.messages import CatchUpKind
 from fedmq_protocol.task import ModelSpec, initial_steps, model_digest
@@ -184,7 +184,7 @@ START = initial_steps(MODEL, 1, 12)
 
 
 def delta_steps(delta: bytes) -> Steps:
-    return whole_steps(decode(delta, LENGTH, DOWN))
+    return decode(delta, LENGTH, DOWN).whole_steps()
 
 
 def history(versions: int, seed: int = 0, size: float = 0.01) -> tuple[list[bytes], list[Steps]]:
@@ -218,7 +218,7 @@ def follow(route: Route, have: Steps) -> Steps:
 def test_the_route_that_is_taken_leads_to_the_newest_version(versions: int, behind: int, seed: int) -> None:
     deltas, models = history(versions, seed)
     have = max(0, versions - behind)
-    route = catch_up(have, deltas[have:], delta_steps, models[-1], START)
+    route = catch_up(have, deltas[have:], map(delta_steps, deltas[have:]), models[-1], START)
     assert model_digest(follow(route, models[have])) == model_digest(models[-1])
     if route.kind is not CatchUpKind.KEYFRAME:
         assert route.start == have
@@ -236,7 +236,7 @@ def test_every_kind_is_the_cheapest_for_somebody_and_the_smallest_is_taken(monke
             return min(found, key=key)
 
         monkeypatch.setattr("fedmq_coordinator.models.min", note, raising=False)
-        taken = catch_up(have, deltas[have:], delta_steps, models[-1], START)
+        taken = catch_up(have, deltas[have:], map(delta_steps, deltas[have:]), models[-1], START)
         assert {route.kind for route in routes} == set(CatchUpKind)
         assert len(taken.body) == min(len(route.body) for route in routes)
         for route in routes:
@@ -258,7 +258,9 @@ def test_where_deltas_undo_each_other_one_merged_delta_is_sent() -> None:
         learning_rate=1.0,
     )
     assert not (there.steps + back.steps).any()
-    route = catch_up(30, [there.delta, back.delta] * 5, delta_steps, models[-1], START)
+    route = catch_up(
+        30, [there.delta, back.delta] * 5, map(delta_steps, [there.delta, back.delta] * 5), models[-1], START
+    )
     assert route.kind is CatchUpKind.MERGED
     assert len(route.body) < 8
     assert np.array_equal(follow(route, models[-1]), models[-1])
@@ -267,7 +269,7 @@ def test_where_deltas_undo_each_other_one_merged_delta_is_sent() -> None:
 def test_where_the_gap_is_unknown_only_the_keyframe_remains() -> None:
     _, models = history(20)
     for have in (-1, 3, 20):
-        route = catch_up(have, [], delta_steps, models[-1], START)
+        route = catch_up(have, [], map(delta_steps, []), models[-1], START)
         assert (route.kind, route.start) == (CatchUpKind.KEYFRAME, 0)
         assert np.array_equal(follow(route, START), models[-1])
 
@@ -275,6 +277,6 @@ def test_where_the_gap_is_unknown_only_the_keyframe_remains() -> None:
 def test_looking_for_a_route_changes_neither_model() -> None:
     deltas, models = history(5)
     newest, start = models[-1].copy(), START.copy()
-    catch_up(0, deltas, delta_steps, models[-1], START)
+    catch_up(0, deltas, map(delta_steps, deltas), models[-1], START)
     assert np.array_equal(models[-1], newest)
     assert np.array_equal(START, start)

@@ -110,7 +110,9 @@ def write_plant(path: Path, rounds: int = 40) -> Ledger:
     ledger.put(METRIC_NAME, b"macro-F1")
     parent = b"\0" * 32
     ledger.save_version(
-        Version(lineage=1, number=0, digest=b"0" * 32, parent=parent, round=None, created_at=START, delta=b"")
+        Version(
+            lineage=1, number=0, digest=b"0" * 32, parent=parent, round=None, created_at=START, delta=b"", steps=b""
+        )
     )
     number = 0
     for id_ in range(rounds):
@@ -180,6 +182,7 @@ def write_plant(path: Path, rounds: int = 40) -> Ledger:
                     round=id_,
                     created_at=opened_at + 3,
                     delta=delta,
+                    steps=b"",
                 )
             )
             parent = digest
@@ -336,7 +339,7 @@ def test_payload_dense_and_raw_are_counted_by_their_rules(ledger: Ledger) -> Non
     ledger.save_answer(an_answer(1, "a", payload_bytes=210))
     ledger.save_answer(a_decline(1, "b", "battery"))
     ledger.save_version(
-        Version(lineage=1, number=1, digest=b"d", parent=b"p", round=1, created_at=START, delta=b"x" * 90)
+        Version(lineage=1, number=1, digest=b"d", parent=b"p", round=1, created_at=START, delta=b"x" * 90, steps=b"")
     )
     ledger.commit()
 

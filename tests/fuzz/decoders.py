@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from unittest import mock
 
@@ -512,26 +512,25 @@ def gateway_task() -> Task:
 
 
 GATEWAY_TASK = gateway_task()
+START = initial_steps(GATEWAY_TASK.model, 0, 12)
+MOVED = np.rint(np.random.default_rng(8).standard_cauchy(START.size) * 5).astype(np.int32)
 GATEWAY = GatewayState(
     lineage=1,
     task=GATEWAY_TASK,
     version=3,
-    steps=initial_steps(GATEWAY_TASK.model, 0, 12),
+    steps=START + MOVED,
     residual=np.zeros(GATEWAY_TASK.model.parameters, np.float32),
 )
 DOWN = CodecSpec(bits=1, density=0.1, step=GATEWAY_TASK.grid_step)
+DOWN_CONTEXTS = Contexts.of(MOVED, GATEWAY_TASK.model.shapes)
 
 
 def read_catch_up(data: bytes) -> bool:
     """A chain, a merged delta, a keyframe, or a plan's delta, as a gateway at version 3 takes it."""
     if not data:
         return False
-    length, body = GATEWAY_TASK.model.parameters, data[1:]
     kind = data[0] & 3
-    if kind in (1, 2) and not data[0] & UNSEALED:
-        body = seal(body, integers_agreed(length))
-    if kind == 3 and not data[0] & UNSEALED:
-        body = seal(body, DOWN.agreed(length))
+    body = data[1:] if data[0] & UNSEALED else sealed_catch_up(kind, data[1:])
     try:
         if kind == 3:
             plan = RoundPlan(
@@ -547,14 +546,33 @@ def read_catch_up(data: bytes) -> bool:
     raise AssertionError("a model of another digest was taken")
 
 
+def sealed_catch_up(kind: int, body: bytes) -> bytes:
+    agreed = DOWN.agreed(START.size) + DOWN_CONTEXTS.mark
+    if kind == 3:
+        return seal(body, agreed)
+    if kind != CatchUpKind.CHAIN:
+        return seal(body, integers_agreed(START.size))
+    # Of a chain only the first can be sealed here: the others' contexts come of it.
+    with suppress(msgspec.MsgspecError):
+        chain = msgspec.msgpack.decode(body, type=list[bytes])
+        return msgspec.msgpack.encode([seal(delta, agreed) for delta in chain[:1]] + chain[1:])
+    return body
+
+
 def catch_up_seeds() -> Iterator[bytes]:
     rng = np.random.default_rng(6)
-    length = GATEWAY_TASK.model.parameters
-    deltas = [encode(rng.normal(size=length).astype(np.float32), DOWN).payload for _ in range(6)]
+    deltas, moved = [], MOVED
+    for _ in range(6):
+        contexts = Contexts.of(moved, GATEWAY_TASK.model.shapes)
+        encoded = encode(rng.normal(size=START.size).astype(np.float32), DOWN, contexts=contexts)
+        deltas.append(encoded.payload)
+        moved = moved + encoded.sent.whole_steps()
     for count in (0, 1, 2, 6):
-        yield b"\x00" + msgspec.msgpack.encode(deltas[:count])
+        yield b"\x00" + msgspec.msgpack.encode([delta[:-2] for delta in deltas[:1][:count]] + deltas[1:count])
     for kind in (1, 2):
-        for body in layouts(np.rint(rng.normal(size=length) * 3).astype(np.int64)):
+        for body in layouts(np.rint(rng.normal(size=START.size) * 3).astype(np.int64)):
             yield bytes([kind]) + body
-    for delta in deltas:
-        yield b"\x03" + delta[:-2]
+    for _ in range(4):
+        delta = rng.normal(size=START.size).astype(np.float32)
+        for payload, _ in ranked_payloads(delta, DOWN, DOWN_CONTEXTS):
+            yield b"\x03" + payload[:-2]

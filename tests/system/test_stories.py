@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from fedmq_compression.pipeline import CodecSpec, decode
+from fedmq_compression.pipeline import CodecSpec, Contexts, decode
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_edge_node.gates import Vitals
 from fedmq_edge_node.memory import GatewayState
-from fedmq_edge_node.work import uplink
+from fedmq_edge_node.work import sent_by
 from fedmq_protocol.messages import (
     AskModel,
     AskVerdict,
@@ -438,9 +438,6 @@ def test_what_is_applied_owed_pending_and_left_is_what_was_learnt(tmp_path: Path
     counted = {name: np.zeros(plant.task.model.parameters) for name in plant.gateways}
     seen: set[tuple[str, int]] = set()
 
-    def sent_by(payload: bytes) -> np.ndarray:  # type: ignore[type-arg]
-        return decode(payload, plant.task.model.parameters, uplink(plant.task)).dense()
-
     def watch(name: str, save: Callable[[GatewayState], None]) -> Callable[[GatewayState], None]:
         memory = plant.gateways[name]._memory
 
@@ -450,9 +447,9 @@ def test_what_is_applied_owed_pending_and_left_is_what_was_learnt(tmp_path: Path
                 # While it is pending the residual is y: what was learnt just now is y less the residual before. That
                 # on disk is the y before where the plan to train on has settled it.
                 seen.add((name, state.pending.counter))
-                settled = 0.0 if before.pending is None else sent_by(before.pending.payload)
+                settled = 0.0 if before.pending is None else sent_by(before.pending, plant.task)
                 learnt[name] += state.residual - (before.residual - settled)
-                counted[name] += sent_by(state.pending.payload)
+                counted[name] += sent_by(state.pending, plant.task)
             save(state)
 
         return saving
@@ -474,7 +471,7 @@ def test_nothing_is_lost_or_counted_twice_whatever_is_lost_on_the_way_and_whoeve
     plant = Plant(tmp_path, settings=settings)
     parameters = plant.task.model.parameters
     learnt = {name: np.zeros(parameters) for name in plant.gateways}
-    sent_by: dict[tuple[str, int], np.ndarray] = {}  # type: ignore[type-arg]
+    coded: dict[tuple[str, int], np.ndarray] = {}  # type: ignore[type-arg]
 
     def watch(name: str) -> None:
         memory = plant.gateways[name]._memory
@@ -482,10 +479,10 @@ def test_nothing_is_lost_or_counted_twice_whatever_is_lost_on_the_way_and_whoeve
 
         def saving(state: GatewayState) -> None:
             before, pending = memory._saved, state.pending
-            if pending is not None and (name, pending.counter) not in sent_by:
-                sent_by[name, pending.counter] = decode(pending.payload, parameters, uplink(plant.task)).dense()
+            if pending is not None and (name, pending.counter) not in coded:
+                coded[name, pending.counter] = sent_by(pending, plant.task)
                 # Of an update that was pending until now a plan has said that it was accepted.
-                settled = 0.0 if before.pending is None else sent_by[name, before.pending.counter]
+                settled = 0.0 if before.pending is None else coded[name, before.pending.counter]
                 learnt[name] += state.residual - (before.residual - settled)
             save(state)
 
@@ -519,7 +516,7 @@ def test_nothing_is_lost_or_counted_twice_whatever_is_lost_on_the_way_and_whoeve
     assert len(accepted) > 12
     assert len({(a.gateway, a.counter) for a in accepted}) == len(accepted)
     for name, gateway in plant.gateways.items():
-        counted = sum(sent_by[name, a.counter] for a in accepted if a.gateway == name)
+        counted = sum(coded[name, a.counter] for a in accepted if a.gateway == name)
         np.testing.assert_allclose(counted + gateway.state.residual, learnt[name], atol=2e-5)
 
 
@@ -807,7 +804,10 @@ def test_the_codec_of_the_story_is_what_the_task_says(tmp_path: Path) -> None:
     (_, update) = sent(plant, Update)[0]
     assert isinstance(update, Update)
     assert isinstance(update.payload, bytes)
-    decoded = decode(update.payload, plant.task.model.parameters, CodecSpec(bits=1, density=0.1, step=2.0**-24))
+    model = plant.task.model
+    start = Contexts.of(np.zeros(model.parameters, dtype=np.int32), model.shapes)
+    spec = CodecSpec(bits=1, density=0.1, step=2.0**-24)
+    decoded = decode(update.payload, model.parameters, spec, contexts=start)
     assert decoded.indices is not None
     assert len(decoded.indices) == round(0.1 * plant.task.model.parameters)
 

@@ -3,8 +3,8 @@
     python tests/vectors/make_vectors.py
 
 `deltas.json`: a payload in hex, and what it decodes to: `indices` (null where dense) and `steps`, whole numbers of
-2^`step_exponent`. `ranked.json`: the same, with the `displacement` and the `shapes` of which both ends make the
-ranking. `integers.json`: a payload in hex and the numbers. A decoder in any language is right when it gives these.
+2^`step_exponent`. `ranked.json`: the same, with `displacement` and `shapes`, of which both ends make the ranking.
+`integers.json`: a payload in hex and the numbers. A decoder in any language is right when it gives these.
 """
 
 from __future__ import annotations
