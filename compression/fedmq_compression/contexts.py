@@ -94,29 +94,16 @@ class Contexts:
         length = sum(rows * columns for rows, columns in shapes)
         if displacement.dtype != np.int32 or displacement.shape != (length,):
             raise ValueError(f"displacement is {displacement.shape} {displacement.dtype}, expected ({length},) int32")
-        moved = np.abs(displacement)
-        # Movement is counted in 1/256 of a step, so that a model that has hardly moved still has shades.
-        scale = max(1, (int(moved.sum(dtype=np.int64)) << 8) // length // FLOOR_SHARE)
-        score = np.empty(length, dtype=np.int16)
-        start = 0
-        for rows, columns in shapes:
-            block = moved[start : start + rows * columns].reshape(rows, columns)
-            along_rows = _log((block.sum(axis=1, dtype=np.int64) << 8) // columns // scale)
-            along_columns = _log((block.sum(axis=0, dtype=np.int64) << 8) // rows // scale)
-            score[start : start + rows * columns] = np.add.outer(
-                ROW_WEIGHT * along_rows, COLUMN_WEIGHT * along_columns
-            ).ravel()
-            start += rows * columns
-        order = np.argsort(-score, kind="stable").astype(np.int32)
+        # Falling order of the score, so that the sort below needs no copy of its own.
+        order = np.argsort(_falling(displacement, shapes), kind="stable").astype(np.int32)
         rank = np.empty(length, dtype=np.int32)
         rank[order] = np.arange(length, dtype=np.int32)
-        mark = zlib.crc32(displacement.astype("<i4", copy=False).tobytes()).to_bytes(4, "big")
         return cls(
             length=length,
-            mark=mark,
+            mark=zlib.crc32(np.ascontiguousarray(displacement, dtype="<i4").data).to_bytes(4, "big"),
             order=order,
             rank=rank,
-            lean=np.sign(displacement).astype(np.int8),
+            lean=(displacement > 0).astype(np.int8) - (displacement < 0),
             shapes=tuple(shapes),
         )
 
@@ -140,6 +127,25 @@ class Contexts:
             if end < max(8, count):
                 return found[::-1]
             found.append(end)
+
+
+def _falling(displacement: NDArray[np.int32], shapes: Sequence[tuple[int, int]]) -> NDArray[np.int16]:
+    """Every coordinate's score, negated."""
+    moved = np.abs(displacement)
+    # Movement is counted in 1/256 of a step, so that a model that has hardly moved still has shades.
+    scale = max(1, (int(moved.sum(dtype=np.int64)) << 8) // moved.size // FLOOR_SHARE)
+    falling = np.empty(moved.size, dtype=np.int16)
+    start = 0
+    for rows, columns in shapes:
+        stop = start + rows * columns
+        block = moved[start:stop].reshape(rows, columns)
+        along_rows = -ROW_WEIGHT * _log((block.sum(axis=1, dtype=np.int64) << 8) // columns // scale)
+        along_columns = -COLUMN_WEIGHT * _log((block.sum(axis=0, dtype=np.int64) << 8) // rows // scale)
+        np.add.outer(
+            along_rows.astype(np.int16), along_columns.astype(np.int16), out=falling[start:stop].reshape(rows, columns)
+        )
+        start = stop
+    return falling
 
 
 # --- the support ------------------------------------------------------------------------------------------------------

@@ -194,5 +194,5 @@ class Lineage:
 
 def statistics_of(count: int, data: bytes) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
     """Means, then M2s, as they travel and are kept. Raises ValueError for a length that does not divide."""
-    mean, m2 = np.split(np.frombuffer(data, dtype="<f8").astype(np.float64), 2)
+    mean, m2 = np.split(np.frombuffer(data, dtype="<f4").astype(np.float64), 2)
     return count, mean, m2

@@ -554,8 +554,8 @@ class Gateway:
             Statistics(
                 round_id=plan.round_id,
                 count=count,
-                mean=mean.astype("<f8").tobytes(),
-                m2=m2.astype("<f8").tobytes(),
+                mean=mean.astype("<f4").tobytes(),
+                m2=m2.astype("<f4").tobytes(),
                 sent=self._session.bytes_sent,
                 received=self._session.bytes_received,
             ),

@@ -201,12 +201,12 @@ class Decline(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=4)
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=5):
-    """The answer to a statistics round: little-endian float64, one of each per feature."""
+    """The answer to a statistics round: little-endian float32, one of each per feature, of sums made in float64."""
 
     round_id: RoundId
     count: Annotated[int, Meta(ge=1, le=1 << 31)]
-    mean: Annotated[bytes, Meta(min_length=8, max_length=8 * 4096)]
-    m2: Annotated[bytes, Meta(min_length=8, max_length=8 * 4096)]
+    mean: Annotated[bytes, Meta(min_length=4, max_length=4 * 4096)]
+    m2: Annotated[bytes, Meta(min_length=4, max_length=4 * 4096)]
     """Sum of squared differences from the mean (Welford 1962)."""
     sent: Count
     received: Count

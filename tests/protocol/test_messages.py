@@ -312,7 +312,7 @@ def test_a_welcome_whose_time_is_not_a_number_is_refused(now: float) -> None:
         (UPDATE, 7, [0, 0, 0], ANSWER),
         (EVERY[3][0], 2, min(Reason) - 1, ANSWER),
         (EVERY[3][0], 2, max(Reason) + 1, ANSWER),
-        (EVERY[4][0], 3, bytes(7), STATISTICS),
+        (EVERY[4][0], 3, bytes(3), STATISTICS),
         (EVERY[4][0], 3, bytes(8 * 4096 + 1), STATISTICS),
         (EVERY[5][0], 3, bytes(7), ASK),
         (EVERY[7][0], 2, [], ASK),

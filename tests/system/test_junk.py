@@ -236,7 +236,7 @@ def tell_lies(liar: MqttSession, answers: tuple[Callable[[RoundPlan], list[Messa
 
 def tell_statistics(liar: MqttSession) -> None:
     """Numbers that are none."""
-    nothing = np.full(FEATURES, np.nan).tobytes()
+    nothing = np.full(FEATURES, np.nan, dtype=np.float32).tobytes()
     message = Statistics(round_id=1, count=100, mean=nothing, m2=nothing, sent=0, received=0)
     liar.publish(topic(FEDERATION, Direction.UP, Channel.STATISTICS, LIAR), to_bytes(message))
 
