@@ -35,23 +35,30 @@ Bits = NDArray[np.uint8]
 
 Numbers = NDArray[np.int64]
 
-BLOCK = 1 << 15
-"""Numbers, or bits of a unary part, that a reader unpacks at a time."""
+BLOCK = 1 << 13
+"""Numbers that a reader unpacks at a time."""
+UNARY_BLOCK = 1 << 15
+"""Bits of a unary part that it does."""
 RAGGED_BLOCK = 1 << 12
 """Numbers of different widths at a time: each stands in a row that is as long as the widest, eight bytes a bit."""
 
 
 def fields(numbers: Numbers, width: int) -> Bits:
-    """Each number in `width` bits, high bit first."""
-    shifts = np.arange(width - 1, -1, -1, dtype=np.int64)
-    return ((numbers[:, None] >> shifts) & 1).astype(np.uint8).ravel()
+    """Each number in `width` bits, high bit first; 0 <= number < 2^width, and width below 64."""
+    if not width:
+        return np.zeros(0, dtype=np.uint8)
+    columns = (numbers << (64 - width)).astype(">u8").view(np.uint8).reshape(-1, 8)[:, : (width + 7) // 8]
+    return np.unpackbits(columns, axis=1, count=width).ravel()
 
 
 def unary(numbers: Numbers) -> Bits:
     """Each number as that many zeros and a one."""
+    if not numbers.size:
+        return np.zeros(0, dtype=np.uint8)
     ends = np.cumsum(numbers + 1)
-    bits = np.zeros(int(ends[-1]) if ends.size else 0, dtype=np.uint8)
-    bits[ends - 1] = 1
+    ends -= 1
+    bits = np.zeros(int(ends[-1]) + 1, dtype=np.uint8)
+    bits[ends] = 1
     return bits
 
 
@@ -74,10 +81,10 @@ def golomb(numbers: Numbers, divisor: int) -> Bits:
     """
     quotients, remainders = np.divmod(numbers, divisor)
     width, short = truncated_binary(divisor)
-    long = remainders >= short
-    coded = np.where(long, remainders + short, remainders)
-    heads = np.where(long, coded >> 1, coded)
-    return np.concatenate([fields(heads, width), (coded[long] & 1).astype(np.uint8), unary(quotients)])
+    long = np.flatnonzero(remainders >= short)
+    coded = remainders[long] + short
+    remainders[long] = coded >> 1
+    return np.concatenate([fields(remainders, width), (coded & 1).astype(np.uint8), unary(quotients)])
 
 
 def ragged_golomb(numbers: Numbers, divisors: Numbers) -> Bits:
@@ -154,12 +161,12 @@ class BitReader:
         if count * width > self.left:
             raise PayloadError(f"{count * width} more bits expected, {self.left} there")
         numbers = np.zeros(count, dtype=np.int64)
+        if not width:
+            return numbers
+        weights = 1 << np.arange(width - 1, -1, -1, dtype=np.int64)
         for first in range(0, count, BLOCK):
             block = numbers[first : first + BLOCK]
-            columns = self.bits(block.size * width).reshape(block.size, width)
-            for column in range(width):
-                block <<= 1
-                block |= columns[:, column]
+            block[:] = self.bits(block.size * width).reshape(block.size, width) @ weights
         return numbers
 
     def number(self, divisor: int, *, each: int) -> int:
@@ -237,10 +244,10 @@ class BitReader:
         while found < count:
             if at >= 8 * self._bytes.size:
                 raise PayloadError(f"{count} numbers in unary expected, {found} there")
-            block = np.flatnonzero(self._unpack(at, at + BLOCK))[: count - found]
+            block = np.flatnonzero(self._unpack(at, at + UNARY_BLOCK))[: count - found]
             ends[found : found + block.size] = block + at
             found += block.size
-            at += BLOCK
+            at += UNARY_BLOCK
         if not count:
             return ends
         start, self._at = self._at, int(ends[-1]) + 1
