@@ -28,6 +28,7 @@ examples:
   fedmq coordinator --config coordinator.toml      opens rounds, aggregates, keeps the ledger
   fedmq gateway --config gateway.toml              trains on its own recordings when its gates allow
   fedmq report --state /var/lib/fedmq --html savings.html
+  fedmq bench codec --quick                        bytes and time of the codec beside its rivals
 """
 
 
@@ -120,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(run=_status)
 
     _add_demo(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -231,6 +233,93 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument("--directory", type=Path, metavar="DIR", help="the run's folder (default: runs/<date and time>)")
     demo.add_argument("--no-progress", dest="progress", action="store_false", help="print only the result")
     demo.set_defaults(run=_demo)
+
+
+_BENCH_CODEC = """\
+Trains federations in this process, for each data set, size of the model and density, with that density both ways, and
+codes their real deltas: with the history of the model as context, without, and in the layouts that others use (Rice,
+Elias-Fano, varint, int32 with zstd-19, roaring, bitmap). Bytes are held against log2 C(d, k) plus the entropy of the
+signs, the least for supports that know nothing of earlier rounds; time against a copy of the dense float32 vector, on
+one core. Every payload that is counted was decoded again.
+"""
+
+_BENCH_EPILOG = """\
+examples:
+  fedmq bench codec                                simulated bearings, four sizes, seven densities: a few minutes
+  fedmq bench codec --quick                        fewer of all, under a minute
+  fedmq bench codec --data digits --data cwru:DIR --json codec.json --plot codec.svg
+  fedmq bench codec --from codec.json --plot codec.png --markdown page.md
+"""
+
+
+def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bench = commands.add_parser(
+        "bench", help="measure the parts of it, on this machine", description="Measures parts of fedmq on this machine."
+    )
+    parts = bench.add_subparsers(dest="bench", required=True, metavar="PART")
+    codec = parts.add_parser(
+        "codec",
+        help="bytes and time of the codec on deltas from training, beside its rivals",
+        description=_BENCH_CODEC,
+        epilog=_BENCH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    codec.add_argument(
+        "--data",
+        action="append",
+        metavar="sim|cwru:DIR|gearbox:DIR|digits|DIR",
+        help="as for `fedmq demo`; may be given several times (default: sim)",
+    )
+    codec.add_argument("--test-load", type=int, metavar="LOAD", help="of cwru and gearbox (default for cwru: 2)")
+    codec.add_argument("--model", choices=("mlp", "autoencoder"), default="mlp", help="default: mlp")
+    codec.add_argument("--quick", action="store_true", help="three sizes, three densities, 12 rounds")
+    codec.add_argument(
+        "--sizes", type=_counts, metavar="N,N,…", help="parameters, about (default: 2000,17000,100000,1000000)"
+    )
+    codec.add_argument(
+        "--densities",
+        type=_shares,
+        metavar="X,X,…",
+        help="shares of the coordinates that are sent (default: 0.001,0.0025,0.005,0.01,0.025,0.05,0.1)",
+    )
+    codec.add_argument(
+        "--rounds", type=_positive, help="training rounds; half of them from 300,000 parameters on (default: 24)"
+    )
+    codec.add_argument("--seed", type=int, default=0, help="of initial weights, batches and simulation (default: 0)")
+    codec.add_argument(
+        "--from", dest="source", type=Path, metavar="FILE", help="show what --json wrote earlier; nothing is measured"
+    )
+    codec.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    codec.add_argument("--plot", type=Path, metavar="FILE", help="draw it, as .svg or .png (needs matplotlib)")
+    codec.add_argument(
+        "--markdown",
+        type=Path,
+        metavar="FILE",
+        help="write the tables into this page, between its marks <!-- begin: fedmq bench codec --> and "
+        "<!-- end: fedmq bench codec -->, or into a new one",
+    )
+    codec.add_argument("--no-progress", dest="progress", action="store_false", help="print only the result")
+    codec.set_defaults(run=_bench_codec)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers with commas between, got {text!r}") from None
+    if not all(100 <= count <= 10_000_000 for count in counts):
+        raise argparse.ArgumentTypeError(f"expected 100 to 10,000,000 parameters, got {text!r}")
+    return counts
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers with commas between, got {text!r}") from None
+    if not all(0 < share < 1 for share in shares):
+        raise argparse.ArgumentTypeError(f"expected densities above 0 and below 1, got {text!r}")
+    return shares
 
 
 def _positive(text: str) -> int:
@@ -377,3 +466,12 @@ def _demo(arguments: argparse.Namespace) -> int:
         signal.signal(number, signal.default_int_handler)
     given = {name: getattr(arguments, name) for name in DemoOptions.__dataclass_fields__}
     return run(DemoOptions(**given))
+
+
+def _bench_codec(arguments: argparse.Namespace) -> None:
+    # What is timed is one core: set before numpy is imported.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = "1"
+    from fedmq.bench.program import run_codec
+
+    run_codec(arguments)

@@ -1,0 +1,1 @@
+"""Benches that come with the `fedmq` command: `fedmq bench codec`."""
