@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from fedmq_compression.pipeline import CodecSpec, encode
+from fedmq_compression.pipeline import CodecSpec, Contexts, encode
 from numpy.typing import NDArray
 
 LENGTH = 1_000_000
@@ -31,6 +31,19 @@ def test_coding_a_million_parameters_takes_at_most_four_times_their_memory(
     finally:
         tracemalloc.stop()
     assert encoded.sent.steps.size > 0.99 * density * LENGTH
+    assert peak <= 4 * delta.nbytes
+
+
+def test_contexts_take_nothing_more_at_one_percent() -> None:
+    moved = np.rint(np.random.default_rng(3).standard_cauchy(LENGTH)).clip(-999, 999).astype(np.int32)
+    contexts = Contexts.of(moved, ((5000, 200),))
+    delta, residual = normal(1, 0.01), normal(2, 0.001)
+    tracemalloc.start()
+    try:
+        encode(delta, CodecSpec(bits=1, density=0.01, step=2.0**-24), residual, contexts=contexts)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert peak <= 4 * delta.nbytes
 
 
