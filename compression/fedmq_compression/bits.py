@@ -35,26 +35,42 @@ Bits = NDArray[np.uint8]
 
 Numbers = NDArray[np.int64]
 
+BLOCK = 1 << 13
+"""Numbers that a reader unpacks at a time."""
+UNARY_BLOCK = 1 << 15
+"""Bits of a unary part that it does."""
+RAGGED_BLOCK = 1 << 12
+"""Numbers of different widths at a time: each stands in a row that is as long as the widest, eight bytes a bit."""
+
 
 def fields(numbers: Numbers, width: int) -> Bits:
-    """Each number in `width` bits, high bit first."""
-    shifts = np.arange(width - 1, -1, -1, dtype=np.int64)
-    return ((numbers[:, None] >> shifts) & 1).astype(np.uint8).ravel()
+    """Each number in `width` bits, high bit first; 0 <= number < 2^width, and width below 64."""
+    if not width:
+        return np.zeros(0, dtype=np.uint8)
+    columns = (numbers << (64 - width)).astype(">u8").view(np.uint8).reshape(-1, 8)[:, : (width + 7) // 8]
+    return np.unpackbits(columns, axis=1, count=width).ravel()
 
 
 def unary(numbers: Numbers) -> Bits:
     """Each number as that many zeros and a one."""
+    if not numbers.size:
+        return np.zeros(0, dtype=np.uint8)
     ends = np.cumsum(numbers + 1)
-    bits = np.zeros(int(ends[-1]) if ends.size else 0, dtype=np.uint8)
-    bits[ends - 1] = 1
+    ends -= 1
+    bits = np.zeros(int(ends[-1]) + 1, dtype=np.uint8)
+    bits[ends] = 1
     return bits
 
 
 def ragged_fields(numbers: Numbers, widths: Numbers) -> Bits:
     """Each number in its own width, high bit first."""
-    shifts = widths[:, None] - 1 - np.arange(int(widths.max(initial=0)), dtype=np.int64)
-    bits = (numbers[:, None] >> np.maximum(shifts, 0)) & 1
-    return np.asarray(bits[shifts >= 0].astype(np.uint8))
+    blocks = [np.zeros(0, dtype=np.uint8)]
+    for first in range(0, numbers.size, RAGGED_BLOCK):
+        some = widths[first : first + RAGGED_BLOCK, None]
+        shifts = some - 1 - np.arange(int(some.max()), dtype=np.int64)
+        bits = (numbers[first : first + RAGGED_BLOCK, None] >> np.maximum(shifts, 0)) & 1
+        blocks.append(bits[shifts >= 0].astype(np.uint8))
+    return np.concatenate(blocks)
 
 
 def golomb(numbers: Numbers, divisor: int) -> Bits:
@@ -65,10 +81,10 @@ def golomb(numbers: Numbers, divisor: int) -> Bits:
     """
     quotients, remainders = np.divmod(numbers, divisor)
     width, short = truncated_binary(divisor)
-    long = remainders >= short
-    coded = np.where(long, remainders + short, remainders)
-    heads = np.where(long, coded >> 1, coded)
-    return np.concatenate([fields(heads, width), (coded[long] & 1).astype(np.uint8), unary(quotients)])
+    long = np.flatnonzero(remainders >= short)
+    coded = remainders[long] + short
+    remainders[long] = coded >> 1
+    return np.concatenate([fields(remainders, width), (coded & 1).astype(np.uint8), unary(quotients)])
 
 
 def ragged_golomb(numbers: Numbers, divisors: Numbers) -> Bits:
@@ -119,30 +135,38 @@ def best_divisor(numbers: Numbers, start: int) -> tuple[int, int]:
 
 
 class BitReader:
-    """A cursor over the bits of bytes from outside, from bit `start` on."""
+    """A cursor over the bits of bytes from outside, from bit `start` on.
+
+    Bits are unpacked a block at a time, into eight times their memory and more: bytes that nobody asked for cost
+    nothing, however many there are.
+    """
 
     def __init__(self, data: bytes, start: int = 0) -> None:
         if start > 8 * len(data):
             raise PayloadError(f"{start} bits expected, {8 * len(data)} there")
-        self._bits: Bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8, offset=start // 8))
-        self._at = start % 8
+        self._bytes: NDArray[np.uint8] = np.frombuffer(data, dtype=np.uint8)
+        self._at = start
 
     @property
     def left(self) -> int:
-        return self._bits.size - self._at
+        return 8 * self._bytes.size - self._at
 
     def bits(self, count: int) -> Bits:
         if count > self.left:
             raise PayloadError(f"{count} more bits expected, {self.left} there")
         self._at += count
-        return self._bits[self._at - count : self._at]
+        return self._unpack(self._at - count, self._at)
 
     def fields(self, count: int, width: int) -> Numbers:
-        columns = self.bits(count * width).reshape(count, width)
+        if count * width > self.left:
+            raise PayloadError(f"{count * width} more bits expected, {self.left} there")
         numbers = np.zeros(count, dtype=np.int64)
-        for column in range(width):
-            numbers <<= 1
-            numbers |= columns[:, column]
+        if not width:
+            return numbers
+        weights = 1 << np.arange(width - 1, -1, -1, dtype=np.int64)
+        for first in range(0, count, BLOCK):
+            block = numbers[first : first + BLOCK]
+            block[:] = self.bits(block.size * width).reshape(block.size, width) @ weights
         return numbers
 
     def number(self, divisor: int, *, each: int) -> int:
@@ -154,7 +178,7 @@ class BitReader:
         if number >= short:
             number += number - short + int(self.bits(1)[0])
         # Looked for no further than a number within bounds can reach.
-        quotient = self._bits[self._at : self._at + each // divisor + 1].tobytes().find(1)
+        quotient = self._unpack(self._at, self._at + each // divisor + 1).tobytes().find(1)
         if quotient < 0 or number + quotient * divisor > each:
             raise PayloadError(f"a number is not told, or above {each}")
         self._at += quotient + 1
@@ -174,47 +198,67 @@ class BitReader:
         return numbers
 
     def _ragged_fields(self, widths: Numbers) -> Numbers:
-        ends = np.cumsum(widths)
-        bits = self.bits(int(ends[-1]) if ends.size else 0)
-        widest = int(widths.max(initial=0))
-        if not bits.size:
-            return np.zeros(widths.size, dtype=np.int64)
-        shifts = widths[:, None] - 1 - np.arange(widest, dtype=np.int64)
-        there = shifts >= 0
-        wide = np.zeros((widths.size, widest), dtype=np.int64)
-        wide[there] = bits
-        return np.asarray(np.sum(wide << np.maximum(shifts, 0), axis=1))
+        numbers = np.zeros(widths.size, dtype=np.int64)
+        for first in range(0, widths.size, RAGGED_BLOCK):
+            some = widths[first : first + RAGGED_BLOCK]
+            bits = self.bits(int(some.sum()))
+            if bits.size:
+                shifts = some[:, None] - 1 - np.arange(int(some.max()), dtype=np.int64)
+                there = shifts >= 0
+                wide = np.zeros(shifts.shape, dtype=np.int64)
+                wide[there] = bits
+                np.sum(wide << np.maximum(shifts, 0), axis=1, out=numbers[first : first + RAGGED_BLOCK])
+        return numbers
 
     def golomb(self, count: int, divisor: int, *, each: int, total: int | None = None) -> Numbers:
         """`count` numbers of which none is above `each`, and the quotients sum to those of `total` at most."""
         width, short = truncated_binary(divisor)
         numbers = self.fields(count, width)
-        long = numbers >= short
-        numbers[long] += numbers[long] - short + self.bits(int(np.count_nonzero(long)))
+        if short < 1 << width:  # else the divisor is a power of two, and no remainder takes one bit more
+            long = np.flatnonzero(numbers >= short)
+            numbers[long] += numbers[long] - short + self.bits(long.size)
         quotients = self.unary(count)
-        # Checked before the product, which could otherwise leave int64.
-        if count and int(quotients.max()) > each // divisor:
-            raise PayloadError(f"a number of {int(quotients.max()) * divisor} or more, expected {each} at most")
-        if total is not None and int(quotients.sum()) > total // divisor:
-            raise PayloadError(f"numbers of sum {int(quotients.sum()) * divisor} or more, expected {total} at most")
-        numbers += quotients * divisor
-        if count and int(numbers.max()) > each:
-            raise PayloadError(f"a number of {int(numbers.max())}, expected {each} at most")
+        if count:
+            # Checked before the product, which could otherwise leave int64.
+            largest = int(quotients.max())
+            if largest > each // divisor:
+                raise PayloadError(f"a number of {largest * divisor} or more, expected {each} at most")
+            if total is not None and (sum_of := int(quotients.sum())) > total // divisor:
+                raise PayloadError(f"numbers of sum {sum_of * divisor} or more, expected {total} at most")
+            quotients *= divisor
+            numbers += quotients
+            if (largest := int(numbers.max())) > each:
+                raise PayloadError(f"a number of {largest}, expected {each} at most")
         return numbers
 
     def end(self) -> None:
         """What is left must be the padding of the last byte: fewer than eight bits, all zero."""
-        padding = self.bits(self.left)
-        if padding.size >= 8 or padding.any():
-            raise PayloadError(f"{padding.size} bits after the end, expected fewer than 8, all zero")
+        left = self.left
+        if left >= 8 or self.bits(left).any():
+            raise PayloadError(f"{left} bits after the end, expected fewer than 8, all zero")
 
     def unary(self, count: int) -> Numbers:
-        ends = np.flatnonzero(self._bits[self._at :])
-        if ends.size < count:
-            raise PayloadError(f"{count} numbers in unary expected, {ends.size} there")
-        ends = ends[:count]
-        self._at += int(ends[-1]) + 1 if count else 0
-        return np.diff(ends, prepend=-1) - 1
+        """Each number's zeros before its one. Looks no further than the last one that is wanted."""
+        ends = np.empty(count, dtype=np.int64)
+        found, at = 0, self._at
+        while found < count:
+            if at >= 8 * self._bytes.size:
+                raise PayloadError(f"{count} numbers in unary expected, {found} there")
+            block = np.flatnonzero(self._unpack(at, at + UNARY_BLOCK))[: count - found]
+            ends[found : found + block.size] = block + at
+            found += block.size
+            at += UNARY_BLOCK
+        if not count:
+            return ends
+        start, self._at = self._at, int(ends[-1]) + 1
+        ends[1:] -= ends[:-1]
+        ends -= 1
+        ends[0] += 1 - start
+        return ends
+
+    def _unpack(self, start: int, stop: int) -> Bits:
+        """The bits from `start` up to `stop`, or to the end."""
+        return np.unpackbits(self._bytes[start // 8 : (stop + 7) // 8])[start % 8 : stop - start // 8 * 8]
 
 
 def truncated_binary(divisor: int) -> tuple[int, int]:
@@ -224,12 +268,12 @@ def truncated_binary(divisor: int) -> tuple[int, int]:
 
 
 def _truncated_binaries(divisors: Numbers) -> tuple[Numbers, Numbers]:
-    """The same for several."""
-    kinds, which = np.unique(divisors, return_inverse=True)
-    each = [truncated_binary(int(kind)) for kind in kinds]
-    widths = np.array([width for width, _ in each], dtype=np.int64)
-    short = np.array([short for _, short in each], dtype=np.int64)
-    return widths[which], short[which]
+    """The same for several; equal ones mostly stand side by side."""
+    starts = np.flatnonzero(np.diff(divisors, prepend=0))
+    runs = np.diff(starts, append=divisors.size)
+    each = [truncated_binary(divisor) for divisor in divisors[starts].tolist()]
+    widths, short = np.array(each, dtype=np.int64).reshape(-1, 2).T
+    return np.repeat(widths, runs), np.repeat(short, runs)
 
 
 def _downwards(divisor: int) -> Iterator[int]:

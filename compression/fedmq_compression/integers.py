@@ -165,11 +165,16 @@ def _read_sparse(reader: Reader, plan: Plan, length: int) -> NDArray[np.int64]:
         which = _unpack_planes(frame, count, _name_bytes(total))
     bits = BitReader(reader.rest())
     signs = bits.bits(count)
-    indices = np.cumsum(bits.golomb(count, gap_divisor, each=length, total=length) + 1) - 1
+    # In place where it can be, since here memory is at its highest: all of this may be as long as the vector.
+    indices = bits.golomb(count, gap_divisor, each=length, total=length)
+    indices += 1
+    np.cumsum(indices, out=indices)
+    indices -= 1
     if indices[-1] >= length:
         raise PayloadError(f"coordinate {indices[-1]}, expected less than {length}")
     if plan is Plan.SPARSE_GOLOMB:
-        magnitudes = bits.golomb(count, divisor, each=MAX_ABS - 1) + 1
+        magnitudes = bits.golomb(count, divisor, each=MAX_ABS - 1)
+        magnitudes += 1
     else:
         names = np.cumsum(bits.golomb(total, divisor, each=MAX_ABS, total=MAX_ABS) + 1)
         if which is None:
@@ -179,7 +184,8 @@ def _read_sparse(reader: Reader, plan: Plan, length: int) -> NDArray[np.int64]:
         magnitudes = names[which]
     bits.end()
     whole = np.zeros(length, dtype=np.int64)
-    whole[indices] = np.where(signs == 1, -magnitudes, magnitudes)
+    np.negative(magnitudes, out=magnitudes, where=signs == 1)
+    whole[indices] = magnitudes
     return whole
 
 

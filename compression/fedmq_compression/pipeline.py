@@ -148,17 +148,20 @@ def encode(
 
     Raises ValueError where the sum is not finite or not below 64 in magnitude.
     """
-    wanted = _sum(delta, residual)
+    wanted, magnitudes = _sum(delta, residual)
     length = wanted.size
     count = spec.target(length)
     indices: NDArray[np.int64] | None = None
     if count == length:
+        del magnitudes
         levels, scale = levels_of(wanted, spec.bits, spec.step, dense=True)
     else:
         # Below half a step a value rounds to nothing whatever its level.
-        indices = largest(np.abs(wanted), count, spec.step / 2)
+        indices = largest(magnitudes, count, spec.step / 2)
+        del magnitudes
         levels, scale = _sparse_levels(wanted[indices], spec, gain)
-        indices, levels = indices[levels != 0], levels[levels != 0]
+        if not levels.all():
+            indices, levels = indices[levels != 0], levels[levels != 0]
     if not levels.any():
         indices, levels = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     sent = Decoded(length=length, indices=indices, steps=levels * scale, step=spec.step)
@@ -205,20 +208,25 @@ def decode(payload: bytes, length: int, spec: CodecSpec, *, contexts: Contexts |
 # --- encoding --------------------------------------------------------------------------------------------------------
 
 
-def _sum(delta: NDArray[np.float32], residual: NDArray[np.float32] | None) -> NDArray[np.float32]:
+def _sum(
+    delta: NDArray[np.float32], residual: NDArray[np.float32] | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The sum, an array of its own, and its magnitudes."""
     if delta.ndim != 1:
         raise ValueError(f"delta has shape {delta.shape}, expected (length,)")
     _check_length(delta.size)
     if residual is not None and residual.shape != delta.shape:
         raise ValueError(f"residual has shape {residual.shape}, expected that of the delta, {delta.shape}")
-    wanted = delta.astype(np.float32)
-    if residual is not None:
+    if residual is None:
+        wanted = delta.astype(np.float32)
+    else:
         with np.errstate(over="ignore", invalid="ignore"):  # found right below
-            wanted += residual.astype(np.float32)
-    largest_magnitude = float(np.abs(wanted).max())
+            wanted = delta.astype(np.float32, copy=False) + residual.astype(np.float32, copy=False)
+    magnitudes = np.abs(wanted)
+    largest_magnitude = float(magnitudes.max())
     if not largest_magnitude < LIMIT:  # not a number is not below anything
         raise ValueError(f"delta plus residual reaches {largest_magnitude}, expected finite and below {LIMIT}")
-    return wanted
+    return wanted, magnitudes
 
 
 def _sparse_levels(values: NDArray[np.float32], spec: CodecSpec, gain: float) -> tuple[NDArray[np.int64], int]:
@@ -268,8 +276,10 @@ def _body(
 
 def _values(codes: bytes, count: int, support: Bits, spec: CodecSpec, *, dense: bool) -> tuple[bytes, int]:
     """The codes, and right behind their last bit those of the indices; with the flag of what was done to them."""
-    bits = np.unpackbits(np.frombuffer(codes, dtype=np.uint8), count=count * spec.bits)
-    sections = np.packbits(np.concatenate([bits, support])).tobytes()
+    sections = codes
+    if not dense:
+        bits = np.unpackbits(np.frombuffer(codes, dtype=np.uint8), count=count * spec.bits)
+        sections = np.packbits(np.concatenate([bits, support])).tobytes()
     if spec.bits in (4, 8):
         frame = deflate(codes)
         packed = (b"" if dense else varint(len(frame))) + frame + np.packbits(support).tobytes()
@@ -279,12 +289,13 @@ def _values(codes: bytes, count: int, support: Bits, spec: CodecSpec, *, dense: 
 
 
 def _left(wanted: NDArray[np.float32], sent: Decoded) -> NDArray[np.float32]:
+    """What is left of the sum, in its place."""
     values = (sent.steps * sent.step).astype(np.float32)
     if sent.indices is None:
-        return wanted - values
-    residual = wanted.copy()
-    residual[sent.indices] -= values
-    return residual
+        wanted -= values
+    else:
+        wanted[sent.indices] -= values
+    return wanted
 
 
 # --- decoding --------------------------------------------------------------------------------------------------------

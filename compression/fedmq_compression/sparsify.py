@@ -14,14 +14,17 @@ __all__ = ["largest"]
 SAMPLED_FROM = 4096
 """Below this length a partition of everything is as fast as a sample."""
 
-SAMPLED_HITS = 64
-"""So many of the wanted coordinates are expected in the sample, so that its threshold is good to about an eighth."""
+SAMPLE = 2048
+"""Coordinates of the sample, at least."""
+
+SAMPLED_HITS = 32
+"""So many of the wanted coordinates are expected in the sample; that there be twice as many is one in ten million."""
 
 
 def largest(magnitudes: NDArray[np.float32], count: int, least: float) -> NDArray[np.int64]:
     """Indices, increasing, of the `count` largest magnitudes `(length,)`, of those that are `least` or more.
 
-    A strided sample gives a threshold that a few more than `count` pass; only those are partitioned. Where the
+    A strided sample gives a threshold that about twice `count` pass; only those are partitioned. Where the
     sample misleads (fewer pass), all are. So the choice is the exact one, and the sample only saves time.
     """
     candidates = _candidates(magnitudes, count)
@@ -41,11 +44,11 @@ def largest(magnitudes: NDArray[np.float32], count: int, least: float) -> NDArra
 def _candidates(magnitudes: NDArray[np.float32], count: int) -> NDArray[np.int64] | None:
     """Indices that hold the `count` largest for certain, or None for all."""
     # Odd, so that it does not fall in step with the rows of a weight matrix.
-    stride = min(magnitudes.size // SAMPLED_FROM, count // SAMPLED_HITS) | 1
+    stride = min(magnitudes.size // SAMPLE, count // SAMPLED_HITS) | 1
     if magnitudes.size < SAMPLED_FROM or stride == 1:
         return None
     sample = magnitudes[::stride]
-    wanted = min(sample.size, 3 * count // (2 * stride))
+    wanted = min(sample.size, 2 * count // stride)
     threshold = np.partition(sample, sample.size - wanted)[sample.size - wanted]
     candidates = np.flatnonzero(magnitudes >= threshold)
     return candidates if candidates.size >= count else None

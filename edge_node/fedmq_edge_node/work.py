@@ -69,8 +69,8 @@ LARGEST_LOSS = 1e6
 
 LARGEST_VALUE = np.float32(63.0)
 
-MAX_CHAIN = 4096
-"""Deltas in a chain; the coordinator sends a keyframe long before."""
+MAX_CHAIN = 500
+"""Deltas in a chain, of which each costs a ranking of all parameters; the coordinator sends no longer one."""
 
 
 class ModelMismatch(ValueError):
