@@ -27,7 +27,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -250,9 +249,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--dial", type=float, help="0: fewest bytes, 1: fewest rounds (default: the settings' own)")
     parser.add_argument("--fraction", type=float, default=1.0, help="share of the fleet that is asked in a round")
-    parser.add_argument("--gain", help="up and down, such as 1.5,1.2 (default: the settings' own)")
+    parser.add_argument("--gain", type=_pair, help="both ways, or up and down: 1.5,1.2 (default: the settings' own)")
     parser.add_argument("--levels", type=int, help="0: never thicken")
-    parser.add_argument("--density", help="up and down, such as 0.005,0.01, in place of the dial; it stays so")
+    parser.add_argument("--density", type=_pair, help="both ways, or up and down, in place of the dial; it stays so")
     parser.add_argument("--baselines", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--record", type=Path, metavar="FILE.npz", help="keep what the coded run sent; needs one seed")
@@ -326,17 +325,20 @@ def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
+def _pair(text: str) -> tuple[float, float]:
+    """One number for both directions, or one for each."""
+    up, _, down = text.partition(",")
+    return float(up), float(down or up)
+
+
 def _altered(task: Task, options: argparse.Namespace) -> Task:
     """With what the command line puts in place of the settings' own."""
     replaced = msgspec.structs.replace
     if options.density is not None:
-        up, down = (float(text) for text in options.density.split(","))
+        up, down = options.density
         task = replaced(task, up=replaced(task.up, density=up), down=replaced(task.down, density=down), levels=0)
-    if os.environ.get("BITS"):
-        b = int(os.environ["BITS"])
-        task = replaced(task, up=replaced(task.up, bits=b), down=replaced(task.down, bits=b))
     if options.gain is not None:
-        up, down = (float(text) for text in options.gain.split(","))
+        up, down = options.gain
         task = replaced(task, up=replaced(task.up, gain=up), down=replaced(task.down, gain=down))
     return task if options.levels is None else replaced(task, levels=options.levels)
 
