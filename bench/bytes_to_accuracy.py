@@ -1,7 +1,7 @@
 """Bytes on the wire until the model is as good, against dense FedAvg of the same system and recipe.
 
 For each seed the whole demo runs twice, with real processes and a real broker: once with float32 deltas both ways,
-once coded. A level is a share of the dense run's metric at its last round, and there may be several: all come from the
+once coded, which gets twice the rounds. A level is a share of the dense run's metric at its last round, and there may be several: all come from the
 same two runs. A run has *reached* a level at the first of two rounds in a row at or above. What it cost by then is
 everything on the sockets of all gateways since the first CONNECT, the model delta that came of that round included.
 
@@ -59,7 +59,7 @@ def run_demo(words: Sequence[str], directory: Path) -> dict[str, Any]:
 
 
 def measure(arguments: argparse.Namespace, seed: int, shares: Sequence[float]) -> dict[str, Any]:
-    common = ["--data", arguments.data, "--split", arguments.split, "--rounds", str(arguments.rounds)]
+    common = ["--data", arguments.data, "--split", arguments.split]
     common += ["--seed", str(seed), "--model", arguments.model, "--broker", arguments.broker]
     for flag in ("hidden", "test_load", "gateways", "local_epochs", "dial"):
         if getattr(arguments, flag) is not None:
@@ -68,7 +68,9 @@ def measure(arguments: argparse.Namespace, seed: int, shares: Sequence[float]) -
     for codec in ("dense", arguments.codec):
         print(f"seed {seed}: {codec} …", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as directory:
-            runs[codec] = run_demo([*common, "--codec", codec], Path(directory))
+            rounds = arguments.rounds if codec == "dense" else arguments.coded_rounds or 2 * arguments.rounds
+            words = [*common, "--codec", codec, "--rounds", str(rounds)]
+            runs[codec] = run_demo(words, Path(directory))
     dense, coded = runs["dense"], runs[arguments.codec]
     if dense["metric_final"] is None or dense["metric_final"] <= 0:
         sys.exit(f"seed {seed}: dense ended at {dense['metric_name']} {dense['metric_final']}: no level to reach")
@@ -160,7 +162,8 @@ def main() -> int:
     parser.add_argument("--local-epochs", type=int, help="of both runs (default: the recipe's)")
     parser.add_argument("--dial", type=float, help="0: fewest bytes, 1: fewest rounds (default: the settings' own)")
     parser.add_argument("--codec", default="sparse", help="what is held against dense (default: sparse)")
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=40, help="of the dense run, whose last sets the level")
+    parser.add_argument("--coded-rounds", type=int, help="of the coded run (default: twice as many)")
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
     parser.add_argument("--shares", default="0.99", help="of the dense run's final metric (default: 0.99)")
     parser.add_argument("--broker", default="auto")
