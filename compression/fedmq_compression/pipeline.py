@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmq_compression import compiled
 from fedmq_compression.bits import BitReader, Bits
 from fedmq_compression.contexts import Contexts, code_ranked, code_signs, read_ranked, read_signs
 from fedmq_compression.frame import PayloadError, Reader, deflate, inflate, scale_bytes, seal, unseal, varint
-from fedmq_compression.indices import Layout, code_support, read_support
+from fedmq_compression.indices import Layout, code_support, read_coordinates
 from fedmq_compression.integers import decode_integers, encode_integers
 from fedmq_compression.quantize import LIMIT, codes_size, from_codes, levels_of, to_codes
 from fedmq_compression.sparsify import largest
@@ -41,6 +42,9 @@ __all__ = [
 ]
 
 MAX_LENGTH = (1 << 31) - 1
+
+LAYOUTS = tuple(Layout)
+"""By number. An enum is a slow dictionary, and this is looked up for every payload."""
 
 # The head byte: a layout in its high half, and in its low half what else is there.
 COUNT_STATED = 1
@@ -102,7 +106,7 @@ class Decoded:
             raise ValueError(f"total is {total.shape} {total.dtype}, expected ({self.length},) int64")
         if self.indices is None:
             total += self.steps * weight
-        else:
+        elif not compiled.add(total, self.indices, self.steps, weight):
             # No index comes twice, so that this needs no np.add.at.
             total[self.indices] += self.steps * weight
 
@@ -171,9 +175,9 @@ def decode(payload: bytes, length: int, spec: CodecSpec, *, contexts: Contexts |
     head = reader.byte()
     flags = head & 15
     target = spec.target(length)
-    if head >> 4 not in list(Layout):
+    if head >> 4 >= len(LAYOUTS):
         raise PayloadError(f"a layout {head >> 4}, expected one of 0 to {max(Layout)}: made by a newer version?")
-    layout = Layout(head >> 4)
+    layout = LAYOUTS[head >> 4]
     if layout is Layout.NOTHING:
         if flags or reader.rest():
             raise PayloadError("an empty delta carries more than its head")
@@ -296,12 +300,7 @@ def _sections(
     contexts: Contexts | None,
 ) -> Decoded:
     if layout is Layout.RANKED and spec.bits == 1 and contexts is not None:
-        bits = BitReader(reader.rest())
-        indices = read_ranked(bits, contexts, count)
-        negative = read_signs(bits, contexts, indices)
-        bits.end()
-        signs = np.packbits(negative).tobytes()
-        steps = from_codes(signs, count, 1, scale, spec.step, dense=False)
+        indices, steps = _signed_ranks(reader.rest(), contexts, count, scale, spec)
         return Decoded(length=length, indices=indices, steps=steps, step=spec.step)
     dense = layout is Layout.DENSE
     size = codes_size(count, spec.bits)
@@ -319,13 +318,42 @@ def _sections(
     if dense:
         _check_padding(codes, count * spec.bits)
     elif layout is Layout.RANKED and contexts is not None:
-        bits = BitReader(rest, start)
-        found = read_ranked(bits, contexts, count)
-        bits.end()
+        found = _ranks(rest, start, contexts, count)
     else:
-        found = read_support(BitReader(rest, start), layout, length, count, divisor)
-    steps = from_codes(codes, count, spec.bits, scale, spec.step, dense=dense)
-    return Decoded(length=length, indices=found, steps=steps, step=spec.step)
+        found = read_coordinates(rest, start, layout, length, count, divisor)
+    return Decoded(length=length, indices=found, steps=_steps(codes, count, scale, spec, dense=dense), step=spec.step)
+
+
+def _ranks(data: bytes, start: int, contexts: Contexts, count: int) -> NDArray[np.int64]:
+    found = compiled.ranked(data, start, count, contexts.order, contexts.lean, contexts.blocks)
+    if found is not None:
+        return found[0]
+    bits = BitReader(data, start)
+    indices = read_ranked(bits, contexts, count)
+    bits.end()
+    return indices
+
+
+def _signed_ranks(
+    data: bytes, contexts: Contexts, count: int, scale: int, spec: CodecSpec
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    if scale * spec.step < LIMIT:
+        found = compiled.ranked(data, 0, count, contexts.order, contexts.lean, contexts.blocks, scale)
+        if found is not None:
+            return found
+    bits = BitReader(data)
+    indices = read_ranked(bits, contexts, count)
+    negative = read_signs(bits, contexts, indices)
+    bits.end()
+    return indices, from_codes(np.packbits(negative).tobytes(), count, 1, scale, spec.step, dense=False)
+
+
+def _steps(codes: bytes, count: int, scale: int, spec: CodecSpec, *, dense: bool) -> NDArray[np.int64]:
+    if spec.bits == 1 and scale * spec.step < LIMIT:
+        found = compiled.signs(codes, count, scale)
+        if found is not None:
+            return found
+    return from_codes(codes, count, spec.bits, scale, spec.step, dense=dense)
 
 
 def _agreed(length: int, spec: CodecSpec, contexts: Contexts | None) -> bytes:
