@@ -28,24 +28,25 @@ from numpy.typing import NDArray
 
 from fedmq_compression import kernels
 
-__all__ = ["active", "add", "gaps", "ranked", "signs"]
+__all__ = ["active", "add", "checksum", "gaps", "ranked"]
 
 log = logging.getLogger(__name__)
 
 enabled = os.environ.get("FEDMQ_COMPILED") != "0" and find_spec("numba") is not None
 """Whether to compile at all."""
 
+INT64 = np.dtype(np.int64)
 Int64s = NDArray[np.int64]
-Kernel = Callable[..., bool]
+Kernel = Callable[..., Any]
 
 BYTES = "Bytes(uint8, 1, 'C', readonly=True)"
 GIVEN = "Array({}, {}, 'C', readonly=True)".format
 """An array that may be read-only."""
 
 SIGNATURES: dict[Kernel, str] = {
-    kernels.add: f"boolean(int64[::1], {GIVEN('int64', 1)}, {GIVEN('int64', 1)}, int64)",
-    kernels.signs: f"boolean({BYTES}, int64, int64[::1])",
-    kernels.gaps: f"boolean({BYTES}, int64, int64, int64, int64, boolean, int64[::1])",
+    kernels.add: "boolean(int64[::1], int64[::1], int64[::1], int64)",
+    kernels.checksum: f"int64({BYTES}, int64)",
+    kernels.gaps: f"boolean({BYTES}, int64, int64, int64, int64, boolean, int64, int64[::1], int64[::1])",
     kernels.ranked: f"boolean({BYTES}, int64, {GIVEN('int32', 1)}, {GIVEN('int8', 1)}, {GIVEN('int64', 2)}, int64,"
     " int64[::1], int64[::1])",
 }
@@ -59,29 +60,32 @@ def active() -> bool:
 def add(total: Int64s, indices: Int64s, steps: Int64s, weight: int) -> bool:
     """Adds `weight` times the steps to `total` at strictly increasing indices, in place; False: nothing was added."""
     kernel = _compiled(kernels.add) if enabled else None
-    if kernel is None or not (_plain(total) and total.flags.writeable and _plain(indices) and _plain(steps)):
+    if kernel is None or not (_plain(total) and _plain(indices) and _plain(steps)):
         return False
-    return kernel(total, indices, steps, index(weight))
+    return bool(kernel(total, indices, steps, index(weight)))
 
 
-def signs(data: bytes, count: int, scale: int) -> Int64s | None:
-    """`(count,)`: the scale, negative where a bit is set."""
-    kernel = _compiled(kernels.signs) if enabled else None
-    if kernel is None:
-        return None
-    steps = np.empty(count, dtype=np.int64)
-    return steps if kernel(data, scale, steps) else None
+def checksum(data: bytes, start: int) -> int | None:
+    """CRC-16/IBM-3740 that goes on from `start`."""
+    kernel = _compiled(kernels.checksum) if enabled else None
+    return None if kernel is None else int(kernel(data, start))
 
 
-def gaps(data: bytes, start: int, length: int, count: int, divisor: int, *, unsent: bool) -> Int64s | None:
-    """`(count,)`: the indices below `length` that Golomb-coded gaps from bit `start` to the end tell."""
+def gaps(
+    data: bytes, start: int, length: int, count: int, divisor: int, *, unsent: bool, scale: int = 0
+) -> tuple[Int64s, Int64s] | None:
+    """`(count,)` indices below `length` that Golomb-coded gaps from bit `start` to the end tell.
+
+    With a scale also the steps, of which the signs come first.
+    """
     kernel = _compiled(kernels.gaps) if enabled else None
     told = length - count if unsent else count
     # A number takes a bit at least: no more is allocated than the payload can fill.
     if kernel is None or start + told > 8 * len(data):
         return None
-    indices = np.empty(count, dtype=np.int64)
-    return indices if kernel(data, start, length, told, divisor, unsent, indices) else None
+    indices = np.empty(count, INT64)
+    steps = np.empty(count if scale else 0, INT64)
+    return (indices, steps) if kernel(data, start, length, told, divisor, unsent, scale, indices, steps) else None
 
 
 def ranked(
@@ -97,15 +101,14 @@ def ranked(
     kernel = _compiled(kernels.ranked) if enabled else None
     if kernel is None:
         return None
-    indices = np.empty(count, dtype=np.int64)
-    steps = np.empty(count if scale else 0, dtype=np.int64)
+    indices = np.empty(count, INT64)
+    steps = np.empty(count if scale else 0, INT64)
     return (indices, steps) if kernel(data, start, order, lean, blocks, scale, indices, steps) else None
 
 
 def _plain(numbers: Int64s) -> bool:
-    """Whether these are what the kernels are compiled for: int64 side by side, and aligned."""
-    flags = numbers.flags
-    return flags.c_contiguous and flags.aligned and numbers.dtype == np.int64 and numbers.ndim == 1
+    """Whether these are what the kernels are compiled for: int64 side by side, aligned and writeable."""
+    return numbers.flags.carray and numbers.dtype == INT64 and numbers.ndim == 1
 
 
 @cache

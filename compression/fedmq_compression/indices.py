@@ -16,11 +16,10 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_compression import compiled
 from fedmq_compression.bits import BitReader, best_divisor, golomb, natural_divisor
 from fedmq_compression.frame import PayloadError, deflate, inflate, varint
 
-__all__ = ["Layout", "Support", "code_support", "read_coordinates", "read_support", "rivals"]
+__all__ = ["Layout", "Support", "code_support", "read_support", "rivals"]
 
 
 class Layout(IntEnum):
@@ -75,20 +74,6 @@ def rivals(indices: NDArray[np.int64], length: int) -> list[Support]:
             Support(layout=Layout.BITMAP, divisor=None, bits=np.unpackbits(np.frombuffer(frame, dtype=np.uint8)))
         )
     return codings
-
-
-def read_coordinates(
-    data: bytes, start: int, layout: Layout, length: int, count: int, divisor: int | None
-) -> NDArray[np.int64]:
-    """`read_support` of the bits from `start` on, as machine code where that is to be had."""
-    if layout is not Layout.BITMAP:
-        unsent = layout is Layout.UNSENT_GAPS
-        natural = natural_divisor(length, length - count if unsent else count)
-        if divisor != natural:
-            indices = compiled.gaps(data, start, length, count, divisor or natural, unsent=unsent)
-            if indices is not None:
-                return indices
-    return read_support(BitReader(data, start), layout, length, count, divisor)
 
 
 def read_support(reader: BitReader, layout: Layout, length: int, count: int, divisor: int | None) -> NDArray[np.int64]:

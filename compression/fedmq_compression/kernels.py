@@ -18,7 +18,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HELPERS", "add", "gaps", "ranked", "signs"]
+__all__ = ["HELPERS", "add", "checksum", "gaps", "ranked"]
 
 Int64s = NDArray[np.int64]
 
@@ -32,6 +32,20 @@ MOST_CLASSES = 64
 
 DIGIT_BITS = 10
 """Of the radix sort: 2^20 coordinates in two passes, over counts that stay in the nearest cache."""
+
+
+def _crc_tables() -> Int64s:
+    """`(8, 256)`: the remainder of each byte with 0 to 7 zero bytes behind it."""
+    tables = np.zeros((8, 256), dtype=np.int64)
+    remainders = np.arange(256, dtype=np.int64) << 8
+    for behind in range(8):
+        for _ in range(8):
+            remainders = (remainders << 1 ^ np.where(remainders & 0x8000, 0x1021, 0)) & 0xFFFF
+        tables[behind] = remainders
+    return tables
+
+
+CRC_TABLES = _crc_tables()
 
 
 # --- kernels ----------------------------------------------------------------------------------------------------------
@@ -51,19 +65,47 @@ def add(total: Int64s, indices: Int64s, steps: Int64s, weight: int) -> bool:
     return True
 
 
-def signs(data: bytes, scale: int, steps: Int64s) -> bool:
-    """Fills the steps with `scale`, negative where the bit is set."""
-    if steps.size > 8 * len(data):
-        return False
-    for i in range(steps.size):
-        steps[i] = scale * (1 - 2 * bit(data, i))
-    return True
+def checksum(data: bytes, start: int) -> int:
+    """CRC-16/IBM-3740 that goes on from `start`, eight bytes at a time (Kounavis and Berry 2005)."""
+    crc = start & 0xFFFF
+    whole = len(data) // 8 * 8
+    for i in range(0, whole, 8):
+        crc = (
+            CRC_TABLES[7, data[i] ^ crc >> 8]
+            ^ CRC_TABLES[6, data[i + 1] ^ crc & 0xFF]
+            ^ CRC_TABLES[5, data[i + 2]]
+            ^ CRC_TABLES[4, data[i + 3]]
+            ^ CRC_TABLES[3, data[i + 4]]
+            ^ CRC_TABLES[2, data[i + 5]]
+            ^ CRC_TABLES[1, data[i + 6]]
+            ^ CRC_TABLES[0, data[i + 7]]
+        )
+    for i in range(whole, len(data)):
+        crc = (crc << 8 & 0xFF00) ^ CRC_TABLES[0, data[i] ^ crc >> 8]
+    return crc
 
 
-def gaps(data: bytes, at: int, length: int, told: int, divisor: int, unsent: bool, indices: Int64s) -> bool:
-    """Fills the indices from `told` Golomb-coded gaps from bit `at` on: theirs, or those of all others."""
+def gaps(
+    data: bytes,
+    at: int,
+    length: int,
+    told: int,
+    divisor: int,
+    unsent: bool,
+    scale: int,
+    indices: Int64s,
+    steps: Int64s,
+) -> bool:
+    """Fills the indices from `told` Golomb-coded gaps, theirs or those of all others, from bit `at` on.
+
+    Unless `scale` is 0 the signs come first, a bit each, and the steps are filled, too.
+    """
     if divisor < 1 or told != (length - indices.size if unsent else indices.size):
         return False
+    if scale:
+        at = signs(data, at, scale, steps)
+        if at < 0 or steps.size != indices.size:
+            return False
     numbers = np.empty(told, dtype=np.int64) if unsent else indices
     at = golomb(data, at, np.full(1, told), np.full(1, divisor), length, numbers)
     if at < 0 or not ends(data, at) or not to_places(numbers, 0, length):
@@ -317,6 +359,26 @@ def rare(data: bytes, at: int, flags: NDArray[np.uint8]) -> int:
     return at
 
 
+# --- the values of a payload of gaps ----------------------------------------------------------------------------------
+
+
+def signs(data: bytes, at: int, scale: int, steps: Int64s) -> int:
+    """Fills the steps with `scale`, negative where the bit is set; where the bits end, or -1."""
+    if at + steps.size > 8 * len(data):
+        return -1
+    filled = 0
+    if at % 8 == 0:
+        # Whole bytes, which the processor does all bits of at once.
+        for byte in range(at >> 3, (at + steps.size) >> 3):
+            window = data[byte]
+            for i in range(8):
+                steps[filled + i] = scale - 2 * scale * (window >> (7 - i) & 1)
+            filled += 8
+    for i in range(filled, steps.size):
+        steps[i] = scale - 2 * scale * bit(data, at + i)
+    return at + steps.size
+
+
 # --- places -----------------------------------------------------------------------------------------------------------
 
 
@@ -389,12 +451,15 @@ def golomb(data: bytes, at: int, counts: Int64s, divisors: Int64s, most: int, nu
     for c in range(counts.size):
         short = (2 << (bit_length(divisors[c]) - 1)) - divisors[c]
         for _ in range(counts[c]):
-            if numbers[i] >= short:
-                if at >= end:
-                    return -1
-                numbers[i] += numbers[i] - short + bit(data, at)
-                at += 1
+            # Without a branch, which would often be guessed wrong. The bit is there even where it is the next part's:
+            # there are as many bits as numbers at least.
+            number = numbers[i]
+            further = int(number >= short)
+            numbers[i] = number + further * (number - short + bit(data, at))
+            at += further
             i += 1
+    if at + numbers.size > end:
+        return -1
     ones = np.empty(numbers.size + 8, dtype=np.int64)
     if not find_ones(data, at, numbers.size, ones):
         return -1
@@ -520,6 +585,7 @@ HELPERS = (
     sort,
     to_places,
     others,
+    signs,
     fields,
     find_ones,
     golomb,

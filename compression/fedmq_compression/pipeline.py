@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq_compression import compiled
-from fedmq_compression.bits import BitReader, Bits
+from fedmq_compression.bits import BitReader, Bits, natural_divisor
 from fedmq_compression.contexts import Contexts, code_ranked, code_signs, read_ranked, read_signs
 from fedmq_compression.frame import PayloadError, Reader, deflate, inflate, scale_bytes, seal, unseal, varint
-from fedmq_compression.indices import Layout, code_support, read_coordinates
+from fedmq_compression.indices import Layout, code_support, read_support
 from fedmq_compression.integers import decode_integers, encode_integers
 from fedmq_compression.quantize import LIMIT, codes_size, from_codes, levels_of, to_codes
 from fedmq_compression.sparsify import largest
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 MAX_LENGTH = (1 << 31) - 1
+INT64 = np.dtype(np.int64)
 
 LAYOUTS = tuple(Layout)
 """By number. An enum is a slow dictionary, and this is looked up for every payload."""
@@ -50,6 +51,14 @@ LAYOUTS = tuple(Layout)
 COUNT_STATED = 1
 DIVISOR_STATED = 2
 VALUES_PACKED = 4
+FLAGS = {
+    Layout.DENSE: 0,
+    Layout.GAPS: COUNT_STATED | DIVISOR_STATED,
+    Layout.UNSENT_GAPS: COUNT_STATED | DIVISOR_STATED,
+    Layout.BITMAP: COUNT_STATED,
+    Layout.RANKED: COUNT_STATED,
+}
+"""What a layout may have. 4- and 8-bit values may be packed with each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +111,7 @@ class Decoded:
 
     def add_to(self, total: NDArray[np.int64], weight: int) -> None:
         """Adds `weight` times the steps to `total`, `(length,) int64`, in place: exact, so in any order the same."""
-        if total.shape != (self.length,) or total.dtype != np.int64:
+        if total.shape != (self.length,) or total.dtype != INT64:
             raise ValueError(f"total is {total.shape} {total.dtype}, expected ({self.length},) int64")
         if self.indices is None:
             total += self.steps * weight
@@ -299,8 +308,19 @@ def _sections(
     spec: CodecSpec,
     contexts: Contexts | None,
 ) -> Decoded:
+    if spec.bits == 1 and scale * spec.step < LIMIT:
+        rest = reader.rest()
+        at_once = _at_once(rest, 0, layout, length, count, divisor, contexts, scale)
+        if at_once is not None:
+            return Decoded(length=length, indices=at_once[0], steps=at_once[1], step=spec.step)
+        reader = Reader(rest)
     if layout is Layout.RANKED and spec.bits == 1 and contexts is not None:
-        indices, steps = _signed_ranks(reader.rest(), contexts, count, scale, spec)
+        bits = BitReader(reader.rest())
+        indices = read_ranked(bits, contexts, count)
+        negative = read_signs(bits, contexts, indices)
+        bits.end()
+        signs = np.packbits(negative).tobytes()
+        steps = from_codes(signs, count, 1, scale, spec.step, dense=False)
         return Decoded(length=length, indices=indices, steps=steps, step=spec.step)
     dense = layout is Layout.DENSE
     size = codes_size(count, spec.bits)
@@ -314,46 +334,40 @@ def _sections(
         if len(rest) < size or (dense and len(rest) > size):
             raise PayloadError(f"{len(rest)} bytes of values, expected {'' if dense else 'at least '}{size}")
         codes = rest[:size]
-    found: NDArray[np.int64] | None = None
+    at_once = None if spec.bits == 1 else _at_once(rest, start, layout, length, count, divisor, contexts)
+    found = None if at_once is None else at_once[0]
     if dense:
         _check_padding(codes, count * spec.bits)
-    elif layout is Layout.RANKED and contexts is not None:
-        found = _ranks(rest, start, contexts, count)
-    else:
-        found = read_coordinates(rest, start, layout, length, count, divisor)
-    return Decoded(length=length, indices=found, steps=_steps(codes, count, scale, spec, dense=dense), step=spec.step)
+    elif found is None and layout is Layout.RANKED and contexts is not None:
+        bits = BitReader(rest, start)
+        found = read_ranked(bits, contexts, count)
+        bits.end()
+    elif found is None:
+        found = read_support(BitReader(rest, start), layout, length, count, divisor)
+    steps = from_codes(codes, count, spec.bits, scale, spec.step, dense=dense)
+    return Decoded(length=length, indices=found, steps=steps, step=spec.step)
 
 
-def _ranks(data: bytes, start: int, contexts: Contexts, count: int) -> NDArray[np.int64]:
-    found = compiled.ranked(data, start, count, contexts.order, contexts.lean, contexts.blocks)
-    if found is not None:
-        return found[0]
-    bits = BitReader(data, start)
-    indices = read_ranked(bits, contexts, count)
-    bits.end()
-    return indices
-
-
-def _signed_ranks(
-    data: bytes, contexts: Contexts, count: int, scale: int, spec: CodecSpec
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    if scale * spec.step < LIMIT:
-        found = compiled.ranked(data, 0, count, contexts.order, contexts.lean, contexts.blocks, scale)
-        if found is not None:
-            return found
-    bits = BitReader(data)
-    indices = read_ranked(bits, contexts, count)
-    negative = read_signs(bits, contexts, indices)
-    bits.end()
-    return indices, from_codes(np.packbits(negative).tobytes(), count, 1, scale, spec.step, dense=False)
-
-
-def _steps(codes: bytes, count: int, scale: int, spec: CodecSpec, *, dense: bool) -> NDArray[np.int64]:
-    if spec.bits == 1 and scale * spec.step < LIMIT:
-        found = compiled.signs(codes, count, scale)
-        if found is not None:
-            return found
-    return from_codes(codes, count, spec.bits, scale, spec.step, dense=dense)
+def _at_once(
+    data: bytes,
+    start: int,
+    layout: Layout,
+    length: int,
+    count: int,
+    divisor: int | None,
+    contexts: Contexts | None,
+    scale: int = 0,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """All indices from bit `start` on, with a scale also the steps of 1 bit; None where numpy is to read them."""
+    if layout is Layout.RANKED and contexts is not None:
+        return compiled.ranked(data, start, count, contexts.order, contexts.lean, contexts.blocks, scale)
+    if layout not in (Layout.GAPS, Layout.UNSENT_GAPS):
+        return None
+    unsent = layout is Layout.UNSENT_GAPS
+    natural = natural_divisor(length, length - count if unsent else count)
+    if divisor == natural:  # stated for nothing
+        return None
+    return compiled.gaps(data, start, length, count, divisor or natural, unsent=unsent, scale=scale)
 
 
 def _agreed(length: int, spec: CodecSpec, contexts: Contexts | None) -> bytes:
@@ -370,11 +384,7 @@ def _check_length(length: int) -> None:
 
 
 def _check_flags(flags: int, layout: Layout, spec: CodecSpec) -> None:
-    allowed = VALUES_PACKED if spec.bits in (4, 8) else 0
-    if layout is not Layout.DENSE:
-        allowed |= COUNT_STATED
-    if layout in (Layout.GAPS, Layout.UNSENT_GAPS):
-        allowed |= DIVISOR_STATED
+    allowed = FLAGS[layout] | (VALUES_PACKED if spec.bits in (4, 8) else 0)
     if flags & ~allowed:
         raise PayloadError(
             f"flags {flags:#x} with layout {layout.name} at {spec.bits} bits, expected {allowed:#x} only"
