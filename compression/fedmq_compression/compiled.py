@@ -68,7 +68,7 @@ def add(total: Int64s, indices: Int64s, steps: Int64s, weight: int) -> bool:
 def checksum(data: bytes, start: int) -> int | None:
     """CRC-16/IBM-3740 that goes on from `start`."""
     kernel = _compiled(kernels.checksum) if enabled else None
-    return None if kernel is None else int(kernel(data, start))
+    return None if kernel is None or type(data) is not bytes else int(kernel(data, start))
 
 
 def gaps(
@@ -81,7 +81,7 @@ def gaps(
     kernel = _compiled(kernels.gaps) if enabled else None
     told = length - count if unsent else count
     # A number takes a bit at least: no more is allocated than the payload can fill.
-    if kernel is None or start + told > 8 * len(data):
+    if kernel is None or type(data) is not bytes or start + told > 8 * len(data):
         return None
     indices = np.empty(count, INT64)
     steps = np.empty(count if scale else 0, INT64)
@@ -99,7 +99,7 @@ def ranked(
 ) -> tuple[Int64s, Int64s] | None:
     """`(count,)` indices that are told along a ranking from bit `start` to the end, and with a scale the steps."""
     kernel = _compiled(kernels.ranked) if enabled else None
-    if kernel is None:
+    if kernel is None or type(data) is not bytes:
         return None
     indices = np.empty(count, INT64)
     steps = np.empty(count if scale else 0, INT64)
@@ -120,7 +120,7 @@ def _compiled(kernel: Kernel) -> Kernel | None:
     try:
         return _jit(numba, kernel, keep=True)
     except Exception as unkept:  # of many kinds: no folder to write to, a full disk, a file that a power cut broke
-        log.debug("the cache of compiled code is of no use, compiling without: %s", unkept)
+        log.info("%s is compiled in each process anew, set NUMBA_CACHE_DIR: %s", kernel.__name__, unkept)
     try:
         return _jit(numba, kernel, keep=False)
     except Exception as broken:
@@ -142,6 +142,8 @@ def _numba() -> Any:
     except Exception as broken:  # such as an ImportError, where numpy is newer than numba knows
         log.warning("numba is installed and cannot be imported, numpy does its work: %s", broken)
         return None
+    # At DEBUG it tells of every step of compiling, thousands of lines.
+    logging.getLogger("numba").setLevel(logging.INFO)
     for helper in kernels.HELPERS:
         register_jitable(helper)
     return numba

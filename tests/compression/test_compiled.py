@@ -348,6 +348,14 @@ def test_switched_off_numba_is_not_even_imported() -> None:
     assert decoding("decode", FEDMQ_COMPILED="0") == "None False"
 
 
+@pytest.mark.parametrize("enabled", [False, pytest.param(True, marks=needs_numba)])
+def test_other_bytes_than_bytes_are_decoded_too(enabled: bool) -> None:
+    given = next(one for one in map(case, range(100)) if one.payload[0] >> 4 == Layout.GAPS)
+    expected = outcome(given)
+    with switched(enabled=enabled):
+        assert outcome(Case(**vars(given) | {"payload": bytearray(given.payload)})) == expected
+
+
 @needs_numba
 def test_kernels_are_compiled_where_no_cache_can_be_written() -> None:
     assert decoding(NUMBA_CACHE_DIR="/dev/null/nowhere") == "10673 True"
