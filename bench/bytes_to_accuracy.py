@@ -1,9 +1,10 @@
 """Bytes on the wire until the model is as good, against dense FedAvg of the same system and recipe.
 
 For each seed the whole demo runs twice, with real processes and a real broker: once with float32 deltas both ways,
-once coded, which gets twice the rounds. A level is a share of the dense run's metric at its last round, and there may be several: all come from the
-same two runs. A run has *reached* a level at the first of two rounds in a row at or above. What it cost by then is
-everything on the sockets of all gateways since the first CONNECT, the model delta that came of that round included.
+once coded, which gets twice the rounds. A level is a share of the dense run's metric at its last round, and there may
+be several: all come from the same two runs. A run has *reached* a level at the first of two rounds in a row at or
+above. What it cost by then is everything on the sockets of all gateways since the first CONNECT, the model delta that
+came of that round included.
 
     bench/bytes_to_accuracy --data cwru:DIR --test-load 2
     bench/bytes_to_accuracy --data digits --hidden 128,64 --rounds 100 --shares 0.99,0.999

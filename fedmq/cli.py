@@ -381,6 +381,8 @@ def _gateway(arguments: argparse.Namespace) -> None:
     # One thread, and the memory of one: set before numpy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # One payload a round: the compiler would cost 130 MB of memory for less than a millisecond.
+    os.environ.setdefault("FEDMQ_COMPILED", "0")
     from fedmq_edge_node.settings import GatewaySettings
     from fedmq_protocol.settings import document, load
 

@@ -31,6 +31,7 @@ DOORS = {
     "paho": {"protocol/session.py"},
     "psutil": {"edge_node/vitals.py", "fedmq/demo.py"},
     "zstandard": {"compression/frame.py", "fedmq/bench/rivals.py"},
+    "numba": {"compression/compiled.py"},
     "scipy": {"fedmq/data.py"},
     "rich": {"coordinator/report_text.py", "fedmq/showing.py", "fedmq/bench/showing.py"},
     "pyroaring": {"fedmq/bench/rivals.py"},
@@ -117,7 +118,7 @@ def test_an_outside_thing_has_one_door(outside: str) -> None:
     "outside",
     [
         *("scipy", "iotcore", "onnxruntime", "ai_edge_litert", "tflite_runtime", "serial"),
-        *("matplotlib", "pyroaring"),
+        *("matplotlib", "pyroaring", "numba"),
     ],
 )
 def test_what_may_be_missing_is_imported_where_it_is_used(outside: str) -> None:
@@ -189,4 +190,5 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(ended.stdout.split())
     assert {"numpy", "paho", "msgspec", "zstandard"} <= loaded, "what a gateway does need was not loaded"
-    assert not loaded & {"rich", "scipy", "iotcore", "fedmq_coordinator", "fedmq_broker_config", "hypothesis", "pytest"}
+    unneeded = {"rich", "scipy", "numba", "iotcore", "fedmq_coordinator", "fedmq_broker_config", "hypothesis", "pytest"}
+    assert not loaded & unneeded

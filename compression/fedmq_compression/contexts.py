@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from math import isqrt
 
 import numpy as np
@@ -115,6 +116,11 @@ class Contexts:
         block = np.searchsorted(ends, indices, side="right")
         within = (indices - (ends - sizes)[block]) % widths[block]
         return np.asarray(within + (np.cumsum(widths) - widths)[block])
+
+    @cached_property
+    def blocks(self) -> NDArray[np.int64]:
+        """The shapes, `(n, 2)`."""
+        return np.array(self.shapes, dtype=np.int64).reshape(-1, 2)
 
     def ends(self, count: int) -> list[int]:
         """Ranks at which classes end, for a support of `count`: half octaves, down from all to about as many."""

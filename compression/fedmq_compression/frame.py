@@ -16,6 +16,8 @@ import math
 
 import zstandard
 
+from fedmq_compression import compiled
+
 __all__ = [
     "MAX_SCALE",
     "PayloadError",
@@ -98,7 +100,10 @@ class Reader:
         return self.take(len(self._data) - self._at)
 
     def byte(self) -> int:
-        return self.take(1)[0]
+        if self._at >= len(self._data):
+            raise PayloadError(f"1 more byte expected at offset {self._at}, 0 there")
+        self._at += 1
+        return self._data[self._at - 1]
 
     def varint(self, *, what: str, at_least: int, at_most: int) -> int:
         """A number in its shortest spelling, within bounds; `what` names it in the complaint."""
@@ -137,7 +142,9 @@ class Reader:
 
 def checksum(data: bytes, agreed: bytes) -> bytes:
     """CRC-16/IBM-3740 over what both ends agreed on and the data, two bytes, high byte first."""
-    return binascii.crc_hqx(data, binascii.crc_hqx(agreed, 0xFFFF)).to_bytes(CHECKSUM_BYTES, "big")
+    start = binascii.crc_hqx(agreed, 0xFFFF)
+    crc = compiled.checksum(data, start)
+    return (binascii.crc_hqx(data, start) if crc is None else crc).to_bytes(CHECKSUM_BYTES, "big")
 
 
 def seal(body: bytes, agreed: bytes) -> bytes:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_compression.bits import BitReader, Bits
+from fedmq_compression import compiled
+from fedmq_compression.bits import BitReader, Bits, natural_divisor
 from fedmq_compression.contexts import Contexts, code_ranked, code_signs, read_ranked, read_signs
 from fedmq_compression.frame import PayloadError, Reader, deflate, inflate, scale_bytes, seal, unseal, varint
 from fedmq_compression.indices import Layout, code_support, read_support
@@ -41,11 +42,23 @@ __all__ = [
 ]
 
 MAX_LENGTH = (1 << 31) - 1
+INT64 = np.dtype(np.int64)
+
+LAYOUTS = tuple(Layout)
+"""By number. An enum is a slow dictionary, and this is looked up for every payload."""
 
 # The head byte: a layout in its high half, and in its low half what else is there.
 COUNT_STATED = 1
 DIVISOR_STATED = 2
 VALUES_PACKED = 4
+FLAGS = {
+    Layout.DENSE: 0,
+    Layout.GAPS: COUNT_STATED | DIVISOR_STATED,
+    Layout.UNSENT_GAPS: COUNT_STATED | DIVISOR_STATED,
+    Layout.BITMAP: COUNT_STATED,
+    Layout.RANKED: COUNT_STATED,
+}
+"""What a layout may have. 4- and 8-bit values may be packed with each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +111,11 @@ class Decoded:
 
     def add_to(self, total: NDArray[np.int64], weight: int) -> None:
         """Adds `weight` times the steps to `total`, `(length,) int64`, in place: exact, so in any order the same."""
-        if total.shape != (self.length,) or total.dtype != np.int64:
+        if total.shape != (self.length,) or total.dtype != INT64:
             raise ValueError(f"total is {total.shape} {total.dtype}, expected ({self.length},) int64")
         if self.indices is None:
             total += self.steps * weight
-        else:
+        elif not compiled.add(total, self.indices, self.steps, weight):
             # No index comes twice, so that this needs no np.add.at.
             total[self.indices] += self.steps * weight
 
@@ -180,9 +193,9 @@ def decode(payload: bytes, length: int, spec: CodecSpec, *, contexts: Contexts |
     head = reader.byte()
     flags = head & 15
     target = spec.target(length)
-    if head >> 4 not in list(Layout):
+    if head >> 4 >= len(LAYOUTS):
         raise PayloadError(f"a layout {head >> 4}, expected one of 0 to {max(Layout)}: made by a newer version?")
-    layout = Layout(head >> 4)
+    layout = LAYOUTS[head >> 4]
     if layout is Layout.NOTHING:
         if flags or reader.rest():
             raise PayloadError("an empty delta carries more than its head")
@@ -312,6 +325,12 @@ def _sections(
     spec: CodecSpec,
     contexts: Contexts | None,
 ) -> Decoded:
+    if spec.bits == 1 and scale * spec.step < LIMIT:
+        rest = reader.rest()
+        at_once = _at_once(rest, 0, layout, length, count, divisor, contexts, scale)
+        if at_once is not None:
+            return Decoded(length=length, indices=at_once[0], steps=at_once[1], step=spec.step)
+        reader = Reader(rest)
     if layout is Layout.RANKED and spec.bits == 1 and contexts is not None:
         bits = BitReader(reader.rest())
         indices = read_ranked(bits, contexts, count)
@@ -332,17 +351,40 @@ def _sections(
         if len(rest) < size or (dense and len(rest) > size):
             raise PayloadError(f"{len(rest)} bytes of values, expected {'' if dense else 'at least '}{size}")
         codes = rest[:size]
-    found: NDArray[np.int64] | None = None
+    at_once = None if spec.bits == 1 else _at_once(rest, start, layout, length, count, divisor, contexts)
+    found = None if at_once is None else at_once[0]
     if dense:
         _check_padding(codes, count * spec.bits)
-    elif layout is Layout.RANKED and contexts is not None:
+    elif found is None and layout is Layout.RANKED and contexts is not None:
         bits = BitReader(rest, start)
         found = read_ranked(bits, contexts, count)
         bits.end()
-    else:
+    elif found is None:
         found = read_support(BitReader(rest, start), layout, length, count, divisor)
     steps = from_codes(codes, count, spec.bits, scale, spec.step, dense=dense)
     return Decoded(length=length, indices=found, steps=steps, step=spec.step)
+
+
+def _at_once(
+    data: bytes,
+    start: int,
+    layout: Layout,
+    length: int,
+    count: int,
+    divisor: int | None,
+    contexts: Contexts | None,
+    scale: int = 0,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """All indices from bit `start` on, with a scale also the steps of 1 bit; None where numpy is to read them."""
+    if layout is Layout.RANKED and contexts is not None:
+        return compiled.ranked(data, start, count, contexts.order, contexts.lean, contexts.blocks, scale)
+    if layout not in (Layout.GAPS, Layout.UNSENT_GAPS):
+        return None
+    unsent = layout is Layout.UNSENT_GAPS
+    natural = natural_divisor(length, length - count if unsent else count)
+    if divisor == natural:  # stated for nothing
+        return None
+    return compiled.gaps(data, start, length, count, divisor or natural, unsent=unsent, scale=scale)
 
 
 def _agreed(length: int, spec: CodecSpec, contexts: Contexts | None) -> bytes:
@@ -359,11 +401,7 @@ def _check_length(length: int) -> None:
 
 
 def _check_flags(flags: int, layout: Layout, spec: CodecSpec) -> None:
-    allowed = VALUES_PACKED if spec.bits in (4, 8) else 0
-    if layout is not Layout.DENSE:
-        allowed |= COUNT_STATED
-    if layout in (Layout.GAPS, Layout.UNSENT_GAPS):
-        allowed |= DIVISOR_STATED
+    allowed = FLAGS[layout] | (VALUES_PACKED if spec.bits in (4, 8) else 0)
     if flags & ~allowed:
         raise PayloadError(
             f"flags {flags:#x} with layout {layout.name} at {spec.bits} bits, expected {allowed:#x} only"

@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 UPLINK = 2.0**-24
 DOWNLINK = 2.0**-12
 

@@ -14,6 +14,8 @@ from fedmq_compression.indices import Layout
 from fedmq_compression.integers import Plan
 from fedmq_compression.pipeline import CodecSpec, decode, decode_integers, encode, encode_integers
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 VECTORS = Path(__file__).parent.parent / "vectors"
 
 
