@@ -87,12 +87,15 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
 
 def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = False) -> Coordinator:
     """A coordinator, not running yet. Raises ValueError for a ledger, a model or test data that cannot be used."""
+    from fedmq_compression import compiled
     from fedmq_coordinator.ledger import Ledger
     from fedmq_coordinator.models import ModelStore
     from fedmq_coordinator.service import Coordinator
 
     from fedmq.defaults import task_of
 
+    # Where numba is installed, it compiles now (once, for some seconds) and not while the first round waits.
+    compiled.active()
     task = task_of(
         settings.task,
         settings.rounds,

@@ -7,12 +7,22 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from fedmq_compression.pipeline import CodecSpec, decode
+from fedmq_compression.pipeline import CodecSpec, Contexts, decode, decode_integers
 from fedmq_coordinator.density import LOOKS
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_edge_node.work import ModelMismatch, catch_up, settle_by_plan
 from fedmq_protocol.messages import CatchUp, CatchUpKind, RoundKind, RoundPlan, Statistics, Update, from_bytes
-from fedmq_protocol.task import MAX_LEVEL, UPLINK_STEP, Codec, Recipe, Task, Windowing, model_digest, short
+from fedmq_protocol.task import (
+    MAX_LEVEL,
+    UPLINK_STEP,
+    Codec,
+    Recipe,
+    Task,
+    Windowing,
+    initial_steps,
+    model_digest,
+    short,
+)
 from fedmq_protocol.topics import parse
 from plant import Plant, make_task
 
@@ -47,19 +57,23 @@ def test_a_federation_that_stalls_is_given_more_and_all_agree_on_the_model(tmp_p
     assert set(plant.digests().values()) == {plant.digest}
     # What a gateway was asked for is what it sent, and so did the coordinator in the plan that asked.
     asked = {p.round_id: p for _, p in messages(plant, RoundPlan) if isinstance(p, RoundPlan)}
-    length = plant.task.model.parameters
+    model = plant.task.model
+    moved = [np.zeros(model.parameters, dtype=np.int32)]
+    for version in plant.ledger.versions(plant.lineage, after=0):
+        moved.append(moved[-1] + decode_integers(version.steps, model.parameters))
     for _, update in messages(plant, Update):
         assert isinstance(update, Update)
         assert isinstance(update.payload, bytes)
         plan = asked[update.round_id]
-        for codec, payload, step in (
-            (plant.task.up, update.payload, UPLINK_STEP),
-            (plant.task.down, plan.delta, plant.task.grid_step),
+        for codec, payload, step, base in (
+            (plant.task.up, update.payload, UPLINK_STEP, plan.base),
+            (plant.task.down, plan.delta, plant.task.grid_step, plan.base - 1),
         ):
             there = codec.at(plan.level)
             if isinstance(payload, bytes):
                 spec = CodecSpec(bits=there.bits, density=there.density, step=step)
-                assert decode(payload, length, spec).length == length
+                contexts = None if there.density == 1 else Contexts.of(moved[base], model.shapes)
+                assert decode(payload, model.parameters, spec, contexts=contexts).length == model.parameters
     for version in plant.ledger.versions(plant.lineage):
         made = plant.ledger.round(version.round or 0)
         following = plant.ledger.round((version.round or 0) + 1)
@@ -161,10 +175,12 @@ def test_an_update_that_is_pending_over_a_change_of_level_is_settled_at_its_own(
     state = plant.gateways["g0"].state
     assert state.pending is not None
     assert state.pending.level == 0
+    start = initial_steps(plant.task.model, plant.task.seed, plant.task.grid_bits)
     sent = decode(
         state.pending.payload,
         plant.task.model.parameters,
         CodecSpec(bits=1, density=CODEC.density, step=UPLINK_STEP),
+        contexts=Contexts.of(state.steps - start, plant.task.model.shapes),
     ).dense()
     plant.run_until(lambda: plans_at(plant, 1))
     plan = plans_at(plant, 1)[0]
