@@ -99,7 +99,10 @@ def at_level(share: float, dense: dict[str, Any], coded: dict[str, Any]) -> dict
     level = share * dense["metric_final"]
     line: dict[str, Any] = {"share": share, "level": level}
     for name, figures in (("dense", dense), ("coded", coded)):
-        index = reached(figures["metric_by_round"], level)
+        metrics = figures["metric_by_round"]
+        index = reached(metrics, level)
+        if index is None and name == "dense" and metrics[-1] >= level:
+            index = len(metrics) - 1  # its last round is what sets the level
         line[f"{name}_rounds"] = None if index is None else index + 1
         line[f"{name}_bytes"] = None if index is None else cost(figures, index)
     if line["dense_bytes"] and line["coded_bytes"]:
