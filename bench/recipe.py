@@ -4,7 +4,7 @@
     python bench/recipe.py --data digits --hidden 128,64
     python bench/recipe.py --data gearbox:DIR --test-load 30 --model autoencoder
 
-The federation is that of `fedmq.bench.training`: all its modules are the real ones, only the broker is left out. Bytes are
+The federation is that of `fedmq.bench.training`: its modules are the real ones, only the broker is left out. Bytes are
 those of the codec's payloads and a fixed allowance for everything else on the wire, so they are an *estimate*:
 `--overhead` bytes a round and gateway, `--join` bytes once. `--fraction` draws a part of the fleet in each round.
 

@@ -223,7 +223,7 @@ def _scaler(task: Task, gateways: Sequence[Samples]) -> Scaler:
 
 def _drawn(gateways: int, fraction: float, seed: int, number: int) -> list[int]:
     """Who is asked: a slot of a shuffled fleet, so that everyone's turn comes once a cycle."""
-    slots = max(1, round(1 / fraction))
+    slots = min(gateways, max(1, round(1 / fraction)))
     order = np.random.default_rng((seed, 1 << 20, number // slots)).permutation(gateways)
     return sorted(int(index) for index in order[number % slots :: slots])
 

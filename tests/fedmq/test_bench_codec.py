@@ -127,6 +127,13 @@ def test_where_half_is_asked_everyone_is_asked_once_in_two_rounds(plant: Plant) 
         assert sorted(first.asked + second.asked) == [0, 1, 2]
 
 
+def test_somebody_is_asked_however_small_the_share(plant: Plant) -> None:
+    settings = RoundSettings(fraction=0.01)
+    task = task_for(plant.fleet, "mlp", None, 0, settings)
+    rounds = play(task, plant.gateways, plant.test, 3, settings)
+    assert sorted(place for done in rounds for place in done.asked) == [0, 1, 2]
+
+
 def test_dense_messages_have_no_contexts(plant: Plant) -> None:
     done = next(play(task_for(plant.fleet, "mlp", None, 0, codec="dense"), plant.gateways, plant.test, 1))
     assert [message.contexts for message in (*done.up, done.down)] == [None] * 4
