@@ -4,7 +4,7 @@
     python bench/recipe.py --data digits --hidden 128,64
     python bench/recipe.py --data gearbox:DIR --test-load 30 --model autoencoder
 
-The modules are the real ones (features, scaling, training, codec, defaults); only the broker is left out. Bytes are
+The federation is that of `fedmq.bench.training`: its modules are the real ones, only the broker is left out. Bytes are
 those of the codec's payloads and a fixed allowance for everything else on the wire, so they are an *estimate*:
 `--overhead` bytes a round and gateway, `--join` bytes once. `--fraction` draws a part of the fleet in each round.
 
@@ -27,36 +27,28 @@ import argparse
 import itertools
 import json
 import math
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import numpy as np
-from fedmq_compression.pipeline import CodecSpec, Decoded, decode, encode
-from fedmq_coordinator.aggregate import ServerState, WeightedMean, server_step, weights
-from fedmq_coordinator.density import Course
-from fedmq_coordinator.scaling import combine
+from fedmq_compression.pipeline import Decoded
 from fedmq_coordinator.settings import RoundSettings
-from fedmq_edge_node.runtimes import NumpyEngine
-from fedmq_edge_node.samples import Samples, Scaler, load, load_test, statistics
-from fedmq_edge_node.trainer import evaluate, train
-from fedmq_edge_node.work import EVALUATION_SCALE, loss_told
-from fedmq_protocol.task import UPLINK_STEP, Codec, Task, initial_steps, to_parameters
+from fedmq_edge_node.samples import Samples
+from fedmq_protocol.task import Task
 from numpy.typing import NDArray
 
 from fedmq.baselines import local_only, pooled
-from fedmq.data import Fleet, lay_out
-from fedmq.defaults import Kind, task_of, task_settings
-from fedmq.demo import DemoOptions, open_fleet
-
-Labelled = tuple[NDArray[np.float32], NDArray[np.int64]]
+from fedmq.bench.training import Labelled, Plant, Played, at_density, play, prepare, task_for
+from fedmq.demo import DemoOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
+    """What is kept of a round: of the rest there is too much."""
+
     metric: float
     up_bytes: int
     """Payload of all gateways together."""
@@ -75,6 +67,13 @@ class Record:
     up: list[Decoded] = field(default_factory=list)
     down: list[Decoded] = field(default_factory=list)
     model: list[NDArray[np.int32]] = field(default_factory=list)
+
+    def add(self, played: Played) -> None:
+        if not self.model:
+            self.model.append(played.base)
+        self.up += [message.encoded.sent for message in played.up]
+        self.down.append(played.down.encoded.sent)
+        self.model.append(played.after)
 
     def save(self, path: Path, task: Task, gateways: Sequence[Samples]) -> None:
         np.savez_compressed(
@@ -100,78 +99,24 @@ def _sparse(name: str, sent: Sequence[Decoded]) -> dict[str, NDArray[Any]]:
     }
 
 
-def federate(
-    task: Task,
-    gateways: Sequence[Samples],
-    test: Labelled,
-    rounds: int,
-    settings: RoundSettings,
-    record: Record | None = None,
-) -> list[Round]:
-    """Trains with those drawn in each round; the metric is the test set's after each. `record` is filled."""
-    length = task.model.parameters
-    mean, scale = combine([statistics(own.train_x) for own in gateways])
-    scaler = Scaler(mean=mean, scale=scale)
-    if task.windowing.scaling == "none":
-        scaler = Scaler(mean=np.zeros_like(mean), scale=np.ones_like(scale))
-    engine = NumpyEngine(task.model)
-    own_x = [scaler.apply(own.train_x) for own in gateways]
-    test_x = scaler.apply(test[0])
-    votes = weights([own.train_windows for own in gateways])
-    residuals = [np.zeros(length, dtype=np.float32) for _ in gateways]
-    server = ServerState.start(length)
-    steps = initial_steps(task.model, task.seed, task.grid_bits)
-    course = Course(sparse=task.sparse_levels, highest=task.levels)
+def summed_up(run: Iterable[Played], record: Record | None = None) -> list[Round]:
+    """Raises ValueError where there was no test set. `record` is filled."""
     done = []
-    if record is not None:
-        record.model.append(steps)
-    for number in range(rounds):
-        flat = to_parameters(steps, task.grid_bits)
-        total = WeightedMean(length)
-        loss, up_bytes = 0.0, 0
-        up = task.up.at(course.level)
-        for index in _drawn(len(gateways), settings.fraction, task.seed, number):
-            own = gateways[index]
-            rng = np.random.default_rng((task.seed, index, number))
-            result = train(engine, flat, own_x[index], own.train_y, task.recipe, rng, lambda: True)
-            coded = encode(result.delta, _spec(up, UPLINK_STEP), residuals[index], gain=up.gain)
-            residuals[index] = coded.residual
-            total.add(coded.sent, votes[index])
-            loss += travelled(result.loss) * votes[index]
-            up_bytes += len(coded.payload)
-            if record is not None:
-                record.up.append(coded.sent)
-        loss, used = loss / total.weight, course.level
-        course = course.after(loss)
-        down = task.down.at(course.level)
-        made = server_step(
-            total.mean(),
-            server,
-            _spec(down, task.grid_step),
-            momentum=settings.server_momentum,
-            learning_rate=settings.server_learning_rate,
-            gain=down.gain,
-        )
-        server = made.state
-        steps = (steps + made.steps).astype(np.int32)
+    for played in run:
+        if played.metric is None:
+            raise ValueError("expected rounds with a metric, got one that was played without a test set")
         if record is not None:
-            record.down.append(decode(made.delta, length, _spec(down, task.grid_step)))
-            record.model.append(steps)
-        metric = evaluate(engine, to_parameters(steps, task.grid_bits), test_x, test[1], task.classes).metric
-        done.append(Round(metric=metric, up_bytes=up_bytes, down_bytes=len(made.delta), loss=loss, level=used))
+            record.add(played)
+        done.append(
+            Round(
+                metric=played.metric,
+                up_bytes=sum(len(message.encoded.payload) for message in played.up),
+                down_bytes=len(played.down.encoded.payload),
+                loss=played.loss,
+                level=played.level,
+            )
+        )
     return done
-
-
-def _drawn(gateways: int, fraction: float, seed: int, number: int) -> list[int]:
-    """Who is asked: a slot of a shuffled fleet, so that everyone's turn comes once a cycle."""
-    slots = max(1, round(1 / fraction))
-    order = np.random.default_rng((seed, 1 << 20, number // slots)).permutation(gateways)
-    return sorted(int(index) for index in order[number % slots :: slots])
-
-
-def travelled(loss: float) -> float:
-    """A training loss as it reaches the coordinator."""
-    return loss_told(loss) / EVALUATION_SCALE
 
 
 def reached(metrics: Sequence[float], level: float) -> int | None:
@@ -188,47 +133,6 @@ def wire_bytes(rounds: Sequence[Round], gateways: int, overhead: int, join: int,
     return payload * framing + overhead * len(rounds) + join
 
 
-def _spec(codec: Codec, step: float) -> CodecSpec:
-    return CodecSpec(bits=codec.bits, density=codec.density, step=step)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One data set, dealt out and cut into windows: what a run learns from, and is measured on."""
-
-    fleet: Fleet
-    gateways: list[Samples]
-    test: Labelled
-    make_task: Callable[..., Task]
-    """Of these data, this model and these round settings; takes what else `task_settings` takes."""
-
-
-def prepare(options: DemoOptions) -> Case:
-    """The data, seed and model of the options, as the demo takes them. Raises ValueError without a test set."""
-    fleet = open_fleet(options)
-    if fleet.test is None:
-        raise ValueError(f"--data {options.data}: expected a test set, found none; name a --test-load where there are")
-
-    def make_task(rounds: RoundSettings | None = None, **wishes: Any) -> Task:
-        settings = task_settings(
-            name=fleet.name,
-            kind=cast(Kind, options.model),
-            hidden=options.hidden,
-            classes=fleet.classes,
-            windowing=fleet.windowing,
-            seed=options.seed,
-            **wishes,
-        )
-        return task_of(settings, rounds)
-
-    task = make_task()
-    with tempfile.TemporaryDirectory() as directory:
-        folders = lay_out(fleet, Path(directory))
-        test = load_test(folders.pop("test"), task.windowing, task.classes)
-        gateways = [load(folder, task.windowing, task.classes) for folder in folders.values()]
-    return Case(fleet=fleet, gateways=gateways, test=test, make_task=make_task)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="sim", help="as for `fedmq demo` (default: sim)")
@@ -236,7 +140,7 @@ def main() -> None:
     parser.add_argument("--test-load", type=int)
     parser.add_argument("--gateways", type=int)
     parser.add_argument("--model", default="mlp", choices=["softmax", "mlp", "autoencoder"])
-    parser.add_argument("--hidden", help="such as 64,128,64 (default: the model's own)")
+    parser.add_argument("--hidden", type=_units, help="such as 64,128,64 (default: the model's own)")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--share", type=float, default=0.99, help="of dense's last metric (default: 0.99)")
@@ -262,7 +166,7 @@ def main() -> None:
 
     rows: list[dict[str, Any]] = []
     for seed in seeds:
-        case = prepare(
+        plant = prepare(
             DemoOptions(
                 data=options.data,
                 split=options.split,
@@ -270,10 +174,11 @@ def main() -> None:
                 gateways=options.gateways,
                 seed=seed,
                 model=options.model,
-                hidden=None if options.hidden is None else tuple(int(u) for u in options.hidden.split(",") if u),
             )
         )
-        rows.append(_measure(case, options))
+        if plant.test is None:
+            parser.error(f"--data {options.data}: expected a test set, found none; name a --test-load where there are")
+        rows.append(_measure(plant, plant.test, seed, options))
         print(_line(rows[-1]), flush=True)
     ratios = [row["ratio"] for row in rows if "ratio" in row]
     if len(ratios) == len(rows):
@@ -282,19 +187,21 @@ def main() -> None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
+def _measure(plant: Plant, test: Labelled, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Both runs of one seed, and what they came to."""
-    gateways, test = case.gateways, case.test
+    gateways = plant.gateways
     settings = RoundSettings(server_momentum=options.server_momentum, fraction=options.fraction)
     runs: dict[str, list[Round]] = {}
     for codec in ("dense", "sparse"):
         wishes = {name: getattr(options, name) for name in ("learning_rate", "local_epochs", "momentum", "batch_size")}
-        task = case.make_task(settings, codec=codec, dial=options.dial, **wishes)
+        task = task_for(
+            plant.fleet, options.model, options.hidden, seed, settings, codec=codec, dial=options.dial, **wishes
+        )
         record = None
         if codec == "sparse":
             task = _altered(task, options)
             record = Record() if options.record else None
-        runs[codec] = federate(task, gateways, test, options.rounds, settings, record)
+        runs[codec] = summed_up(play(task, gateways, test, options.rounds, settings), record)
         if record is not None:
             record.save(options.record, task, gateways)
     level = options.share * runs["dense"][-1].metric
@@ -325,6 +232,10 @@ def _measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
+def _units(text: str) -> tuple[int, ...]:
+    return tuple(int(units) for units in text.split(",") if units)
+
+
 def _pair(text: str) -> tuple[float, float]:
     """One number for both directions, or one for each."""
     up, _, down = text.partition(",")
@@ -335,8 +246,7 @@ def _altered(task: Task, options: argparse.Namespace) -> Task:
     """With what the command line puts in place of the settings' own."""
     replaced = msgspec.structs.replace
     if options.density is not None:
-        up, down = options.density
-        task = replaced(task, up=replaced(task.up, density=up), down=replaced(task.down, density=down), levels=0)
+        task = at_density(task, *options.density)
     if options.gain is not None:
         up, down = options.gain
         task = replaced(task, up=replaced(task.up, gain=up), down=replaced(task.down, gain=down))

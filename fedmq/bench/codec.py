@@ -1,8 +1,8 @@
 """`fedmq bench codec`: what the codec's bytes and time are worth, on deltas that come from training.
 
 Owns what is measured and how. For each data set, size of the model and density a federation is trained in this process
-with that density both ways; the messages of its first rounds, and of its middle third, are coded again, with the
-history of the model as context and without, and laid out as every rival would. Refuses to know how it is shown.
+with that density both ways; the messages of its first rounds, and of its middle third, which have the history of the
+model as context, are coded without it as well, and laid out as every rival would. Refuses to know how it is shown.
 
 Rules:
 - Every payload that is counted was decoded again, and told what was sent.
@@ -10,7 +10,8 @@ Rules:
   supports: a codec that knows the history may go below it.
 - Rivals tell the same indices and the same signs, and carry the same head, scale and checksum.
 - Time is the least of several repeats, and all that is compared takes turns: on one core, in one process, and against
-  a copy of the dense float32 vector.
+  a copy of the dense float32 vector. Where there is machine code, it and numpy's way are compared; it is there before
+  the clock starts. Memory is that of numpy's way.
 """
 
 from __future__ import annotations
@@ -20,25 +21,28 @@ import os
 import platform
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
-from fedmq_compression import pipeline
-from fedmq_compression.pipeline import Decoded
-from fedmq_protocol.task import ModelSpec, Task, initial_steps
+from fedmq_compression import compiled, pipeline
+from fedmq_compression.pipeline import Contexts, Decoded
+from fedmq_protocol.task import ModelSpec, Task
 from numpy.typing import NDArray
 
 from fedmq import __version__
 from fedmq.bench.rivals import RIVALS, entropy_bits, log2_choose
-from fedmq.bench.training import Coded, Kind, Plant, Played, hidden_for, play, prepare, task_for
+from fedmq.bench.training import Coded, Layered, Plant, Played, at_density, hidden_for, play, prepare, task_for
 from fedmq.demo import DemoOptions
 
-__all__ = ["BOTH", "Case", "CodecOptions", "Machine", "Result", "Sizes", "Watcher", "measure"]
+__all__ = ["BOTH", "Case", "CodecOptions", "Machine", "Result", "Sizes", "Watcher", "Way", "measure"]
+
+Way = Literal["numpy", "compiled"]
+"""How payloads are decoded: as machine code, where numba is there, or without."""
 
 FIRST_ROUNDS = 3
 MESSAGES = 48
@@ -61,7 +65,7 @@ class CodecOptions:
     densities: tuple[float, ...] = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1)
     rounds: int = 24
     seed: int = 0
-    model: Kind = "mlp"
+    model: Layered = "mlp"
     test_load: int | None = None
     seconds: float = 0.5
     """Time that the clock gets for one case, about."""
@@ -78,8 +82,8 @@ class Sizes:
     messages: int
     count: float
     """Coordinates sent."""
-    history_bytes: float | None
-    """The payload with the model's history as context; None where this codec knows none."""
+    history_bytes: float
+    """The payload with the model's history as context, as on the wire."""
     plain_bytes: float
     """The payload without."""
     support_bits: float
@@ -115,7 +119,7 @@ class Case:
     middle_down: Sizes
     copy_seconds: float
     """A copy of the dense float32 vector."""
-    copies: dict[str, float]
+    copies: dict[Way, dict[str, float]]
     """Time of each step of the codec, in such copies."""
     vectors: dict[str, float]
     """Most memory that each step holds beyond what it is given, its result included, in dense float32 vectors."""
@@ -135,8 +139,8 @@ class Result:
     machine: Machine
     versions: dict[str, str]
     seed: int
-    history: bool
-    """Whether this codec takes the model's history as context."""
+    compiled: bool
+    """Whether machine code was in use, so that there are times of both ways."""
     seconds: float
     cases: list[Case]
 
@@ -157,6 +161,7 @@ class Watcher(Protocol):
 def measure(options: CodecOptions, watcher: Watcher) -> Result:
     """Everything; takes minutes with the default options."""
     began = time.monotonic()
+    fast = compiled.active()
     rounds = {
         size: max(FIRST_ROUNDS, options.rounds // 2 if size >= LARGE else options.rounds) for size in options.sizes
     }
@@ -169,7 +174,7 @@ def measure(options: CodecOptions, watcher: Watcher) -> Result:
         for size in options.sizes:
             hidden = hidden_for(plant.fleet, options.model, size)
             for density in options.densities:
-                task = task_for(plant.fleet, options.model, hidden, options.seed, density)
+                task = at_density(task_for(plant.fleet, options.model, hidden, options.seed), density, density)
                 watcher.at(f"{_name(data)}: {task.model.parameters:,} parameters at {100 * density:g} %")
                 cases.append(_case(_name(data), plant, task, rounds[size], options.seconds, watcher, each[size]))
     return Result(
@@ -177,7 +182,7 @@ def measure(options: CodecOptions, watcher: Watcher) -> Result:
         machine=_machine(),
         versions=_versions(),
         seed=options.seed,
-        history=_contexts_type() is not None,
+        compiled=fast,
         seconds=round(time.monotonic() - began, 1),
         cases=cases,
     )
@@ -197,32 +202,22 @@ def _demo_options(data: str, options: CodecOptions) -> DemoOptions:
 # --- The codec, with and without history ------------------------------------------------------------------------------
 
 
-def _contexts_type() -> Any | None:
-    """The class of contexts, or None where this codec has no history."""
+def _encode(message: Coded, contexts: Contexts | None) -> pipeline.Encoded:
+    return pipeline.encode(message.delta, message.spec, message.residual, contexts=contexts, gain=message.gain)
+
+
+def _decode(payload: bytes, message: Coded, contexts: Contexts | None) -> Decoded:
+    return pipeline.decode(payload, message.delta.size, message.spec, contexts=contexts)
+
+
+@contextmanager
+def _by(way: Way) -> Iterator[None]:
+    before = compiled.enabled
+    compiled.enabled = way == "compiled"
     try:
-        return import_module("fedmq_compression.contexts").Contexts
-    except ModuleNotFoundError:
-        return None
-
-
-def _shapes(model: ModelSpec) -> tuple[tuple[int, int], ...]:
-    """Blocks in order that cover the vector: weights with the biases as one more row."""
-    return tuple((layer.inputs + 1, layer.outputs) for layer in model.layers)
-
-
-def _contexts(displacement: NDArray[np.int32], model: ModelSpec) -> Any | None:
-    kind = _contexts_type()
-    return None if kind is None else kind.of(displacement, _shapes(model))
-
-
-def _encode(message: Coded, contexts: Any | None) -> pipeline.Encoded:
-    known: dict[str, Any] = {} if contexts is None else {"contexts": contexts}
-    return pipeline.encode(message.delta, message.spec, message.residual, **known)
-
-
-def _decode(payload: bytes, message: Coded, contexts: Any | None) -> Decoded:
-    known: dict[str, Any] = {} if contexts is None else {"contexts": contexts}
-    return pipeline.decode(payload, message.delta.size, message.spec, **known)
+        yield
+    finally:
+        compiled.enabled = before
 
 
 # --- One case --------------------------------------------------------------------------------------------------------
@@ -249,24 +244,22 @@ class _Stretch:
 
 def _case(data: str, plant: Plant, task: Task, rounds: int, seconds: float, watcher: Watcher, work: float) -> Case:
     length = task.model.parameters
-    start = initial_steps(task.model, task.seed, task.grid_bits)
     first = _Stretch(start=0, stop=min(FIRST_ROUNDS, rounds), up=[], down=[])
     middle = _Stretch(start=rounds // 3, stop=max(rounds // 3 + 1, 2 * rounds // 3), up=[], down=[])
     timed: Played | None = None
     metric = None
-    for played in play(plant, task, rounds):
+    for played in play(task, plant.gateways, plant.test, rounds):
         metric = played.metric
         for stretch in (first, middle):
             if stretch.start <= played.number < stretch.stop:
-                contexts = _contexts(played.base - start, task.model)
                 chosen = stretch.chosen(played.number, len(plant.gateways), length)
-                stretch.up += [_sizes(played.up[place], contexts) for place in chosen]
-                stretch.down.append(_sizes(played.down, contexts))
+                stretch.up += [_sizes(played.up[place]) for place in chosen]
+                stretch.down.append(_sizes(played.down))
         if played.number == middle.stop - 1:
             timed = played
         watcher.done(work / rounds)
     assert timed is not None, "the middle has at least one round"
-    copy_seconds, copies = _time(timed.up[0], timed.base - start, task.model, seconds)
+    copy_seconds, copies = _time(timed.up[0], timed.displacement, task.model, seconds)
     return Case(
         data=data,
         model=task.model.kind,
@@ -284,47 +277,43 @@ def _case(data: str, plant: Plant, task: Task, rounds: int, seconds: float, watc
         middle_down=_mean(middle.down),
         copy_seconds=copy_seconds,
         copies=copies,
-        vectors=_memory(timed.up[0], timed.base - start, task.model),
+        vectors=_memory(timed.up[0], timed.displacement, task.model),
     )
 
 
-def _sizes(message: Coded, contexts: Any | None) -> Sizes:
+def _sizes(message: Coded) -> Sizes:
     sent = message.encoded.sent
     indices = np.arange(sent.length) if sent.indices is None else sent.indices
     negative = sent.steps < 0
-    plain = _counted(message, None)
     scale = int(np.abs(sent.steps).max(initial=0))
     around = HEAD_AND_CHECKSUM + (1 if scale < 128 else 2)
-    history = None if _contexts_type() is None else float(plain if contexts is None else _counted(message, contexts))
     return Sizes(
         messages=1,
         count=indices.size,
-        history_bytes=history,
-        plain_bytes=plain,
+        history_bytes=_counted(message, message.encoded.payload, message.contexts),
+        plain_bytes=_counted(message, _encode(message, None).payload, None),
         support_bits=log2_choose(sent.length, indices.size),
         sign_bits=entropy_bits(negative),
         rival_bytes={rival.name: around + len(rival.encode(indices, negative, sent.length)) for rival in RIVALS},
     )
 
 
-def _counted(message: Coded, contexts: Any | None) -> int:
-    """Bytes of a payload that was decoded again."""
-    encoded, sent = _encode(message, contexts), message.encoded.sent
-    got = _decode(encoded.payload, message, contexts)
+def _counted(message: Coded, payload: bytes, contexts: Contexts | None) -> int:
+    """Bytes of a payload, decoded again."""
+    got, sent = _decode(payload, message, contexts), message.encoded.sent
     if not np.array_equal(got.dense(), sent.dense()):
         raise ValueError(f"{got} was decoded where {sent} was sent: the codec is wrong")
-    return len(encoded.payload)
+    return len(payload)
 
 
 def _mean(parts: Sequence[Sizes]) -> Sizes:
     def mean(of: Callable[[Sizes], float]) -> float:
         return sum(map(of, parts)) / len(parts)
 
-    history = [part.history_bytes for part in parts if part.history_bytes is not None]
     return Sizes(
         messages=len(parts),
         count=mean(lambda part: part.count),
-        history_bytes=sum(history) / len(history) if history else None,
+        history_bytes=mean(lambda part: part.history_bytes),
         plain_bytes=mean(lambda part: part.plain_bytes),
         support_bits=mean(lambda part: part.support_bits),
         sign_bits=mean(lambda part: part.sign_bits),
@@ -343,31 +332,29 @@ LEAST_REPEATS, MOST_REPEATS = 5, 200
 
 
 def _steps(message: Coded, displacement: NDArray[np.int32], model: ModelSpec) -> dict[str, Callable[[], object]]:
-    """The codec's steps, by their names in the result; those with history only where there is one."""
-    contexts = _contexts(displacement, model)
+    """The codec's steps, by their names in the result."""
+    contexts = message.contexts
     total = np.zeros(message.delta.size, dtype=np.int64)
-    plain = _encode(message, None).payload
-    steps: dict[str, Callable[[], object]] = {
+    payload, plain = message.encoded.payload, _encode(message, None).payload
+    return {
         "encode": lambda: _encode(message, None),
         "decode": lambda: _decode(plain, message, None).add_to(total, 3),
+        "contexts": lambda: Contexts.of(displacement, model.shapes),
+        "encode_history": lambda: _encode(message, contexts),
+        "decode_history": lambda: _decode(payload, message, contexts).add_to(total, 3),
     }
-    if contexts is not None:
-        payload = _encode(message, contexts).payload
-        steps |= {
-            "contexts": lambda: _contexts(displacement, model),
-            "encode_history": lambda: _encode(message, contexts),
-            "decode_history": lambda: _decode(payload, message, contexts).add_to(total, 3),
-        }
-    return steps
 
 
 def _time(
     message: Coded, displacement: NDArray[np.int32], model: ModelSpec, seconds: float
-) -> tuple[float, dict[str, float]]:
-    """Seconds of a copy of the dense vector, and how many such copies each step takes."""
+) -> tuple[float, dict[Way, dict[str, float]]]:
+    """Seconds of a copy of the dense vector, and how many such copies each step takes, each way there is."""
     target = np.empty_like(message.delta)
-    calls = {COPY: lambda: np.copyto(target, message.delta)} | _steps(message, displacement, model)
-    loops = {name: max(1, round(LEAST_SECONDS / max(_once(call, 1), 1e-9))) for name, call in calls.items()}
+    calls: dict[tuple[Way, str], Callable[[], object]] = {("numpy", COPY): lambda: np.copyto(target, message.delta)}
+    ways: tuple[Way, ...] = ("numpy", "compiled") if compiled.active() else ("numpy",)
+    steps = _steps(message, displacement, model)
+    calls |= {(way, name): call for name, call in steps.items() for way in ways}
+    loops = {key: max(1, round(LEAST_SECONDS / max(_once(key[0], call, 1), 1e-9))) for key, call in calls.items()}
     best = dict.fromkeys(calls, float("inf"))
     collecting = gc.isenabled()
     gc.disable()
@@ -376,37 +363,38 @@ def _time(
         for repeat in range(MOST_REPEATS):
             if repeat >= LEAST_REPEATS and time.perf_counter() > until:
                 break
-            for name, call in calls.items():
-                best[name] = min(best[name], _once(call, loops[name]))
+            for key, call in calls.items():
+                best[key] = min(best[key], _once(key[0], call, loops[key]))
     finally:
         if collecting:
             gc.enable()
-    copy = best.pop(COPY)
-    return copy, {name: taken / copy for name, taken in best.items()}
+    copy = best["numpy", COPY]
+    return copy, {way: {name: best[way, name] / copy for name in steps} for way in ways}
 
 
-def _once(call: Callable[[], object], loops: int) -> float:
+def _once(way: Way, call: Callable[[], object], loops: int) -> float:
     """Seconds of one call, the mean of `loops`."""
-    began = time.perf_counter()
-    for _ in range(loops):
-        call()
-    return (time.perf_counter() - began) / loops
+    with _by(way):
+        began = time.perf_counter()
+        for _ in range(loops):
+            call()
+        return (time.perf_counter() - began) / loops
 
 
 def _memory(message: Coded, displacement: NDArray[np.int32], model: ModelSpec) -> dict[str, float]:
     peaks = {}
     steps = _steps(message, displacement, model)
-    if _contexts_type() is not None:
-        steps[BOTH] = lambda: _encode(message, _contexts(displacement, model))
-    for name, call in steps.items():
-        tracemalloc.start()
-        try:
-            before, _ = tracemalloc.get_traced_memory()
-            call()
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-        peaks[name] = (peak - before) / message.delta.nbytes
+    steps[BOTH] = lambda: _encode(message, Contexts.of(displacement, model.shapes))
+    with _by("numpy"):
+        for name, call in steps.items():
+            tracemalloc.start()
+            try:
+                before, _ = tracemalloc.get_traced_memory()
+                call()
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            peaks[name] = (peak - before) / message.delta.nbytes
     return peaks
 
 

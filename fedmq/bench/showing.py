@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedmq.bench.codec import BOTH, Case, Result, Sizes
+from fedmq.bench.codec import BOTH, Case, Result, Sizes, Way
 from fedmq.bench.rivals import RIVALS
 
 __all__ = [
@@ -40,6 +40,9 @@ BEGIN, END = "<!-- begin: fedmq bench codec -->", "<!-- end: fedmq bench codec -
 """Between these marks of a page its tables stand."""
 
 MARKED = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", flags=re.DOTALL)
+
+BYTES_HEADINGS = ("density", "sent", "bound B", "fedmq", "no\nhistory", "first", *(rival.name for rival in RIVALS))
+TIME_HEADINGS = ("by", "copy", "encode", "no\nhistory", "decode", "no\nhistory", "contexts", "memory")
 
 USUAL_DENSITY = 0.01
 PAGE_DENSITIES = (0.0025, 0.01, 0.05)
@@ -101,11 +104,15 @@ def show(result: Result, console: Console | None = None) -> None:
         if group[0].metric is not None:
             metrics = ", ".join(f"{case.metric:.2f}" for case in group if case.metric is not None)
             _say(console, f"{group[0].gateways} gateways; test metric after {group[0].rounds} rounds: {metrics}")
-        missing = _print(console, _bytes_headings(result), [_bytes_row(result, case) for case in group])
+        missing = _print(console, BYTES_HEADINGS, [_bytes_row(case) for case in group])
     usual = _usual(result)
     _say(console, f"\nTime and memory at {100 * usual[0].density:g} %", style="bold")
-    headings = ("data", "parameters", *_time_headings(result))
-    _print(console, headings, [(case.data, f"{case.parameters:,}", *_time_row(result, case)) for case in usual])
+    headings = ("data", "parameters", *TIME_HEADINGS)
+    _print(
+        console,
+        headings,
+        [(case.data, f"{case.parameters:,}", *_time_row(case, way)) for case in usual for way in case.copies],
+    )
     if missing:
         _say(console, f"- A wider terminal shows {' and '.join(missing)}, too; --json has everything.")
     for line in notes(result):
@@ -115,7 +122,7 @@ def show(result: Result, console: Console | None = None) -> None:
 def to_markdown(result: Result) -> str:
     """Tables for a page: bytes at three densities, time and memory at the usual one, and what they mean."""
     rows = [
-        (case.data, f"{case.parameters:,}", *_bytes_row(result, case))
+        (case.data, f"{case.parameters:,}", *_bytes_row(case))
         for group in _by_model(result)
         for case in sorted(
             {id(case): case for case in (_nearest(group, at) for at in PAGE_DENSITIES)}.values(),
@@ -123,11 +130,12 @@ def to_markdown(result: Result) -> str:
         )
     ]
     time_rows = [
-        (case.data, f"{case.parameters:,}", f"{100 * case.density:g} %", *_time_row(result, case))
+        (case.data, f"{case.parameters:,}", f"{100 * case.density:g} %", *_time_row(case, way))
         for case in _usual(result)
+        for way in case.copies
     ]
-    bytes_table = _markdown_table(("data", "parameters", *_bytes_headings(result)), rows)
-    time_table = _markdown_table(("data", "parameters", "density", *_time_headings(result)), time_rows)
+    bytes_table = _markdown_table(("data", "parameters", *BYTES_HEADINGS), rows)
+    time_table = _markdown_table(("data", "parameters", "density", *TIME_HEADINGS), time_rows)
     bullets = "\n".join(f"- {line}" for line in notes(result))
     return f"{bytes_table}\n{time_table}\n{bullets}\n"
 
@@ -150,18 +158,23 @@ def check_page(page: Path) -> None:
 def notes(result: Result) -> list[str]:
     """What the figures mean, and where they are from."""
     case, machine = result.cases[0], result.machine
-    ours = "with history / without" if result.history else "(without history, which this codec does not know)"
+    by = (
+        "decoding as machine code, and by numpy alone"
+        if result.compiled
+        else "numpy alone, machine code was not in use"
+    )
     versions = ", ".join(f"{name} {number}" for name, number in result.versions.items())
     return [
         f"Bytes: one uplink and one downlink together, means over rounds {_span(case.middle_rounds)} of {case.rounds} "
         "(the middle third; models above 300,000 parameters train half as many rounds), 1 bit a value.",
         "Bound: log2 C(parameters, sent) plus the empirical entropy of the signs. It holds for supports that know "
         "nothing of earlier rounds; other columns say how much larger (+) or smaller (-) a message is than it.",
-        f"fedmq {ours}: the whole payload, with head, scale and checksum. first: rounds {_span(case.first_rounds)}. "
+        "fedmq, with history and without: the whole payload, with head, scale and checksum. "
+        f"first: with history, rounds {_span(case.first_rounds)}. "
         "Rivals tell the same indices and signs, and are given the same head, scale and checksum.",
         "Time: in copies of the dense float32 vector, least of several repeats that take turns, one thread. encode "
-        "holds the choice of coordinates, decode the adding to an int64 sum. Memory: of one encode, its results "
-        f"{'and its contexts ' if result.history else ''}included, in dense vectors.",
+        f"holds the choice of coordinates, decode the adding to an int64 sum. By: {by}. Memory: of one encode, its "
+        "results and its contexts included, in dense vectors.",
         f"{result.date}, {machine.processor}, {machine.cores} cores, {machine.memory_bytes / 1e9:.0f} GB, "
         f"{machine.system}; {versions}; seed {result.seed}; took {result.seconds:.0f} s.",
     ]
@@ -188,16 +201,10 @@ def _nearest(cases: Sequence[Case], density: float) -> Case:
     return min(cases, key=lambda case: abs(math.log(case.density / density)))
 
 
-def _bytes_headings(result: Result) -> tuple[str, ...]:
-    ours = ("fedmq", "no\nhistory", "first") if result.history else ("fedmq", "first")
-    return ("density", "sent", "bound B", *ours, *(rival.name for rival in RIVALS))
-
-
-def _bytes_row(result: Result, case: Case) -> tuple[str, ...]:
+def _bytes_row(case: Case) -> tuple[str, ...]:
     middle = (case.middle_up, case.middle_down)
     first = (case.first_up, case.first_down)
-    ours = [_above(middle, history=True)] if result.history else []
-    ours += [_above(middle, history=False), _above(first, history=result.history)]
+    ours = [_above(middle, history=True), _above(middle, history=False), _above(first, history=True)]
     return (
         f"{100 * case.density:g} %",
         f"{sum(way.count for way in middle) / 2:,.0f}",
@@ -207,21 +214,13 @@ def _bytes_row(result: Result, case: Case) -> tuple[str, ...]:
     )
 
 
-def _time_headings(result: Result) -> tuple[str, ...]:
-    if not result.history:
-        return ("copy", "encode", "decode", "memory")
-    return ("copy", "encode", "no\nhistory", "decode", "no\nhistory", "contexts", "memory")
-
-
-def _time_row(result: Result, case: Case) -> tuple[str, ...]:
-    names = ["encode", "decode"]
-    if result.history:
-        names = ["encode_history", "encode", "decode_history", "decode", "contexts"]
-    memory = case.vectors[BOTH if result.history else "encode"]
+def _time_row(case: Case, way: Way) -> tuple[str, ...]:
+    names = ("encode_history", "encode", "decode_history", "decode", "contexts")
     return (
+        way,
         _seconds(case.copy_seconds),
-        *(_number(case.copies[name]) for name in names),
-        f"{memory:.1f}",
+        *(_number(case.copies[way][name]) for name in names),
+        f"{case.vectors[BOTH]:.1f}",
     )
 
 
@@ -230,7 +229,7 @@ def _bound(ways: Sequence[Sizes]) -> float:
 
 
 def _above(ways: Sequence[Sizes], *, history: bool) -> float:
-    sent = [way.history_bytes if history and way.history_bytes is not None else way.plain_bytes for way in ways]
+    sent = [way.history_bytes if history else way.plain_bytes for way in ways]
     return sum(sent) / _bound(ways) - 1
 
 
@@ -340,8 +339,6 @@ def _draw_bytes(result: Result, figure: Any) -> None:
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     lines = dict(zip(dict.fromkeys(case.data for case in result.cases), DATA_LINES * len(result.cases), strict=False))
     ours = [("fedmq", True, OURS, 2.4), ("fedmq, no history", False, PLAIN, 1.8)]
-    if not result.history:
-        ours = [("fedmq", False, OURS, 2.4)]
     for place, (label, cases) in enumerate(wanted):
         axis = axes[place // columns][place % columns]
         axis.set_title(label, fontsize=10, loc="left")
@@ -397,19 +394,22 @@ def _draw_time(result: Result, figure: Any) -> None:
     axis = figure.subplots()
     usual = _usual(result)
     sizes = _sizes_of(result)
-    lines = [
-        ("encode_history", "choose and encode", OURS, "o", "-"),
-        ("encode", "choose and encode, no history" if result.history else "choose and encode", PLAIN, "o", "--"),
-        ("decode_history", "decode and add", "#D55E00", "s", "-"),
-        ("decode", "decode and add, no history" if result.history else "decode and add", "#E69F00", "s", "--"),
-        ("contexts", "contexts of a round", "#777777", "^", ":"),
+    # Machine code decodes; the rest is numpy's either way, and one line tells it.
+    lines: list[tuple[Way, str, str, str, str, str]] = [
+        ("numpy", "encode_history", "choose and encode", OURS, "o", "-"),
+        ("numpy", "encode", "choose and encode, no history", PLAIN, "o", "--"),
+        ("numpy", "decode_history", "decode and add, numpy", "#D55E00", "s", "-"),
+        ("numpy", "decode", "decode and add, numpy, no history", "#E69F00", "s", "--"),
+        ("compiled", "decode_history", "decode and add, compiled", "#009E73", "D", "-"),
+        ("compiled", "decode", "decode and add, compiled, no history", "#CC79A7", "D", "--"),
+        ("numpy", "contexts", "contexts of a round", "#777777", "^", ":"),
     ]
-    for name, label, colour, mark, line in lines:
+    for way, name, label, colour, mark, line in lines:
         points = []
         for _, cases in sizes:
-            own = [case for case in usual if case in cases and name in case.copies]
+            own = [case for case in usual if case in cases and way in case.copies]
             if own:
-                logs = [math.log(case.copies[name]) for case in own]
+                logs = [math.log(case.copies[way][name]) for case in own]
                 points.append((_mean_of([case.parameters for case in own]), math.exp(_mean_of(logs))))
         if points:
             x, y = zip(*points, strict=True)

@@ -1,36 +1,51 @@
-"""A federation in this process, to take real deltas from: the demo's data, features, training and codec, no broker.
+"""A federation in this process: the demo's data, features, training, codec and course of levels, without a broker.
 
 Owns the choice of a model of about so many parameters, and the rounds. Refuses to know what anybody measures on them:
-a round gives away every delta with the residual it met, and the model that it started from.
+a round gives away every message with what went into it, and the models before and after.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import msgspec
 import numpy as np
-from fedmq_compression.pipeline import CodecSpec, Encoded, encode
-from fedmq_coordinator.aggregate import ServerState, ServerStep, WeightedMean, server_step, weights
+from fedmq_compression.pipeline import CodecSpec, Contexts, Encoded, decode, encode
+from fedmq_coordinator.aggregate import ServerState, WeightedMean, server_step, weights
+from fedmq_coordinator.density import Course
 from fedmq_coordinator.scaling import combine
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_edge_node.runtimes import NumpyEngine
 from fedmq_edge_node.samples import Samples, Scaler, feature_count, load, load_test, statistics
 from fedmq_edge_node.trainer import evaluate, train
+from fedmq_edge_node.work import EVALUATION_SCALE, loss_told, read_scaler
 from fedmq_protocol.task import UPLINK_STEP, Codec, ModelSpec, Task, initial_steps, to_parameters
 from numpy.typing import NDArray
 
 from fedmq.data import Fleet, lay_out
-from fedmq.defaults import task_of, task_settings
+from fedmq.defaults import Kind, task_of, task_settings
 from fedmq.demo import DemoOptions, open_fleet
 
-__all__ = ["Coded", "Plant", "Played", "hidden_for", "play", "prepare", "task_for"]
+__all__ = [
+    "Coded",
+    "Labelled",
+    "Layered",
+    "Plant",
+    "Played",
+    "at_density",
+    "hidden_for",
+    "play",
+    "prepare",
+    "task_for",
+]
 
-Kind = Literal["mlp", "autoencoder"]
+Layered = Literal["mlp", "autoencoder"]
+"""Kinds that have hidden layers."""
+
 Labelled = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 KNOWN: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {
@@ -40,9 +55,6 @@ KNOWN: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {
 """Hidden layers that other benches use, by inputs and outputs, so that all speak of the same model."""
 
 LEAST_UNITS = 4
-
-ANY_HIDDEN = (LEAST_UNITS,)
-"""Where a task is only asked for its windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +74,9 @@ class Coded:
     residual: NDArray[np.float32] = field(repr=False)
     """What earlier messages left over, `(P,)`."""
     spec: CodecSpec
+    gain: float
+    contexts: Contexts | None = field(repr=False)
+    """Of the model that the round started from; None where all coordinates are sent."""
     encoded: Encoded
 
 
@@ -71,11 +86,21 @@ class Played:
 
     number: int
     """From 0, which is also the version of the model that it started from."""
+    level: int
+    """How dense its uplinks were."""
     base: NDArray[np.int32] = field(repr=False)
     """The model that everybody trained from, in grid steps."""
+    displacement: NDArray[np.int32] = field(repr=False)
+    """How far that is from the seeded start: what contexts are made of."""
+    after: NDArray[np.int32] = field(repr=False)
+    """The model that the broadcast leads to."""
+    asked: list[int]
+    """Who took part, by place in the fleet."""
     up: list[Coded]
-    """Of the gateways in order."""
+    """One for each of those."""
     down: Coded
+    loss: float
+    """Weighted mean of the training losses, as they reach the coordinator."""
     metric: float | None
     """Of the model after the round, on the test set where there is one."""
 
@@ -85,25 +110,42 @@ def prepare(options: DemoOptions) -> Plant:
     fleet = open_fleet(options)
     with tempfile.TemporaryDirectory() as directory:
         folders = lay_out(fleet, Path(directory))
-        task = task_for(fleet, cast(Kind, options.model), ANY_HIDDEN, options.seed, 1.0)
+        task = task_for(fleet, cast(Kind, options.model), None, options.seed)
         test = load_test(folders.pop("test"), task.windowing, task.classes) if fleet.test is not None else None
         gateways = [load(folder, task.windowing, task.classes) for folder in folders.values()]
     return Plant(fleet=fleet, gateways=gateways, test=test)
 
 
-def task_for(fleet: Fleet, kind: Kind, hidden: tuple[int, ...], seed: int, density: float) -> Task:
-    """The default recipe with signs at this density both ways."""
-    settings = task_settings(
-        name=fleet.name, kind=kind, hidden=hidden, classes=fleet.classes, windowing=fleet.windowing, seed=seed
+def task_for(
+    fleet: Fleet,
+    kind: Kind,
+    hidden: tuple[int, ...] | None,
+    seed: int,
+    settings: RoundSettings | None = None,
+    **wishes: Any,
+) -> Task:
+    """The default recipe on these data; takes what else `task_settings` takes. Hidden None: the kind's own."""
+    wanted = task_settings(
+        name=fleet.name,
+        kind=kind,
+        hidden=hidden,
+        classes=fleet.classes,
+        windowing=fleet.windowing,
+        seed=seed,
+        **wishes,
     )
-    coding = Codec(bits=1, density=density)
-    return msgspec.structs.replace(task_of(settings), up=coding, down=coding)
+    return task_of(wanted, settings)
 
 
-def hidden_for(fleet: Fleet, kind: Kind, wanted: int) -> tuple[int, ...]:
+def at_density(task: Task, up: float, down: float) -> Task:
+    """The same, coded as densely as this from the first round to the last."""
+    replaced = msgspec.structs.replace
+    return replaced(task, up=replaced(task.up, density=up), down=replaced(task.down, density=down), levels=0)
+
+
+def hidden_for(fleet: Fleet, kind: Layered, wanted: int) -> tuple[int, ...]:
     """Hidden layers of a model of about `wanted` parameters: three of w, w and w/4 units, or those in `KNOWN`."""
-    windowing = task_for(fleet, kind, ANY_HIDDEN, 0, 1.0).windowing
-    inputs = feature_count(windowing)
+    inputs = feature_count(task_for(fleet, kind, None, 0).windowing)
     outputs = inputs if kind == "autoencoder" else len(fleet.classes)
     if kind != "autoencoder" and wanted in KNOWN.get((inputs, outputs), {}):
         return KNOWN[inputs, outputs][wanted]
@@ -122,50 +164,105 @@ def hidden_for(fleet: Fleet, kind: Kind, wanted: int) -> tuple[int, ...]:
     return layers(nearest)
 
 
-def play(plant: Plant, task: Task, rounds: int) -> Iterator[Played]:
-    """Rounds in which everybody takes part, one after the other."""
+def play(
+    task: Task, gateways: Sequence[Samples], test: Labelled | None, rounds: int, settings: RoundSettings | None = None
+) -> Iterator[Played]:
+    """Rounds one after the other; of the settings the fraction and the server's optimiser count."""
+    settings = settings or RoundSettings()
     length = task.model.parameters
-    up, down = _spec(task.up, UPLINK_STEP), _spec(task.down, task.grid_step)
-    mean, scale = combine([statistics(own.train_x) for own in plant.gateways])
-    scaler = Scaler(mean=mean, scale=scale)
+    scaler = _scaler(task, gateways)
     engine = NumpyEngine(task.model)
-    own_x = [scaler.apply(own.train_x) for own in plant.gateways]
-    test = None if plant.test is None else (scaler.apply(plant.test[0]), plant.test[1])
-    votes = weights([own.train_windows for own in plant.gateways])
-    residuals = [np.zeros(length, dtype=np.float32) for _ in plant.gateways]
+    own_x = [scaler.apply(own.train_x) for own in gateways]
+    test_x = None if test is None else scaler.apply(test[0])
+    votes = weights([own.train_windows for own in gateways])
+    residuals = [np.zeros(length, dtype=np.float32) for _ in gateways]
     server = ServerState.start(length)
-    steps = initial_steps(task.model, task.seed, task.grid_bits)
+    steps = start = initial_steps(task.model, task.seed, task.grid_bits)
+    course = Course(sparse=task.sparse_levels, highest=task.levels)
     for number in range(rounds):
-        base, flat = steps, to_parameters(steps, task.grid_bits)
+        base, displacement, level = steps, steps - start, course.level
+        flat = to_parameters(base, task.grid_bits)
+        ranked = None if task.up.density == task.down.density == 1 else Contexts.of(displacement, task.model.shapes)
+        asked = _drawn(len(gateways), settings.fraction, task.seed, number)
         total = WeightedMean(length)
-        sent = []
-        for place, own in enumerate(plant.gateways):
+        sent, loss = [], 0.0
+        for place in asked:
             rng = np.random.default_rng((task.seed, place, number))
-            delta = train(engine, flat, own_x[place], own.train_y, task.recipe, rng, lambda: True).delta
-            sent.append(_code(delta, residuals[place], up))
+            result = train(engine, flat, own_x[place], gateways[place].train_y, task.recipe, rng, lambda: True)
+            sent.append(_uplink(result.delta, residuals[place], task.up.at(level), ranked))
             residuals[place] = sent[-1].encoded.residual
             total.add(sent[-1].encoded.sent, votes[place])
-        broadcast, made = _broadcast(total, server, down)
-        server = made.state
-        steps = base + made.steps
+            loss += loss_told(result.loss) / EVALUATION_SCALE * votes[place]
+        loss /= total.weight
+        course = course.after(loss)
+        down, server = _broadcast(total.mean(), server, task.down.at(course.level), task.grid_step, ranked, settings)
+        steps = base + down.encoded.sent.whole_steps()
         metric = None
-        if test is not None:
-            metric = evaluate(engine, to_parameters(steps, task.grid_bits), *test, task.classes).metric
-        yield Played(number=number, base=base, up=sent, down=broadcast, metric=metric)
+        if test is not None and test_x is not None:
+            metric = evaluate(engine, to_parameters(steps, task.grid_bits), test_x, test[1], task.classes).metric
+        yield Played(
+            number=number,
+            level=level,
+            base=base,
+            displacement=displacement,
+            after=steps,
+            asked=asked,
+            up=sent,
+            down=down,
+            loss=loss,
+            metric=metric,
+        )
 
 
-def _broadcast(total: WeightedMean, server: ServerState, spec: CodecSpec) -> tuple[Coded, ServerStep]:
-    """The coordinator's own step, and what it put into the codec: in float64 it adds the residual itself."""
-    settings = RoundSettings()
+def _scaler(task: Task, gateways: Sequence[Samples]) -> Scaler:
+    if task.windowing.scaling == "none":
+        return read_scaler(None, task)
+    mean, scale = combine([statistics(own.train_x) for own in gateways])
+    return Scaler(mean=mean, scale=scale)
+
+
+def _drawn(gateways: int, fraction: float, seed: int, number: int) -> list[int]:
+    """Who is asked: a slot of a shuffled fleet, so that everyone's turn comes once a cycle."""
+    slots = min(gateways, max(1, round(1 / fraction)))
+    order = np.random.default_rng((seed, 1 << 20, number // slots)).permutation(gateways)
+    return sorted(int(index) for index in order[number % slots :: slots])
+
+
+def _uplink(delta: NDArray[np.float32], residual: NDArray[np.float32], codec: Codec, ranked: Contexts | None) -> Coded:
+    spec, contexts = _coding(codec, UPLINK_STEP, ranked)
+    encoded = encode(delta, spec, residual, gain=codec.gain, contexts=contexts)
+    return Coded(delta=delta, residual=residual, spec=spec, gain=codec.gain, contexts=contexts, encoded=encoded)
+
+
+def _broadcast(
+    mean: NDArray[np.float64],
+    server: ServerState,
+    codec: Codec,
+    step: float,
+    ranked: Contexts | None,
+    settings: RoundSettings,
+) -> tuple[Coded, ServerState]:
+    """The coordinator's own step. In float64 it adds the residual itself, so that the codec meets none."""
+    spec, contexts = _coding(codec, step, ranked)
     rate = settings.server_learning_rate
-    made = server_step(total.mean(), server, spec, momentum=settings.server_momentum, learning_rate=rate)
-    wanted = (rate * made.state.momentum + server.residual).astype(np.float32)
-    return _code(wanted, np.zeros_like(wanted), spec), made
+    made = server_step(
+        mean,
+        server,
+        spec,
+        momentum=settings.server_momentum,
+        learning_rate=rate,
+        gain=codec.gain,
+        contexts=contexts,
+    )
+    delta = (rate * made.state.momentum + server.residual).astype(np.float32)
+    sent = decode(made.delta, delta.size, spec, contexts=contexts)
+    encoded = Encoded(payload=made.delta, sent=sent, residual=made.state.residual.astype(np.float32))
+    none = np.zeros_like(delta)
+    coded = Coded(delta=delta, residual=none, spec=spec, gain=codec.gain, contexts=contexts, encoded=encoded)
+    return coded, made.state
 
 
-def _code(delta: NDArray[np.float32], residual: NDArray[np.float32], spec: CodecSpec) -> Coded:
-    return Coded(delta=delta, residual=residual, spec=spec, encoded=encode(delta, spec, residual))
-
-
-def _spec(codec: Codec, step: float) -> CodecSpec:
-    return CodecSpec(bits=codec.bits, density=codec.density, step=step)
+def _coding(codec: Codec, step: float, ranked: Contexts | None) -> tuple[CodecSpec, Contexts | None]:
+    """As both ends of the wire do it: a dense delta has no use for contexts."""
+    spec = CodecSpec(bits=codec.bits, density=codec.density, step=step)
+    return spec, None if spec.density == 1 else ranked

@@ -13,15 +13,17 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from fedmq_compression import pipeline
-from fedmq_protocol.task import initial_steps
+from fedmq_compression import compiled, pipeline
+from fedmq_compression.pipeline import Contexts
+from fedmq_coordinator.settings import CodecSettings, RoundSettings
+from fedmq_protocol.task import Task, initial_steps
 from rich.console import Console
 
 from fedmq.bench import codec as measuring
 from fedmq.bench.codec import BOTH, CodecOptions, Result, measure
 from fedmq.bench.rivals import RIVALS, entropy_bits, log2_choose
 from fedmq.bench.showing import BEGIN, END, check_plot, notes, put_markdown, save_plot, show, to_markdown
-from fedmq.bench.training import Plant, Played, hidden_for, play, prepare, task_for
+from fedmq.bench.training import Plant, Played, at_density, hidden_for, play, prepare, task_for
 from fedmq.cli import main
 from fedmq.demo import DemoOptions
 
@@ -53,9 +55,13 @@ def plant() -> Plant:
 
 
 @pytest.fixture(scope="module")
-def played(plant: Plant) -> list[Played]:
-    task = task_for(plant.fleet, "mlp", hidden_for(plant.fleet, "mlp", 2000), 0, 0.02)
-    return list(play(plant, task, 4))
+def task(plant: Plant) -> Task:
+    return at_density(task_for(plant.fleet, "mlp", hidden_for(plant.fleet, "mlp", 2000), 0), 0.02, 0.02)
+
+
+@pytest.fixture(scope="module")
+def played(plant: Plant, task: Task) -> list[Played]:
+    return list(play(task, plant.gateways, plant.test, 4))
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +79,15 @@ def result(measured: tuple[Result, Quiet]) -> Result:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def test_a_round_starts_where_the_broadcast_before_it_led(plant: Plant, played: list[Played]) -> None:
-    task = task_for(plant.fleet, "mlp", hidden_for(plant.fleet, "mlp", 2000), 0, 0.02)
+def test_a_round_starts_where_the_broadcast_before_it_led(task: Task, played: list[Played]) -> None:
     np.testing.assert_array_equal(played[0].base, initial_steps(task.model, 0, task.grid_bits))
     for before, after in itertools.pairwise(played):
         moved = np.zeros(before.base.size, dtype=np.int64)
         before.down.encoded.sent.add_to(moved, 1)
         assert moved.any()
         np.testing.assert_array_equal(after.base, before.base + moved)
+        np.testing.assert_array_equal(after.base, before.after)
+        np.testing.assert_array_equal(after.displacement, after.base - played[0].base)
 
 
 def test_a_gateway_meets_the_residual_that_it_left(played: list[Played]) -> None:
@@ -90,22 +97,72 @@ def test_a_gateway_meets_the_residual_that_it_left(played: list[Played]) -> None
             np.testing.assert_array_equal(met.residual, left.encoded.residual)
 
 
-def test_the_same_seed_trains_the_same_deltas(plant: Plant, played: list[Played]) -> None:
-    task = task_for(plant.fleet, "mlp", hidden_for(plant.fleet, "mlp", 2000), 0, 0.02)
-    again = next(play(plant, task, 1))
+def test_the_same_seed_trains_the_same_deltas(plant: Plant, task: Task, played: list[Played]) -> None:
+    again = next(play(task, plant.gateways, plant.test, 1))
     assert [m.encoded.payload for m in again.up] == [m.encoded.payload for m in played[0].up]
+
+
+def test_payloads_are_those_of_the_wire_with_the_history_as_context(task: Task, played: list[Played]) -> None:
+    for done in played:
+        contexts = Contexts.of(done.displacement, task.model.shapes)
+        for message in (*done.up, done.down):
+            got = pipeline.decode(message.encoded.payload, task.model.parameters, message.spec, contexts=contexts)
+            np.testing.assert_array_equal(got.dense(), message.encoded.sent.dense())
+
+
+def test_what_is_coded_again_as_the_message_says_is_the_same_payload(played: list[Played]) -> None:
+    for message in (*played[2].up, played[2].down):
+        again = pipeline.encode(
+            message.delta, message.spec, message.residual, contexts=message.contexts, gain=message.gain
+        )
+        assert again.payload == message.encoded.payload
+
+
+def test_where_half_is_asked_everyone_is_asked_once_in_two_rounds(plant: Plant) -> None:
+    settings = RoundSettings(fraction=0.5)
+    task = task_for(plant.fleet, "mlp", None, 0, settings)
+    rounds = list(play(task, plant.gateways, plant.test, 4, settings))
+    assert all(len(done.up) == len(done.asked) for done in rounds)
+    for first, second in (rounds[:2], rounds[2:]):
+        assert sorted(first.asked + second.asked) == [0, 1, 2]
+
+
+def test_somebody_is_asked_however_small_the_share(plant: Plant) -> None:
+    settings = RoundSettings(fraction=0.01)
+    task = task_for(plant.fleet, "mlp", None, 0, settings)
+    rounds = play(task, plant.gateways, plant.test, 3, settings)
+    assert sorted(place for done in rounds for place in done.asked) == [0, 1, 2]
+
+
+def test_dense_messages_have_no_contexts(plant: Plant) -> None:
+    done = next(play(task_for(plant.fleet, "mlp", None, 0, codec="dense"), plant.gateways, plant.test, 1))
+    assert [message.contexts for message in (*done.up, done.down)] == [None] * 4
+    assert done.down.encoded.sent.indices is None
+
+
+def test_without_learning_the_level_rises_and_uplinks_thicken_with_it(plant: Plant) -> None:
+    still = task_for(plant.fleet, "mlp", None, 0, learning_rate=1e-6)
+    rounds = list(play(still, plant.gateways, None, 10))
+    assert rounds[0].level == 0
+    assert rounds[-1].level > 0
+    assert all(done.up[0].spec.density == still.up.at(done.level).density for done in rounds)
+    assert all(done.metric is None for done in rounds)
+    fixed = at_density(still, still.up.density, still.down.density)
+    assert {done.level for done in play(fixed, plant.gateways, None, 10)} == {0}
 
 
 @pytest.mark.parametrize("wanted", [2_000, 17_000, 100_000, 1_000_000])
 @pytest.mark.parametrize("kind", ["mlp", "autoencoder"])
 def test_a_model_has_about_as_many_parameters_as_wished_for(plant: Plant, kind: Any, wanted: int) -> None:
-    task = task_for(plant.fleet, kind, hidden_for(plant.fleet, kind, wanted), 0, 0.01)
+    task = task_for(plant.fleet, kind, hidden_for(plant.fleet, kind, wanted), 0)
     assert task.model.parameters == pytest.approx(wanted, rel=0.1)
 
 
 def test_both_ways_are_signs_at_the_density_wished_for(plant: Plant) -> None:
-    task = task_for(plant.fleet, "mlp", (8,), 0, 0.025)
+    task = at_density(task_for(plant.fleet, "mlp", (8,), 0), 0.025, 0.025)
     assert (task.up.bits, task.up.density) == (task.down.bits, task.down.density) == (1, 0.025)
+    assert (task.up.gain, task.down.gain) == (CodecSettings().up_gain, CodecSettings().down_gain)
+    assert task.levels == 0
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -120,12 +177,14 @@ def test_every_case_is_measured_and_progress_ends_at_its_plan(measured: tuple[Re
     assert watcher.texts[0].startswith("sim")
 
 
-def test_the_figures_of_a_case_are_those_of_its_messages(plant: Plant, played: list[Played]) -> None:
+def test_the_figures_of_a_case_are_those_of_its_messages(played: list[Played]) -> None:
     message = played[1].up[0]
-    sizes = measuring._sizes(message, None)
+    sizes = measuring._sizes(message)
     indices, steps = message.encoded.sent.indices, message.encoded.sent.steps
     assert indices is not None
-    assert sizes.plain_bytes == len(message.encoded.payload)
+    assert sizes.history_bytes == len(message.encoded.payload)
+    plain = pipeline.encode(message.delta, message.spec, message.residual, gain=message.gain)
+    assert sizes.plain_bytes == len(plain.payload)
     assert sizes.count == indices.size
     bits = log2_choose(message.delta.size, indices.size) + entropy_bits(steps < 0)
     assert sizes.bound_bytes == pytest.approx(bits / 8)
@@ -144,16 +203,34 @@ def test_the_codec_is_near_the_bound_and_a_bitmap_is_not(result: Result) -> None
 
 
 def test_time_and_memory_are_given_for_every_step(result: Result) -> None:
-    expected = {"encode", "decode"}
-    if result.history:
-        expected |= {"contexts", "encode_history", "decode_history"}
+    expected = {"encode", "decode", "contexts", "encode_history", "decode_history"}
     for case in result.cases:
-        assert set(case.copies) == set(case.vectors) - {BOTH} == expected
-        assert (BOTH in case.vectors) == result.history
+        assert set(case.vectors) == {*expected, BOTH}
+        assert list(case.copies) == (["numpy", "compiled"] if result.compiled else ["numpy"])
         assert case.copy_seconds > 0
-        assert min(case.copies.values()) > 0
+        for steps in case.copies.values():
+            assert set(steps) == expected
+            assert min(steps.values()) > 0
         # The residual alone is one vector.
         assert case.vectors["encode"] >= 1
+
+
+def test_each_way_is_timed_with_machine_code_as_it_says(played: list[Played], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(compiled, "enabled", False)
+    for way in ("numpy", "compiled"):
+        measuring._once(way, lambda: seen.append(compiled.enabled), 2)
+    assert seen == [False, False, True, True]
+    assert not compiled.enabled
+
+
+def test_without_machine_code_there_are_times_of_numpy_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "enabled", False)
+    result = measure(CodecOptions(sizes=(2_000,), densities=(0.01,), rounds=3, seconds=0.0), Quiet())
+    assert not result.compiled
+    assert list(result.cases[0].copies) == ["numpy"]
+    assert any("machine code was not in use" in line for line in notes(result))
+    assert "compiled" not in to_markdown(result)
 
 
 def test_a_codec_that_decodes_something_else_is_not_counted(
@@ -163,7 +240,7 @@ def test_a_codec_that_decodes_something_else_is_not_counted(
     wrong = replace(message.encoded.sent, steps=-message.encoded.sent.steps)
     monkeypatch.setattr(pipeline, "decode", lambda *_, **__: wrong)
     with pytest.raises(ValueError, match="the codec is wrong"):
-        measuring._sizes(message, None)
+        measuring._sizes(message)
 
 
 def test_uplinks_are_taken_from_every_gateway_in_turn() -> None:
@@ -189,7 +266,7 @@ def test_tables_keep_to_the_width_of_the_terminal(result: Result, width: int) ->
 
 def test_a_page_has_a_row_for_each_case_and_one_of_time_for_each_model(result: Result) -> None:
     rows = [line for line in to_markdown(result).splitlines() if line.startswith("| sim ")]
-    assert len(rows) == len(result.cases) + 2
+    assert len(rows) == len(result.cases) + 2 * len(result.cases[0].copies)
     assert all(f"- {line}" in to_markdown(result) for line in notes(result))
 
 
@@ -197,7 +274,7 @@ def test_a_page_has_three_densities_at_most(result: Result) -> None:
     case = result.cases[0]
     many = replace(result, cases=[replace(case, density=share) for share in (0.001, 0.0025, 0.005, 0.01, 0.03, 0.1)])
     rows = [line.split("|")[3].strip() for line in to_markdown(many).splitlines() if line.startswith("| sim ")]
-    assert rows == ["0.25 %", "1 %", "3 %", "1 %"]
+    assert rows == ["0.25 %", "1 %", "3 %", *["1 %"] * len(case.copies)]
 
 
 def test_a_page_is_changed_between_its_marks_only(result: Result, tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedmq_coordinator.settings import RoundSettings, WindowingSettings
+from fedmq_coordinator.settings import WindowingSettings
 from fedmq_edge_node.samples import Samples
 from fedmq_protocol.task import initial_steps, model_digest, short
 
 from bench.bytes_to_accuracy import at_level, summary
-from bench.recipe import Record, federate, prepare, reached
+from bench.recipe import Record, reached, summed_up
 from fedmq.baselines import local_only, pooled
+from fedmq.bench.training import play, prepare, task_for
 from fedmq.defaults import CODECS, task_of, task_settings
 from fedmq.demo import DemoError, DemoOptions, open_fleet
 
@@ -119,7 +120,7 @@ def test_what_a_run_sent_leads_from_each_recorded_model_to_the_next(tmp_path: Pa
     fleet, test = gateways()
     task = task_of(task_settings(name="t", classes=CLASSES))
     record = Record()
-    federate(task, fleet, test, 4, RoundSettings(), record)
+    summed_up(play(task, fleet, test, 4), record)
     record.save(tmp_path / "run.npz", task, fleet)
     with np.load(tmp_path / "run.npz", allow_pickle=False) as kept:
         assert kept["model"].shape == (5, 868)
@@ -137,9 +138,9 @@ def test_what_a_run_sent_leads_from_each_recorded_model_to_the_next(tmp_path: Pa
 @pytest.mark.parametrize("codec", ["dense", "sparse"])
 def test_digits_are_learnt_from_gateways_that_know_few_of_them(codec: str) -> None:
     pytest.importorskip("sklearn", reason="needs scikit-learn")
-    case = prepare(DemoOptions(data="digits", hidden=(32,)))
-    run = federate(case.make_task(codec=codec), case.gateways, case.test, 20, RoundSettings())
-    assert run[-1].metric > 0.75
+    plant = prepare(DemoOptions(data="digits"))
+    task = task_for(plant.fleet, "mlp", (32,), 0, codec=codec)
+    assert summed_up(play(task, plant.gateways, plant.test, 20))[-1].metric > 0.75
 
 
 def gateways(seed: int = 0) -> tuple[list[Samples], tuple[np.ndarray, np.ndarray]]:
@@ -186,7 +187,7 @@ def test_baselines_are_the_same_each_time() -> None:
 def test_a_federation_learns_what_no_gateway_learns_alone(codec: str) -> None:
     fleet, test = gateways()
     task = task_of(task_settings(name="t", classes=CLASSES, codec=codec))
-    assert federate(task, fleet, test, 40, RoundSettings())[-1].metric > 0.9
+    assert summed_up(play(task, fleet, test, 40))[-1].metric > 0.9
 
 
 @pytest.mark.parametrize("codec", ["dense", "sparse"])
@@ -194,6 +195,6 @@ def test_a_federation_learns_what_no_gateway_learns_alone(codec: str) -> None:
 def test_real_faults_are_told_apart_at_a_load_that_no_gateway_has_seen(codec: str, seed: int) -> None:
     if not RECORDINGS.is_dir():
         pytest.skip(f"no CWRU recordings in {RECORDINGS}; name their parent folder with FEDMQ_DATA")
-    case = prepare(DemoOptions(data=f"cwru:{RECORDINGS}", test_load=2, seed=seed))
-    run = federate(case.make_task(codec=codec), case.gateways, case.test, 40, RoundSettings())
+    plant = prepare(DemoOptions(data=f"cwru:{RECORDINGS}", test_load=2, seed=seed))
+    run = summed_up(play(task_for(plant.fleet, "mlp", None, seed, codec=codec), plant.gateways, plant.test, 40))
     assert min(done.metric for done in run[-10:]) >= 0.985
