@@ -79,7 +79,7 @@ def golomb(numbers: Numbers, divisor: int) -> Bits:
     The remainder is in truncated binary: `width` bits for all, then one more for those that need it, then the
     quotients in unary.
     """
-    quotients, remainders = np.divmod(numbers, divisor)
+    quotients, remainders = _divided(numbers, divisor)
     width, short = truncated_binary(divisor)
     long = np.flatnonzero(remainders >= short)
     coded = remainders[long] + short
@@ -109,7 +109,7 @@ def one_golomb(number: int, divisor: int) -> list[int]:
 
 def golomb_bits(numbers: Numbers, divisor: int) -> int:
     """Length of `golomb(numbers, divisor)`, without making it."""
-    quotients, remainders = np.divmod(numbers, divisor)
+    quotients, remainders = _divided(numbers, divisor)
     width, short = truncated_binary(divisor)
     return int(quotients.sum()) + numbers.size * (width + 1) + int(np.count_nonzero(remainders >= short))
 
@@ -259,6 +259,12 @@ class BitReader:
     def _unpack(self, start: int, stop: int) -> Bits:
         """The bits from `start` up to `stop`, or to the end."""
         return np.unpackbits(self._bytes[start // 8 : (stop + 7) // 8])[start % 8 : stop - start // 8 * 8]
+
+
+def _divided(numbers: Numbers, divisor: int) -> tuple[Numbers, Numbers]:
+    """Quotients and remainders of numbers >= 0; numpy's divmod, which minds signs, takes longer."""
+    quotients = numbers // divisor
+    return quotients, numbers - quotients * divisor
 
 
 def truncated_binary(divisor: int) -> tuple[int, int]:

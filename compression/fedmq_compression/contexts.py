@@ -77,8 +77,6 @@ class Contexts:
     length: int
     mark: bytes
     """Four bytes that stand for the displacement: the checksum binds them."""
-    order: NDArray[np.int32] = field(repr=False)
-    """Coordinate at each rank, `(length,)`."""
     rank: NDArray[np.int32] = field(repr=False)
     """Rank of each coordinate, `(length,)`."""
     lean: NDArray[np.int8] = field(repr=False)
@@ -102,7 +100,6 @@ class Contexts:
         return cls(
             length=length,
             mark=zlib.crc32(np.ascontiguousarray(displacement, dtype="<i4").data).to_bytes(4, "big"),
-            order=order,
             rank=rank,
             lean=(displacement > 0).astype(np.int8) - (displacement < 0),
             shapes=tuple(shapes),
@@ -116,6 +113,13 @@ class Contexts:
         block = np.searchsorted(ends, indices, side="right")
         within = (indices - (ends - sizes)[block]) % widths[block]
         return np.asarray(within + (np.cumsum(widths) - widths)[block])
+
+    @cached_property
+    def order(self) -> NDArray[np.int32]:
+        """Coordinate at each rank, `(length,)`. Only who decodes needs it, and a gateway has memory for one of both."""
+        order = np.empty(self.length, dtype=np.int32)
+        order[self.rank] = np.arange(self.length, dtype=np.int32)
+        return order
 
     @cached_property
     def blocks(self) -> NDArray[np.int64]:

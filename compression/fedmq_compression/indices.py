@@ -16,10 +16,14 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_compression.bits import BitReader, best_divisor, golomb, natural_divisor
+from fedmq_compression.bits import BitReader, best_divisor, golomb, golomb_bits, natural_divisor
 from fedmq_compression.frame import PayloadError, deflate, inflate, varint
 
 __all__ = ["Layout", "Support", "code_support", "read_support", "rivals"]
+
+
+BITMAP_FROM = 64
+"""A bitmap is tried where more than one in so many coordinates is sent."""
 
 
 class Layout(IntEnum):
@@ -56,7 +60,15 @@ class Support:
 
 def code_support(indices: NDArray[np.int64], length: int) -> Support:
     """The cheapest coding of strictly increasing indices below `length`, at least one and not all."""
-    return min(rivals(indices, length), key=lambda support: support.cost)
+    if BITMAP_FROM * indices.size > length:
+        return min(rivals(indices, length), key=lambda support: support.cost)
+    # Of few indices gaps are always the cheapest, and a cost needs no bits to be made.
+    gaps = np.diff(indices, prepend=-1) - 1
+    natural = natural_divisor(length, indices.size)
+    best, bits = best_divisor(gaps, natural)
+    if bits + 8 * len(varint(best)) < golomb_bits(gaps, natural):
+        return Support(layout=Layout.GAPS, divisor=best, bits=golomb(gaps, best))
+    return Support(layout=Layout.GAPS, divisor=None, bits=golomb(gaps, natural))
 
 
 def rivals(indices: NDArray[np.int64], length: int) -> list[Support]:
@@ -66,7 +78,7 @@ def rivals(indices: NDArray[np.int64], length: int) -> list[Support]:
         mask = np.ones(length, dtype=bool)
         mask[indices] = False
         codings += _gaps(Layout.UNSENT_GAPS, np.flatnonzero(mask), length)
-    if 64 * indices.size > length:
+    if BITMAP_FROM * indices.size > length:
         mask = np.zeros(length, dtype=bool)
         mask[indices] = True
         frame = deflate(np.packbits(mask).tobytes())
