@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from fedmq_compression.pipeline import Contexts, Decoded, encode_integers
 from fedmq_coordinator.aggregate import WeightedMean
-from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.ledger import Ledger, Round
 from fedmq_coordinator.lineage import Lineage
 from fedmq_coordinator.models import ModelStore, Route
 from fedmq_edge_node import work
@@ -45,6 +45,8 @@ MODEL = ModelSpec(kind="mlp", sizes=(7, 9, 3))
 SCALER = np.concatenate([np.zeros(7), np.ones(7)]).astype("<f4").tobytes()
 CODECS = (Codec(bits=1, density=0.05), Codec(bits=4, density=0.2), Codec(bits=1, density=0.6))
 
+LOSS = 1.0
+
 places = st.integers(0, GATEWAYS - 1)
 groups = st.sets(places)
 ways = st.none() | st.sampled_from(CatchUpKind)
@@ -58,7 +60,7 @@ def make_task(codec: Codec) -> Task:
         up=codec,
         down=codec,
         initial=short(model_digest(initial_steps(MODEL, 0, 12))),
-        # Losses that the test makes up move the level: a history has deltas of several densities.
+        # The loss stands still, so that the level rises: a history has deltas of several densities.
         levels=2,
         recipe=Recipe(learning_rate=0.3, local_epochs=1, batch_size=16),
         held_out_reports=False,
@@ -154,7 +156,28 @@ class Histories(RuleBasedStateMachine):
         mean = WeightedMean(MODEL.parameters)
         for update in updates:
             mean.add(update, 3)
-        self.line.apply(mean, self.round_id, loss=1.0, momentum=0.0, learning_rate=1.0, now=self.now)
+        base = self.line.version
+        self.line.apply(mean, self.round_id, loss=LOSS, momentum=0.0, learning_rate=1.0, now=self.now)
+        # The loss is on record with its round, as `run` does it: after a restart the level comes of that.
+        self.ledger.open_round(
+            Round(
+                id=self.round_id,
+                lineage=self.line.number,
+                kind="training",
+                base=base,
+                opened_at=self.now,
+                closes_at=self.now,
+                closed_at=self.now,
+                outcome="applied",
+                drawn=len(updates),
+                plan_bytes=0,
+                version=self.line.version,
+                metric=None,
+                loss=None,
+                metric_source=None,
+                training_loss=LOSS,
+            )
+        )
 
     # What can happen.
 
