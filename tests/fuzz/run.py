@@ -177,10 +177,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="another seed tries other inputs (%(default)s)")
     parser.add_argument("--decoder", action="append", help="only this one; may be given more than once")
     parser.add_argument(
-        "--guided", type=float, default=0.3, help="share that atheris runs, where there is (%(default)s)"
+        "--guided", type=float, default=0.3, help="share, 0 to 1, that atheris runs, where there is (%(default)s)"
     )
     parser.add_argument("--fit", action="store_true", help="instead: time and memory of the costliest inputs by length")
     given = parser.parse_args()
+    if not 0 <= given.guided <= 1:
+        parser.error(f"--guided is a share: expected 0 to 1, got {given.guided:g}")
     if given.fit:
         fit()
         return 0
