@@ -87,21 +87,28 @@ def from_codes(data: bytes, count: int, bits: int, scale: int, step: float, *, d
         return _from_float32(data, step, dense=dense)
     raw = np.frombuffer(data, dtype=np.uint8)
     if bits == 1:
-        levels = 1 - 2 * np.unpackbits(raw, count=count).astype(np.int64)
+        _check_scale(scale, 1 if count else 0, step)
+        steps = np.unpackbits(raw, count=count).astype(np.int64)
+        steps *= -2 * scale
+        steps += scale
+        return steps
+    codes = raw if bits == 8 else np.stack([raw >> 4, raw & 15], axis=1).ravel()[:count]
+    half = 1 << (bits - 1)
+    if dense:
+        levels = codes.astype(np.int64) - half
+        if levels.size and levels.min() == -half:
+            raise PayloadError(f"a level of {-half}, expected {1 - half} to {half - 1}")
     else:
-        codes = raw if bits == 8 else np.stack([raw >> 4, raw & 15], axis=1).ravel()[:count]
-        half = 1 << (bits - 1)
-        if dense:
-            levels = codes.astype(np.int64) - half
-            if levels.size and levels.min() == -half:
-                raise PayloadError(f"a level of {-half}, expected {1 - half} to {half - 1}")
-        else:
-            magnitudes = (codes & (half - 1)).astype(np.int64) + 1
-            levels = np.where(codes >= half, -magnitudes, magnitudes)
-    most = most_steps(step)
-    if scale > MAX_SCALE or (levels.size and int(np.abs(levels).max()) * scale > most):
-        raise PayloadError(f"a scale of {scale} steps leads to values of {LIMIT} or more")
+        magnitudes = (codes & (half - 1)).astype(np.int64) + 1
+        levels = np.where(codes >= half, -magnitudes, magnitudes)
+    _check_scale(scale, int(np.abs(levels).max(initial=0)), step)
     return levels * scale
+
+
+def _check_scale(scale: int, highest: int, step: float) -> None:
+    """Raises PayloadError where the highest level would lead to values of `LIMIT` or more."""
+    if scale > MAX_SCALE or highest * scale > most_steps(step):
+        raise PayloadError(f"a scale of {scale} steps leads to values of {LIMIT} or more")
 
 
 def _from_float32(data: bytes, step: float, *, dense: bool) -> NDArray[np.int64]:
