@@ -23,7 +23,7 @@ from fedmq_coordinator.density import Course
 from fedmq_coordinator.ledger import Ledger, LedgerError, Version
 from fedmq_coordinator.models import ModelStore, Route, catch_up
 
-__all__ = ["Lineage", "statistics_of"]
+__all__ = ["Lineage", "spec_of", "statistics_of"]
 
 log = logging.getLogger("fedmq.coordinator")
 

@@ -17,6 +17,7 @@ import numpy as np
 from fedmq_compression.pipeline import CodecSpec, Contexts, Encoded, decode, encode
 from fedmq_coordinator.aggregate import ServerState, WeightedMean, server_step, weights
 from fedmq_coordinator.density import Course
+from fedmq_coordinator.lineage import spec_of
 from fedmq_coordinator.scaling import combine
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_edge_node.runtimes import NumpyEngine
@@ -264,5 +265,5 @@ def _broadcast(
 
 def _coding(codec: Codec, step: float, ranked: Contexts | None) -> tuple[CodecSpec, Contexts | None]:
     """As both ends of the wire do it: a dense delta has no use for contexts."""
-    spec = CodecSpec(bits=codec.bits, density=codec.density, step=step)
+    spec = spec_of(codec, step)
     return spec, None if spec.density == 1 else ranked
