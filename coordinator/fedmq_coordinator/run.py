@@ -378,6 +378,7 @@ class Run:
             closes_after=closes_at - self._line.number,
             drawn=drawn,
             accepted=bitmap(places),
+            since=1,
             level=self._line.level,
             delta=delta,
             scaler=self._line.scaler if first else None,

@@ -21,6 +21,7 @@ from fedmq_protocol.messages import (
     AskChunks,
     AskModel,
     AskVerdict,
+    Assignment,
     Birth,
     CatchUp,
     Chunk,
@@ -248,7 +249,8 @@ class Coordinator:
         plan = self._plan_at_hand(now)
         if plan is not None and plan.scaler is not None:
             plan = msgspec.structs.replace(plan, scaler=None)  # the welcome brings it
-        knows = birth.lineage == self._line.number and birth.task == short(self._line.task.digest)
+        mine = (self._line.number, short(self._line.task.digest))
+        knows = any((held.lineage, held.task) == mine for held in birth.held)
         self._outbox.command(
             name,
             Channel.WELCOME,
@@ -256,11 +258,16 @@ class Coordinator:
                 nonce=birth.nonce,
                 now=now,
                 roster=gateway.roster,
-                lineage=self._line.number,
-                counter=record[1] if record is not None else 0,
-                task=None if knows else self._line.task,
-                scaler=self._line.scaler,
-                plan=plan,
+                spread=0,
+                tasks=(
+                    Assignment(
+                        lineage=self._line.number,
+                        counter=record[1] if record is not None else 0,
+                        task=None if knows else self._line.task,
+                        scaler=self._line.scaler,
+                        plan=plan,
+                    ),
+                ),
             ),
         )
 

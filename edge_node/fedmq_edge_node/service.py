@@ -28,6 +28,7 @@ from fedmq_protocol.messages import (
     CatchUp,
     Chunk,
     Decline,
+    Held,
     Leave,
     Message,
     Missing,
@@ -295,8 +296,12 @@ class Gateway:
             # Meant for another process under our name, or for an earlier one of ours.
             log.warning("dropped a welcome for another start of %s: do two gateways share this name?", self.name)
             return
+        if len(message.tasks) != 1:
+            log.error("cannot take part: %d tasks, expected one", len(message.tasks))
+            return
+        (assignment,) = message.tasks
         try:
-            state = work.adopt(self._state, message)
+            state = work.adopt(self._state, assignment)
         except work.ModelMismatch as error:
             log.error("cannot take part: %s", error)
             return
@@ -310,12 +315,12 @@ class Gateway:
         self._welcomed = True
         self._born_again.stop()
         self._newest = self._plan = None
-        if message.plan is not None:
-            self._on_plan(message.plan, now)
+        if assignment.plan is not None:
+            self._on_plan(assignment.plan, now)
         pending = self._state.pending
         if pending is None:
             return
-        if message.plan is not None and message.plan.round_id == pending.round_id:
+        if assignment.plan is not None and assignment.plan.round_id == pending.round_id:
             self._send_pending(now)
         else:
             self._ask_verdict.hurry(now, self._jitter())
@@ -624,12 +629,18 @@ class Gateway:
             software=self._software,
             engines=("numpy",),
             signal_samples=self._signal_samples(),
-            lineage=state.lineage,
-            version=state.version,
-            task=short(state.task.digest) if state.task is not None else b"",
-            counter=state.counter,
             sent=self._session.bytes_sent,
             received=self._session.bytes_received,
+            held=()
+            if state.task is None
+            else (
+                Held(
+                    lineage=state.lineage,
+                    version=state.version,
+                    task=short(state.task.digest),
+                    counter=state.counter,
+                ),
+            ),
         )
 
     def _signal_samples(self) -> dict[str, int]:

@@ -29,6 +29,7 @@ from fedmq_compression.pipeline import (
     encode_integers,
 )
 from fedmq_protocol.messages import (
+    Assignment,
     CatchUp,
     CatchUpKind,
     Evaluation,
@@ -37,7 +38,6 @@ from fedmq_protocol.messages import (
     RoundKind,
     RoundPlan,
     Verdict,
-    Welcome,
     check_of,
 )
 from fedmq_protocol.task import UPLINK_STEP, Codec, Task, initial_steps, model_digest, short, to_parameters
@@ -77,7 +77,7 @@ class ModelMismatch(ValueError):
     """What came does not lead to the model that was promised."""
 
 
-def adopt(state: GatewayState, welcome: Welcome) -> GatewayState:
+def adopt(state: GatewayState, welcome: Assignment) -> GatewayState:
     """The state after a welcome. Raises ModelMismatch when the task's initial parameters are not what we draw."""
     task = welcome.task or state.task
     if task is None:

@@ -33,6 +33,7 @@ __all__ = [
     "AskChunks",
     "AskModel",
     "AskVerdict",
+    "Assignment",
     "Birth",
     "BlobRef",
     "CatchUp",
@@ -40,15 +41,18 @@ __all__ = [
     "Chunk",
     "Decline",
     "Evaluation",
+    "Held",
     "Leave",
     "Message",
     "MessageError",
     "Missing",
     "Receipt",
+    "Release",
     "RoundKind",
     "RoundPlan",
     "Slot",
     "Statistics",
+    "Trial",
     "Update",
     "Verdict",
     "Welcome",
@@ -59,7 +63,7 @@ __all__ = [
     "to_bytes",
 ]
 
-WIRE_VERSION = 2
+WIRE_VERSION = 3
 
 MAX_BLOB = 8 * MAX_PARAMETERS
 """No transfer is longer, in bytes; each receiver sets its own, lower bound from the task."""
@@ -131,6 +135,10 @@ Level: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_LEVEL)]
 Places: TypeAlias = Annotated[int, Meta(ge=0)]
 """Gateways of a fleet of at most 64: bit i is the one at place i of the roster. At most 64 bits long on the wire."""
 Label: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
+Tag: TypeAlias = Annotated[str, Meta(min_length=1, max_length=32)]
+
+MAX_TASKS = 64
+"""Tasks that one gateway takes part in."""
 
 
 class BlobRef(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=0):
@@ -144,6 +152,16 @@ class BlobRef(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=0)
 # -- gateway to coordinator -------------------------------------------------------------------------------------
 
 
+class Held(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """What a gateway has of one task."""
+
+    lineage: Lineage
+    version: VersionNumber
+    task: ShortDigest
+    counter: Count
+    """Of its last update: never goes back, unless the gateway was restored from an old image."""
+
+
 class Birth(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1):
     """A gateway is here. Retained; sent on every connect."""
 
@@ -153,14 +171,11 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1):
     engines: Annotated[tuple[Annotated[str, Meta(max_length=32)], ...], Meta(max_length=8)]
     signal_samples: Annotated[dict[Label, Annotated[int, Meta(ge=0, le=1 << 48)]], Meta(max_length=32)]
     """Samples of raw signal at hand, by label. Windows cannot be counted before the task is known."""
-    lineage: Lineage
-    version: VersionNumber
-    task: Annotated[bytes, Meta(max_length=8)]
-    """Short digest of the task that it holds; empty for none."""
-    counter: Count
-    """Of its last update: never goes back, unless the gateway was restored from an old image."""
     sent: Count
     received: Count
+    held: Annotated[tuple[Held, ...], Meta(max_length=MAX_TASKS)] = ()
+    tags: Annotated[tuple[Tag, ...], Meta(max_length=16)] = ()
+    """What it is and what it watches, as the plant calls it: a task, a pause or a release can be for some tags only."""
 
 
 class Leave(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=2):
@@ -231,6 +246,23 @@ class AskModel(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=7
 
     lineage: Lineage
     version: VersionNumber
+    wanted: VersionNumber | None = None
+    """A released version, to be put in service; None for the newest, to train from."""
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=15):
+    """What came of a released version beside the one in service, on the gateway's own held-out windows."""
+
+    lineage: Lineage
+    version: VersionNumber
+    in_service: VersionNumber
+    """The version in service after the trial: `version` where it took over."""
+    windows: Annotated[int, Meta(ge=0, le=1 << 31)]
+    """Held-out windows that both were scored on; 0 where none are at hand, or no comparison was asked for."""
+    metric: Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)]
+    """Of the released version, in whole 1/10,000."""
+    before: Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)] | None = None
+    """Of the version that was in service until then; None where there was none."""
 
 
 class AskChunks(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=8):
@@ -301,14 +333,19 @@ class RoundPlan(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=
     """Seconds from the lineage's start to the closing time, by the coordinator's clock."""
     drawn: Places | Slot
     accepted: Places
-    """Whose update to the round before, `round_id - 1`, was accepted. That stands in place of their receipts in a fleet
-    of at most 64; 0 in a larger one, and where that round was of another lineage or asked for no updates."""
+    """Whose update to the round before, `round_id - since`, was accepted. That stands in place of their receipts in a
+    fleet of at most 64; 0 in a larger one, and where that round was of another lineage or asked for no updates."""
+    since: Annotated[int, Meta(ge=1, le=1 << 40)]
+    """Rounds since the task's last one, this one counted: more than 1 where those of other tasks lie between."""
     level: Level
     """At which the delta is coded, and the updates that this plan asks for."""
     delta: bytes | BlobRef | None = None
     """From version base - 1 to base; None at the start of a lineage."""
     scaler: Annotated[bytes, Meta(max_length=8 * 4096)] | None = None
     """Only in the first plan after a statistics round: means, then scales, little-endian float32."""
+    release: Annotated[int, Meta(ge=1, le=1 << 31)] | None = None
+    """How many releases there have been of this task; a gateway that has heard of another number is born again, and its
+    welcome says what that means for it. None where there was none."""
 
     @property
     def closes_at(self) -> int:
@@ -328,24 +365,46 @@ class RoundPlan(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=
 
     def settles(self, round_id: int, place: int) -> bool:
         """Whether this says that the update which the gateway at this place sent to that round was accepted."""
-        return round_id == self.round_id - 1 and bool(self.accepted >> place & 1)
+        return round_id == self.round_id - self.since and bool(self.accepted >> place & 1)
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A version to be put in service, where it is no worse than what is there."""
+
+    version: VersionNumber
+    model: ShortDigest
+    forced: bool
+    """Put in service without a comparison: the plant went back to it."""
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """How a task stands, for one gateway that takes part in it."""
+
+    lineage: Lineage
+    counter: Count
+    """Highest counter that the coordinator has on record for this gateway."""
+    task: Task | None = None
+    """None where the birth named the same, with the same lineage."""
+    scaler: Annotated[bytes, Meta(max_length=8 * 4096)] | None = None
+    plan: RoundPlan | None = None
+    """The round in progress, if there is one."""
+    releases: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
+    """As `RoundPlan.release` has it."""
+    release: Release | None = None
+    """The newest one that is for this gateway."""
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=11):
-    """Answer to a birth. No welcome, no training: it brings the time, the task and the state of affairs."""
+    """Answer to a birth. No welcome, no training: it brings the time, the tasks and the state of affairs."""
 
     nonce: Nonce
     now: float
     """Unix seconds at the coordinator; the gateway adds its monotonic clock from here on."""
     roster: Annotated[int, Meta(ge=0, le=1 << 31)]
-    lineage: Lineage
-    counter: Count
-    """Highest counter that the coordinator has on record for this gateway."""
-    task: Task | None = None
-    """None where the birth named the same."""
-    scaler: Annotated[bytes, Meta(max_length=8 * 4096)] | None = None
-    plan: RoundPlan | None = None
-    """The round in progress, if there is one."""
+    spread: Annotated[int, Meta(ge=0, le=86_400)]
+    """Seconds over which the fleet's gateways spread out when all come back at once: each waits for a random part."""
+    tasks: Annotated[tuple[Assignment, ...], Meta(max_length=MAX_TASKS)]
+    """Every task that this gateway takes part in; one that it holds and that is not here is over for it."""
 
     def __post_init__(self) -> None:
         # Also false for what is not a number; the end is the year 2514, before calendars of 32 or 64 bits object.
@@ -390,6 +449,7 @@ Message: TypeAlias = (
     | AskModel
     | AskChunks
     | Chunk
+    | Trial
     | RoundPlan
     | Welcome
     | Receipt
@@ -403,6 +463,7 @@ _HOMES: dict[tuple[Direction, Channel], Any] = {
     (Direction.UP, Channel.STATISTICS): Statistics,
     (Direction.UP, Channel.ASK): AskVerdict | AskModel | AskChunks,
     (Direction.UP, Channel.CHUNK): Chunk,
+    (Direction.UP, Channel.TRIAL): Trial,
     (Direction.CMD, Channel.WELCOME): Welcome,
     (Direction.CMD, Channel.RECEIPT): Receipt | Missing,
     (Direction.CMD, Channel.CHUNK): Chunk,

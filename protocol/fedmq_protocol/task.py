@@ -206,6 +206,9 @@ class Task(Wire, frozen=True, kw_only=True):
     """The label of healthy windows: the only ones that an autoencoder trains on."""
     levels: Annotated[int, Meta(ge=0, le=MAX_LEVEL)] = 0
     """Highest level to which both codecs are thickened when training stalls; 0: they stay as they are."""
+    staleness: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """Versions that the model may have gone on meanwhile, for an update to count still. 0: an update counts in its own
+    round, and a gateway gives up when that closes."""
 
     def __post_init__(self) -> None:
         if self.model.kind != "autoencoder" and len(self.classes) != self.model.sizes[-1]:

@@ -48,6 +48,7 @@ class Channel(Enum):
     STATISTICS = "statistics"
     ASK = "ask"
     CHUNK = "chunk"
+    TRIAL = "trial"
     WELCOME = "welcome"
     RECEIPT = "receipt"
     PLAN = "plan"
@@ -114,6 +115,14 @@ TABLE: tuple[TopicSpec, ...] = (
         retained=False,
         max_bytes=_CHUNK_MESSAGE,
         about="a piece of an answer too large for one message",
+    ),
+    TopicSpec(
+        direction=Direction.UP,
+        channel=Channel.TRIAL,
+        qos=1,
+        retained=False,
+        max_bytes=256,
+        about="how a released version did beside the one in service",
     ),
     TopicSpec(
         direction=Direction.CMD,

@@ -40,6 +40,7 @@ def draws(cohort: Cohort, place: int, name: str) -> bool:
         closes_after=60,
         drawn=cohort.drawn,
         accepted=0,
+        since=1,
         level=0,
     )
     return plan.draws(place, name)

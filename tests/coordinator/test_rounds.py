@@ -28,6 +28,7 @@ def plan(**changes: Any) -> RoundPlan:
         "closes_after": CLOSES_AT - 1,
         "drawn": 0b111,
         "accepted": 0,
+        "since": 1,
         "level": 0,
     }
     return RoundPlan(**(values | changes))

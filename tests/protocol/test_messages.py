@@ -15,6 +15,7 @@ from fedmq_protocol.messages import (
     AskChunks,
     AskModel,
     AskVerdict,
+    Assignment,
     Birth,
     BlobRef,
     CatchUp,
@@ -22,15 +23,18 @@ from fedmq_protocol.messages import (
     Chunk,
     Decline,
     Evaluation,
+    Held,
     Leave,
     Message,
     MessageError,
     Missing,
     Receipt,
+    Release,
     RoundKind,
     RoundPlan,
     Slot,
     Statistics,
+    Trial,
     Update,
     Verdict,
     Welcome,
@@ -48,6 +52,7 @@ STATUS = spec(Direction.UP, Channel.STATUS)
 ANSWER = spec(Direction.UP, Channel.ANSWER)
 STATISTICS = spec(Direction.UP, Channel.STATISTICS)
 ASK = spec(Direction.UP, Channel.ASK)
+TRIAL = spec(Direction.UP, Channel.TRIAL)
 WELCOME = spec(Direction.CMD, Channel.WELCOME)
 RECEIPT = spec(Direction.CMD, Channel.RECEIPT)
 PLAN = spec(Direction.DOWN, Channel.PLAN)
@@ -66,12 +71,10 @@ BIRTH = Birth(
     software="fedmq 0.1.0",
     engines=("numpy", "onnxruntime"),
     signal_samples={"normal": 480_000, "Läuferschaden": 12},
-    lineage=1,
-    version=40,
-    task=bytes(8),
-    counter=7,
     sent=12_000,
     received=34_000,
+    held=(Held(lineage=1, version=40, task=bytes(8), counter=7),),
+    tags=("pump", "Linie 3"),
 )
 UPDATE = Update(
     round_id=41,
@@ -92,11 +95,26 @@ ROUND = RoundPlan(
     closes_after=3_600,
     drawn=0b1001001,
     accepted=0b1000001,
+    since=1,
     level=1,
     delta=b"coded delta",
 )
 GREETING = Welcome(
-    nonce=b"8 bytes!", now=1_790_000_000.25, roster=3, lineage=1, counter=7, task=TASK, scaler=bytes(32), plan=ROUND
+    nonce=b"8 bytes!",
+    now=1_790_000_000.25,
+    roster=3,
+    spread=5,
+    tasks=(
+        Assignment(
+            lineage=1,
+            counter=7,
+            task=TASK,
+            scaler=bytes(32),
+            plan=ROUND,
+            releases=2,
+            release=Release(version=12, model=bytes(8), forced=True),
+        ),
+    ),
 )
 
 EVERY: list[tuple[Message, tuple[Any, ...]]] = [
@@ -106,7 +124,7 @@ EVERY: list[tuple[Message, tuple[Any, ...]]] = [
     (Decline(round_id=41, reason=next(iter(Reason)), sent=1, received=2), (ANSWER,)),
     (Statistics(round_id=1, count=400, mean=bytes(32), m2=bytes(32), sent=1, received=2), (STATISTICS,)),
     (AskVerdict(round_id=41, counter=8, digest=bytes(8)), (ASK,)),
-    (AskModel(lineage=1, version=12), (ASK,)),
+    (AskModel(lineage=1, version=12, wanted=10), (ASK,)),
     (AskChunks(transfer=bytes(8), missing=(0, 3, 1 << 24)), (ASK,)),
     (Chunk(transfer=bytes(8), index=2, data=b"piece"), (*CHUNKS, MODEL)),
     (ROUND, (PLAN,)),
@@ -114,12 +132,13 @@ EVERY: list[tuple[Message, tuple[Any, ...]]] = [
     (Receipt(round_id=41, counter=8, verdict=Verdict.ACCEPTED), (RECEIPT,)),
     (Missing(transfer=bytes(8), missing=(1, 2)), (RECEIPT,)),
     (CatchUp(lineage=1, kind=CatchUpKind.CHAIN, start=3, number=40, model=bytes(8), body=REF), (MODEL,)),
+    (Trial(lineage=1, version=12, in_service=10, windows=40, metric=9_800, before=9_900), (TRIAL,)),
 ]
 VARIANTS: list[tuple[Message, Any]] = [
     (msgspec.structs.replace(UPDATE, payload=REF, evaluation=None), ANSWER),
     (msgspec.structs.replace(ROUND, delta=REF, drawn=Slot(seed=bytes(8), slots=10, slot=9)), PLAN),
     (msgspec.structs.replace(ROUND, delta=None, kind=RoundKind.REST, drawn=0, scaler=bytes(64)), PLAN),
-    (msgspec.structs.replace(GREETING, task=None, scaler=None, plan=None), WELCOME),
+    (msgspec.structs.replace(GREETING, tasks=(Assignment(lineage=1, counter=7), *GREETING.tasks)), WELCOME),
     (Leave(nonce=bytes(8), clean=False), STATUS),
 ]
 
@@ -132,7 +151,7 @@ def refused(data: bytes, on: Any) -> str:
 
 def with_body(body: Any) -> bytes:
     """An envelope of ours around any MessagePack."""
-    return b"\x20" + msgspec.msgpack.encode(body)
+    return b"\x30" + msgspec.msgpack.encode(body)
 
 
 def body_of(message: Message) -> list[Any]:
@@ -167,8 +186,9 @@ def test_what_may_be_left_out_or_stand_in_comes_back_too(message: Message, home:
 def test_the_task_in_a_welcome_is_the_same_task() -> None:
     welcome = from_bytes(WELCOME, to_bytes(GREETING))
     assert isinstance(welcome, Welcome)
-    assert welcome.task is not None
-    assert welcome.task.digest == TASK.digest
+    (assignment,) = welcome.tasks
+    assert assignment.task is not None
+    assert assignment.task.digest == TASK.digest
 
 
 def test_nothing_is_read_from_the_report_topic() -> None:
@@ -181,10 +201,10 @@ def test_nothing_is_read_from_the_report_topic() -> None:
 def test_only_this_wire_version_without_a_trailer_is_spoken() -> None:
     body = to_bytes(ROUND)[1:]
     for envelope in range(256):
-        if envelope == 0x20:
+        if envelope == 0x30:
             continue
         complaint = refused(bytes([envelope]) + body, PLAN)
-        assert ("trailer" if envelope >> 4 == 2 else "wire version") in complaint
+        assert ("trailer" if envelope >> 4 == 3 else "wire version") in complaint
 
 
 def test_the_envelope_is_looked_at_before_the_body() -> None:
@@ -212,15 +232,15 @@ def test_an_update_costs_at_most_22_bytes_beyond_its_payload() -> None:
     assert len(to_bytes(much_later)) <= 200 + 25
 
 
-def test_a_plan_costs_24_bytes_beyond_its_delta_in_a_small_fleet_and_at_most_47_in_any() -> None:
+def test_a_plan_costs_25_bytes_beyond_its_delta_in_a_small_fleet_and_at_most_48_in_any() -> None:
     plan = msgspec.structs.replace(
         ROUND, round_id=127, lineage=1_790_000_000, base=126, drawn=0x7F, accepted=0x7F, delta=bytes(200)
     )
-    assert len(to_bytes(plan)) == 200 + 24
+    assert len(to_bytes(plan)) == 200 + 25
     everybody = bitmap(range(64))
     week = msgspec.structs.replace(plan, round_id=65_535, base=65_534, closes_after=7 * 86_400)
     for drawn, accepted in ((everybody, everybody), (Slot(seed=bytes(8), slots=100, slot=99), 0)):
-        assert len(to_bytes(msgspec.structs.replace(week, drawn=drawn, accepted=accepted))) <= 200 + 47
+        assert len(to_bytes(msgspec.structs.replace(week, drawn=drawn, accepted=accepted))) <= 200 + 48
 
 
 def test_a_receipt_costs_at_most_8_bytes() -> None:
@@ -236,9 +256,9 @@ def test_fields_at_the_end_that_hold_nothing_are_not_sent() -> None:
     bare = msgspec.structs.replace(UPDATE, evaluation=None)
     assert to_bytes(bare) == with_body(body_of(bare)[:-1])
     rest = msgspec.structs.replace(ROUND, delta=None)
-    assert to_bytes(rest) == with_body(body_of(rest)[:-2])
+    assert to_bytes(rest) == with_body(body_of(rest)[:-3])
     only_a_scaler = msgspec.structs.replace(ROUND, delta=None, scaler=bytes(64))
-    assert to_bytes(only_a_scaler) == with_body(body_of(only_a_scaler))
+    assert to_bytes(only_a_scaler) == with_body(body_of(only_a_scaler)[:-1])
 
 
 def test_the_largest_chunk_and_the_longest_list_fit_their_topics() -> None:
@@ -265,10 +285,10 @@ def test_fields_that_an_older_version_does_not_know_take_their_defaults() -> Non
     assert from_bytes(STATUS, with_body([2, bytes(8), False])) == Leave(nonce=bytes(8), clean=False)
     short_update = from_bytes(ANSWER, with_body(body_of(UPDATE)[:-1]))
     assert short_update == msgspec.structs.replace(UPDATE, evaluation=None)
-    short_plan = from_bytes(PLAN, with_body(body_of(ROUND)[:-2]))
-    assert short_plan == msgspec.structs.replace(ROUND, delta=None, scaler=None)
-    short_welcome = from_bytes(WELCOME, with_body(body_of(GREETING)[:-3]))
-    assert short_welcome == msgspec.structs.replace(GREETING, task=None, scaler=None, plan=None)
+    short_plan = from_bytes(PLAN, with_body(body_of(ROUND)[:-3]))
+    assert short_plan == msgspec.structs.replace(ROUND, delta=None, scaler=None, release=None)
+    short_birth = from_bytes(STATUS, with_body(body_of(BIRTH)[:-2]))
+    assert short_birth == msgspec.structs.replace(BIRTH, held=(), tags=())
 
 
 def test_a_field_without_a_default_must_be_there() -> None:
@@ -334,12 +354,16 @@ def test_a_welcome_whose_time_is_not_a_number_is_refused(now: float) -> None:
         (ROUND, 7, b"\x01", PLAN),
         (ROUND, 8, -1, PLAN),
         (ROUND, 9, -1, PLAN),
-        (ROUND, 9, 16, PLAN),
+        (ROUND, 9, 0, PLAN),
         (ROUND, 9, None, PLAN),
+        (ROUND, 10, -1, PLAN),
+        (ROUND, 10, 16, PLAN),
+        (ROUND, 10, None, PLAN),
+        (ROUND, 13, 0, PLAN),
         (ROUND, 8, None, PLAN),
         (ROUND, 7, [1, bytes(8), 0, 0], PLAN),
         (ROUND, 7, [2, bytes(8), 1, 0], PLAN),
-        (ROUND, 11, bytes(8 * 4096 + 1), PLAN),
+        (ROUND, 12, bytes(8 * 4096 + 1), PLAN),
         (EVERY[11][0], 3, 10, RECEIPT),
         (EVERY[11][0], 3, -1, RECEIPT),
         (BIRTH, 1, bytes(7), STATUS),
@@ -349,7 +373,14 @@ def test_a_welcome_whose_time_is_not_a_number_is_refused(now: float) -> None:
         (BIRTH, 4, {"x" * 65: 1}, STATUS),
         (BIRTH, 4, {"normal": -1}, STATUS),
         (BIRTH, 4, {str(i): 1 for i in range(33)}, STATUS),
-        (BIRTH, 7, bytes(9), STATUS),
+        (BIRTH, 7, [[1, 40, bytes(7), 7]], STATUS),
+        (BIRTH, 7, [[1, 40, bytes(8), 7]] * 65, STATUS),
+        (BIRTH, 8, [""], STATUS),
+        (BIRTH, 8, ["x" * 33], STATUS),
+        (BIRTH, 8, ["x"] * 17, STATUS),
+        (GREETING, 4, -1, WELCOME),
+        (GREETING, 5, [[1, 7]] * 65, WELCOME),
+        (EVERY[14][0], 4, -1, TRIAL),
     ],
 )
 def test_a_value_out_of_bounds_is_refused(message: Message, place: int, value: Any, home: Any) -> None:
@@ -381,7 +412,7 @@ def test_a_value_out_of_bounds_is_refused(message: Message, place: int, value: A
 )
 def test_a_task_that_makes_no_sense_is_refused(place: int, value: Any) -> None:
     fields = body_of(GREETING)
-    fields[6][place] = value
+    fields[5][0][2][place] = value
     refused(with_body(fields), WELCOME)
 
 
@@ -397,12 +428,12 @@ def test_text_that_is_not_utf_8_is_refused() -> None:
 def test_a_value_nested_without_end_is_refused_wherever_it_stands(place: int, bomb: bytes) -> None:
     parts = [msgspec.msgpack.encode(field) for field in body_of(GREETING)]
     parts[place] = bomb * (100_000 // len(bomb)) + b"\xc0"
-    refused(b"\x20\x99" + b"".join(parts), WELCOME)
+    refused(b"\x30\x96" + b"".join(parts), WELCOME)
 
 
 def test_a_value_nested_without_end_in_an_unknown_field_is_refused_or_passed_over() -> None:
     """How deep a skipped value may go is the interpreter's own limit: all that is asked is that nothing breaks."""
-    bomb = b"\x20\x94\x07\x01\x01" + b"\x91" * 4_000 + b"\xc0"
+    bomb = b"\x30\x95\x07\x01\x01\xc0" + b"\x91" * 4_000 + b"\xc0"
     try:
         message = from_bytes(ASK, bomb)
     except MessageError:
@@ -413,13 +444,13 @@ def test_a_value_nested_without_end_in_an_unknown_field_is_refused_or_passed_ove
 @pytest.mark.parametrize("claim", [0xFFFFFFFF, 0x7FFFFFFF, 1 << 24])
 def test_a_length_that_lies_costs_no_memory(claim: int) -> None:
     heads = [kind + struct.pack(">I", claim) for kind in (b"\xc6", b"\xdb", b"\xdd", b"\xdf", b"\xc9")]
-    attempts = [b"\x20" + head for head in heads]
+    attempts = [b"\x30" + head for head in heads]
     for message, homes in EVERY:
         parts = [msgspec.msgpack.encode(field) for field in body_of(message)]
         for place in range(len(parts)):
             for head in heads:
                 lie = b"".join([*parts[:place], head, *parts[place + 1 :]])
-                attempts.append(b"\x20" + bytes([0x90 | len(parts)]) + lie)
+                attempts.append(b"\x30" + bytes([0x90 | len(parts)]) + lie)
                 refused(attempts[-1], homes[0])
     tracemalloc.start()
     for data in attempts:
@@ -465,7 +496,7 @@ def test_random_bytes_raise_nothing_but_message_errors() -> None:
         body = rng.randbytes(rng.randrange(64))
         read_or_refuse(b"\x20" + body)
         # With the right beginning junk gets further.
-        read_or_refuse(b"\x20" + bytes([0x90 | rng.randrange(2, 12), rng.randrange(15)]) + body)
+        read_or_refuse(b"\x30" + bytes([0x90 | rng.randrange(2, 12), rng.randrange(15)]) + body)
 
 
 def test_damaged_messages_raise_nothing_but_message_errors() -> None:

@@ -170,7 +170,7 @@ def test_the_model_s_digest_is_that_of_little_endian_integers() -> None:
 
 
 def test_the_task_s_digest_is_the_one_written_down() -> None:
-    assert task().digest.hex() == "ab0f774634c552b61fceeb0d020925420c7e98743818f47b77aa0c809a743063"
+    assert task().digest.hex() == "541fb193f21b000f1d9ffc1a7454cb9498371364bcd1e5fc14dad5635c0f0749"
 
 
 def test_the_digest_survives_the_wire_and_changes_with_every_field() -> None:
@@ -191,6 +191,7 @@ def test_the_digest_survives_the_wire_and_changes_with_every_field() -> None:
         task(held_out_reports=False),
         task(anomaly_label="healthy"),
         task(levels=2),
+        task(staleness=3),
     ]
     assert len({one.digest for one in changed}) == len(changed) == 1 + len(task().__struct_fields__)
     for one in changed:

@@ -23,13 +23,13 @@ from fedmq_edge_node.memory import GatewayState, Memory
 from fedmq_edge_node.runtimes import NumpyEngine
 from fedmq_edge_node.samples import Samples
 from fedmq_protocol.messages import (
+    Assignment,
     CatchUp,
     CatchUpKind,
     Receipt,
     RoundKind,
     RoundPlan,
     Verdict,
-    Welcome,
     bitmap,
     check_of,
 )
@@ -40,7 +40,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 
 GATEWAYS = 3
-NONCE = bytes(8)
 MODEL = ModelSpec(kind="mlp", sizes=(7, 9, 3))
 SCALER = np.concatenate([np.zeros(7), np.ones(7)]).astype("<f4").tobytes()
 CODECS = (Codec(bits=1, density=0.05), Codec(bits=4, density=0.2), Codec(bits=1, density=0.6))
@@ -148,6 +147,7 @@ class Histories(RuleBasedStateMachine):
             closes_after=60,
             drawn=bitmap(range(GATEWAYS)),
             accepted=bitmap(accepted),
+            since=1,
             level=self.line.level,
             delta=self.line.newest_delta or None,
         )
@@ -320,10 +320,7 @@ class Histories(RuleBasedStateMachine):
     @rule(place=places)
     def welcome(self, place: int) -> None:
         state = self.gateways[place].state
-        greeting = Welcome(
-            nonce=NONCE,
-            now=self.now,
-            roster=place,
+        greeting = Assignment(
             lineage=self.line.number,
             counter=state.counter,
             task=self.task,

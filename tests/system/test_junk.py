@@ -19,10 +19,12 @@ from fedmq_compression.pipeline import CodecSpec, PayloadError, decode
 from fedmq_edge_node.samples import FEATURES
 from fedmq_protocol.messages import (
     MAX_BLOB,
+    Assignment,
     Birth,
     BlobRef,
     Chunk,
     Decline,
+    Held,
     Leave,
     Message,
     MessageError,
@@ -64,11 +66,13 @@ def junk(gateway: str, rng: Random) -> Iterator[tuple[str, bytes]]:
     valid: dict[Channel, Message] = {
         Channel.ANSWER: Update(round_id=1, base=0, counter=1, payload=b"\x20" * 40, sent=1000, received=1000, loss=0),
         Channel.STATUS: Birth(
-            nonce=bytes(8), software="x", engines=("numpy",), signal_samples={"normal": 70_000}, lineage=1, version=1,
-            task=bytes(8), counter=1, sent=1, received=1,
+            nonce=bytes(8), software="x", engines=("numpy",), signal_samples={"normal": 70_000}, sent=1, received=1,
+            held=(Held(lineage=1, version=1, task=bytes(8), counter=1),),
         ),
         Channel.CHUNK: Chunk(transfer=bytes(8), index=0, data=bytes(50)),
-        Channel.WELCOME: Welcome(nonce=bytes(8), now=1.0, roster=0, lineage=1, counter=0),
+        Channel.WELCOME: Welcome(
+            nonce=bytes(8), now=1.0, roster=0, spread=0, tasks=(Assignment(lineage=1, counter=0),)
+        ),
     }  # fmt: skip
     # What every gateway would believe, were it not for one number.
     not_a_time = to_bytes(valid[Channel.WELCOME]).replace(struct.pack(">d", 1.0), struct.pack(">d", float("nan")))
@@ -78,9 +82,9 @@ def junk(gateway: str, rng: Random) -> Iterator[tuple[str, bytes]]:
             yield where, rng.randbytes(rng.choice((1, 7, 300, 3000)))
             yield where, truncated(valid.get(row.channel, valid[Channel.ANSWER]), rng)
             yield where, b"\x10" + to_bytes(valid[Channel.ANSWER])[1:]  # wire version 1
-            yield where, b"\x2f" + to_bytes(valid[Channel.ANSWER])[1:]  # a trailer that nobody knows
-            yield where, b"\x20\x9c\xc6\xff\xff\xff\xff"  # a list whose first bytes are said to be 4 GB long
-            yield where, b"\x20" + b"\x91" * 900  # lists in lists
+            yield where, b"\x3f" + to_bytes(valid[Channel.ANSWER])[1:]  # a trailer that nobody knows
+            yield where, b"\x30\x9c\xc6\xff\xff\xff\xff"  # a list whose first bytes are said to be 4 GB long
+            yield where, b"\x30" + b"\x91" * 900  # lists in lists
         yield topic(FEDERATION, Direction.CMD, Channel.WELCOME, gateway), not_a_time
 
 
@@ -208,8 +212,7 @@ def throw_junk(liar: MqttSession, victim: str) -> Counter[tuple[str, int]]:
 def tell_lies(liar: MqttSession, answers: tuple[Callable[[RoundPlan], list[Message]], ...]) -> list[tuple[str, int]]:
     """Join as a gateway, and give each untrue answer to a round of its own; topic and size of the updates."""
     birth = Birth(
-        nonce=bytes(8), software="lies", engines=(), signal_samples={"normal": 100_000}, lineage=0, version=0, task=b"",
-        counter=0, sent=0, received=0,
+        nonce=bytes(8), software="lies", engines=(), signal_samples={"normal": 100_000}, sent=0, received=0,
     )  # fmt: skip
     liar.publish(topic(FEDERATION, Direction.UP, Channel.STATUS, LIAR), to_bytes(birth), retain=False)
     told = []

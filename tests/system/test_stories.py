@@ -742,6 +742,7 @@ def test_a_plan_of_another_lineage_makes_a_gateway_join_again(tmp_path: Path) ->
         closes_after=int(plant.now) + 60 - 7,
         drawn=0b1111,
         accepted=0,
+        since=1,
         level=0,
     )
     births = len(sent(plant, Welcome))
