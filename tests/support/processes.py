@@ -165,6 +165,8 @@ class Site:
         self.programs: dict[str, Program] = {}
         self.gateway_settings = gateway or {}
         self.gateway_of = gateway_of or {}
+        self.crash_at: dict[str, str] = {}
+        """For the next start of a program by name: the crash point at which it is to kill itself, as "name:n"."""
         self._vitals = vitals or {}
         self._port_of = port_of or {}
         self._ledger: Ledger | None = None
@@ -269,23 +271,23 @@ class Site:
         """The coordinator's, to read."""
         if self._ledger is None:
             path = ledger_path(self.state)
-            self._poll(lambda: readable(path), "the coordinator to make its ledger")
+            self.poll(lambda: readable(path), "the coordinator to make its ledger")
             self._ledger = Ledger(path, read_only=True)
         return self._ledger
 
     def wait(self, condition: Callable[[Ledger], object], what: str) -> None:
         """Until the ledger says so. Fails when a program ends by itself meanwhile."""
         ledger = self.ledger
-        self._poll(lambda: condition(ledger), what)
+        self.poll(lambda: condition(ledger), what)
 
     def wait_for_rest(self) -> None:
         """Until the run has come to its end and everyone had the time to hear of it."""
         self.wait(lambda ledger: ledger.get("rest") is not None, "the run to rest")
         version = self.version
-        self._poll(lambda: all(at_version(p, version) for p in self._memories()), f"version {version} on every gateway")
+        self.poll(lambda: all(at_version(p, version) for p in self._memories()), f"version {version} on every gateway")
 
     def wait_for_log(self, program: Program, text: str) -> None:
-        self._poll(lambda: text in program.text(), f"{text!r} in {program.log}")
+        self.poll(lambda: text in program.text(), f"{text!r} in {program.log}")
 
     def training(self, outcome: str | None = None) -> list[Round]:
         """Training rounds so far, open ones too."""
@@ -340,6 +342,8 @@ class Site:
         }
 
     def _start(self, name: str, *words: str) -> Program:
+        crash_at = self.crash_at.get(name)
+        more = {} if crash_at is None else {"FEDMQ_CRASH_AT": crash_at}
         log = self.directory / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output:
@@ -348,14 +352,14 @@ class Site:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=environment(),
+                env=environment(**more),
                 start_new_session=True,
             )
-        program = Program(name=name, process=process, log=log)
+        program = Program(name=name, process=process, log=log, expected_to_run=crash_at is None)
         self.programs[name] = program
         return program
 
-    def _poll(self, condition: Callable[[], object], what: str) -> None:
+    def poll(self, condition: Callable[[], object], what: str) -> None:
         until = time.monotonic() + PATIENCE_SECONDS
         while not condition():
             for program in self.programs.values():
