@@ -252,6 +252,15 @@ class Site:
         """kill -9: what a power cut does to a process."""
         self.programs[name].signal(signal.SIGKILL)
 
+    def stop(self, name: str) -> None:
+        """In order, as a service manager does it."""
+        program = self.programs[name]
+        assert program.signal(signal.SIGTERM) == 0, tail(program.log)
+
+    def set_coordinator(self, key: str, value: Any) -> None:
+        """Another setting, from its next start on."""
+        self._coordinator_settings[key] = value
+
     def finish(self) -> None:
         """Gateways leave in order, with their last byte counts; then the coordinator."""
         leaving = [program for program in self.gateways() if program.expected_to_run]
