@@ -278,7 +278,7 @@ class Job:
         if self._upload is not None:
             self._upload.interrupt()
         for transfer in self._transfers.values():
-            transfer.fetch.resume(now, self._host.jitter())
+            transfer.fetch.resume(now, self._host.bytes_received, self._host.jitter())
 
     # -- what comes in -----------------------------------------------------------------------------------------
 
@@ -642,7 +642,7 @@ class Job:
     def _send_statistics(self, plan: RoundPlan) -> None:
         assert self._samples is not None  # the gates saw to it
         count, mean, m2 = statistics(self._samples.train_x)
-        self._save(replace(self._state, answered=plan.round_id))
+        # Sent before it is noted: said twice they are the same and counted once, and there is no receipt to ask for.
         self._host.publish(
             Channel.STATISTICS,
             Statistics(
@@ -654,6 +654,7 @@ class Job:
                 received=self._host.bytes_received,
             ),
         )
+        self._save(replace(self._state, answered=plan.round_id))
 
     def _shut_gate(self, plan: RoundPlan) -> Reason | None:
         task = self.task

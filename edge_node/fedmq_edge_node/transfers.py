@@ -85,10 +85,11 @@ class Fetch:
         self.at = now + min(self._pause * 2.0**self._asked, LONGEST_PAUSE_SECONDS)
         return missing
 
-    def resume(self, now: float, delay_seconds: float) -> None:
+    def resume(self, now: float, received: int, delay_seconds: float) -> None:
         """The connection is new. What the broker has kept comes now; what is missing then is asked for."""
         self._asked = 0
         self._since = now
+        self._heard = self._looked = received
         self.at = now + CHUNK_PAUSE_SECONDS + delay_seconds
 
 
