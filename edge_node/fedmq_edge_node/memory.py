@@ -264,10 +264,7 @@ class Memory:
             # SQLite rolls back by itself where the disk is full, and a second time would be an error of its own.
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.DatabaseError) and _code(error) in (
-                sqlite3.SQLITE_CORRUPT,
-                sqlite3.SQLITE_NOTADB,
-            ):
+            if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                 raise self._damaged(error) from error
             raise StateError(
                 f"cannot write the gateway's memory {self._path}: {error}; "
@@ -276,7 +273,7 @@ class Memory:
 
     def _unusable(self, error: Exception) -> StateError:
         why = ""
-        if _code(error) in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL):
+        if isinstance(error, OSError) or _code(error) in _NO_PLACE:
             why = "see that its folder can be written and has room, or "
         return StateError(f"cannot use the gateway's memory {self._path}: {error}; {why}move it away to start afresh")
 
@@ -289,6 +286,9 @@ _NOBODY = ""
 
 _BESIDE = "extra-"
 """How such values began in schema 3."""
+
+
+_NO_PLACE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL}
 
 
 def _code(error: Exception) -> int:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
 import sqlite3
-import subprocess
 import threading
 import zlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ import pytest
 from fedmq_edge_node.memory import GatewayState, InService, Memory, Pending, StateError, Tried
 from fedmq_protocol.messages import Evaluation, Trial
 from fedmq_protocol.task import ModelSpec, Task
+from small_disk import SmallDisk
 
 MODEL = ModelSpec(kind="mlp", sizes=(4, 3, 2))
 TASK = Task(name="bearings", model=MODEL, classes=("normal", "inner race"), initial=bytes(8))
@@ -647,66 +644,39 @@ def test_a_database_may_lie_elsewhere(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KiB that can be filled and made read-only."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a small disk")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def test_a_full_disk_is_told_and_the_state_before_stands(disk: Path) -> None:
-    path = disk / "state" / "gateway.sqlite"
+def test_a_full_disk_is_told_and_the_state_before_stands(small_disk: SmallDisk) -> None:
+    path = small_disk.place / "state" / "gateway.sqlite"
     memory = Memory(path)
     memory.load()
     state = full()
     memory.save(state)
-    told = ""
-    for counter in range(9, 200):
-        large = Pending(
-            round_id=42, base_mark=1, counter=counter, level=0, loss=0, payload=random.Random(counter).randbytes(9_000)
-        )
-        new = replace(full(counter), pending=large, counter=counter)
-        with (disk / "filler").open("ab", buffering=0) as filler, contextlib.suppress(OSError):
-            filler.write(bytes(4096))
-        try:
-            memory.save(new)
-        except StateError as error:
-            told = str(error)
-            break
-        state = new
-    assert str(path) in told
-    assert "is the disk full" in told
+    small_disk.fill()
+    payload = random.Random(0).randbytes(60_000)
+    large = Pending(round_id=42, base_mark=1, counter=9, level=0, loss=0, payload=payload)
+    with pytest.raises(StateError, match=r"gateway\.sqlite.*is the disk full"):
+        memory.save(replace(full(1), pending=large, counter=9))
     assert same(memory.saved(TASK.name), state)
     memory.close()
-    (disk / "filler").unlink()
+    small_disk.empty()
     assert same(loaded(path), state)
     saved(path, full(1))
     assert same(loaded(path), full(1))
 
 
-def test_a_full_disk_with_a_file_of_schema_3_leaves_that(disk: Path) -> None:
-    path = disk / "gateway.sqlite"
+def test_a_full_disk_with_a_file_of_schema_3_leaves_that(small_disk: SmallDisk) -> None:
+    path = small_disk.place / "gateway.sqlite"
     write_schema_3(path, replace(OLD, residual=np.ones(8_000, dtype=np.float32)))
-    with (disk / "filler").open("ab", buffering=0) as filler, contextlib.suppress(OSError):
-        while filler.write(bytes(4096)):
-            pass
+    small_disk.fill()
     with pytest.raises(StateError, match=r"gateway\.sqlite"):
         Memory(path)
-    (disk / "filler").unlink()
+    small_disk.empty()
     assert loaded(path).counter == OLD.counter
 
 
-def test_a_read_only_disk_is_told(disk: Path) -> None:
-    path = disk / "gateway.sqlite"
+def test_a_read_only_disk_is_told(small_disk: SmallDisk) -> None:
+    path = small_disk.place / "gateway.sqlite"
     saved(path, full())
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    small_disk.make_read_only()
     assert "see that its folder can be written" in refused(path)
 
 
