@@ -47,7 +47,7 @@ from fedmq_edge_node import work
 from fedmq_edge_node.memory import GatewayState, StateError
 from fedmq_edge_node.runtimes import Engine
 from fedmq_edge_node.samples import SampleError, Samples, statistics
-from fedmq_edge_node.transfers import Fetch, Upload
+from fedmq_edge_node.transfers import Downloads, Upload
 
 __all__ = ["Host", "Job", "Retry"]
 
@@ -152,15 +152,8 @@ class Host(Protocol):
     def join_again(self, now: float, delay_seconds: float) -> None: ...
 
 
-@dataclass(kw_only=True)
-class _Transfer:
-    """A blob that is coming in, and what it is for: it may be more than one thing."""
-
-    fetch: Fetch
-    plan: RoundPlan | None = None
-    """Whose delta it is."""
-    catch_up: CatchUp | None = None
-    """Whose body it is."""
+DELTA, CATCH_UP, RELEASE = "delta", "catch-up", "release"
+"""What a blob that comes in is for: the delta of a plan, the body of a catch-up, and of a released version."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -198,7 +191,7 @@ class Job:
         self._plan: RoundPlan | None = None
         """The one that is still to be dealt with."""
         self._answer_not_before = 0.0
-        self._transfers: dict[bytes, _Transfer] = {}
+        self._downloads: Downloads[RoundPlan | CatchUp] = Downloads()
         self._upload: Upload | None = None
         self._ask = _Questions()
         self._releases = 0
@@ -223,11 +216,7 @@ class Job:
 
     @property
     def waits_for_model(self) -> bool:
-        return (
-            self._ask.model.at is not None
-            or self._ask.release.at is not None
-            or any(transfer.catch_up is not None for transfer in self._transfers.values())
-        )
+        return self._ask.model.at is not None or self._ask.release.at is not None
 
     @property
     def sending(self) -> bool:
@@ -246,7 +235,7 @@ class Job:
         state = work.adopt(self._state, assignment)
         if state.lineage != self._state.lineage:
             log.info("joined lineage %d with task %r", state.lineage, state.task.name if state.task else "")
-            self._transfers.clear()
+            self._downloads = Downloads()
             self._ask = _Questions()
             self._upload = self._newest = self._plan = self._candidate = None
         if state.task is not self._state.task:
@@ -277,8 +266,7 @@ class Job:
     def _resume(self, now: float) -> None:
         if self._upload is not None:
             self._upload.interrupt()
-        for transfer in self._transfers.values():
-            transfer.fetch.resume(now, self._host.bytes_received, self._host.jitter())
+        self._downloads.resume(now, self._host.bytes_received, self._host.jitter())
 
     # -- what comes in -----------------------------------------------------------------------------------------
 
@@ -298,9 +286,9 @@ class Job:
 
     def _come_to_base(self, plan: RoundPlan, now: float) -> None:
         if isinstance(plan.delta, BlobRef) and self._state.version + 1 == plan.base:
-            self._fetch(plan.delta, now, plan=plan)
+            self._fetch(DELTA, plan, plan.delta, now)
             return
-        if self._state.version < plan.base and any(t.plan is not None for t in self._transfers.values()):
+        if self._state.version < plan.base and self._downloads.under_way(DELTA):
             return  # a delta before this plan's is coming in; from where it leads we see further
         self._advance(plan, plan.delta if isinstance(plan.delta, bytes) else None, now)
 
@@ -348,12 +336,15 @@ class Job:
         self._upload = None
 
     def on_catch_up(self, message: CatchUp, now: float) -> None:
-        if not (self._advances(message) or self._is_release(message)):
-            return  # somebody else's, or from a version that is not at hand
-        if isinstance(message.body, BlobRef):
-            self._fetch(message.body, now, catch_up=message)
-        else:
-            self._caught_up(message, message.body, now)
+        """Take what this job has asked for; the rest is somebody else's, or from a version that is not at hand."""
+        uses = [RELEASE] if self._is_release(message) else []
+        if self._advances(message):
+            uses.append(CATCH_UP)
+        for use in uses:
+            if isinstance(message.body, BlobRef):
+                self._fetch(use, message, message.body, now)
+            else:
+                self._caught_up(use, message, message.body, now)
 
     def _advances(self, message: CatchUp) -> bool:
         state = self._state
@@ -368,15 +359,10 @@ class Job:
             and (message.number, message.model) == (self._release.version, self._release.model)
         )
 
-    def _caught_up(self, message: CatchUp, body: bytes, now: float) -> None:
-        if self._is_release(message) and self._release is not None:
-            try:
-                steps = work.keyframe(self.task, message, body)
-            except work.ModelMismatch as error:
-                log.warning("a released version cannot be read: %s", error)
-            else:
-                self._candidate = _Candidate(release=self._release, steps=steps)
-                self._ask.release.stop()
+    def _caught_up(self, use: str, message: CatchUp, body: bytes, now: float) -> None:
+        if use == RELEASE:
+            self._take_release(message, body)
+            return
         if not self._advances(message):
             return
         try:
@@ -396,60 +382,37 @@ class Job:
 
     # -- transfers ---------------------------------------------------------------------------------------------
 
-    def _fetch(
-        self, ref: BlobRef, now: float, *, plan: RoundPlan | None = None, catch_up: CatchUp | None = None
-    ) -> None:
-        """Collect a blob; one that is coming in already goes on."""
-        key = short(ref.digest)
-        transfer = self._transfers.get(key)
-        if transfer is None or transfer.fetch.incoming.ref != ref:
-            try:
-                fetch = Fetch(
-                    ref,
-                    # Nothing about a model is larger than all its parameters at 8 bytes.
-                    8 * self.task.model.parameters + 65_536,
-                    now=now,
-                    received=self._host.bytes_received,
-                    delay_seconds=self._host.jitter(),
-                )
-            except TransferError as error:
-                log.warning("dropped a transfer: %s", error)
-                return
-            transfer = _Transfer(fetch=fetch)
-        for known, other in list(self._transfers.items()):
-            # One at a time of each kind: what has begun goes on, what has not makes room.
-            if other is transfer or not self._same_use(other, plan, catch_up):
-                continue
-            if other.fetch.begun:
-                return
-            del self._transfers[known]
-        transfer.plan = plan or transfer.plan
-        transfer.catch_up = catch_up or transfer.catch_up
-        self._transfers[key] = transfer
-
-    def _same_use(self, other: _Transfer, plan: RoundPlan | None, catch_up: CatchUp | None) -> bool:
-        if catch_up is None or other.catch_up is None:
-            return plan is not None and other.plan is not None
-        return self._is_release(other.catch_up) == self._is_release(catch_up)
+    def _fetch(self, kind: str, use: RoundPlan | CatchUp, ref: BlobRef, now: float) -> None:
+        try:
+            self._downloads.begin(
+                kind,
+                use,
+                ref,
+                # Nothing about a model is larger than all its parameters at 8 bytes.
+                8 * self.task.model.parameters + 65_536,
+                now=now,
+                received=self._host.bytes_received,
+                delay_seconds=self._host.jitter(),
+            )
+        except TransferError as error:
+            log.warning("dropped a transfer: %s", error)
 
     def on_chunk(self, chunk: Chunk, now: float) -> None:
-        transfer = self._transfers.get(chunk.transfer)
-        if transfer is None:
-            return
         try:
-            blob = transfer.fetch.add(chunk, now, self._host.bytes_received)
+            whole = self._downloads.add(chunk, now, self._host.bytes_received)
         except TransferError as error:
             log.warning("transfer: %s", error)
             return
-        if blob is None:
+        if whole is None:
             return
-        self._transfers.pop(chunk.transfer)
-        if transfer.catch_up is not None:
-            self._caught_up(transfer.catch_up, blob, now)
-        if transfer.plan is not None and self._state.version + 1 == transfer.plan.base:
-            self._advance(transfer.plan, blob, now)
-            if self._plan is not None and self._state.version < self._plan.base and self._ask.model.at is None:
-                self._come_to_base(self._plan, now)
+        blob, uses = whole
+        for kind, use in uses.items():
+            if isinstance(use, CatchUp):
+                self._caught_up(kind, use, blob, now)
+            elif self._state.version + 1 == use.base:
+                self._advance(use, blob, now)
+                if self._plan is not None and self._state.version < self._plan.base and self._ask.model.at is None:
+                    self._come_to_base(self._plan, now)
 
     def on_missing(self, message: Missing) -> bool:
         """True where it is of this job's pending update."""
@@ -475,8 +438,7 @@ class Job:
     def due_at(self, now: float) -> Iterator[float]:
         """When something is to be done, unless an event comes."""
         yield from self._ask.due_at()
-        for transfer in self._transfers.values():
-            yield transfer.fetch.at
+        yield from self._downloads.due_at()
         if self._plan is not None and now < self._answer_not_before:
             yield self._answer_not_before
         if self.ready(now) or self._candidate is not None:
@@ -487,11 +449,10 @@ class Job:
         self._pump()
         state, pending = self._state, self._state.pending
         # A question that would begin a transfer anew has time until that one is whole, or given up.
-        for transfer in self._transfers.values():
-            if transfer.catch_up is not None and self._is_release(transfer.catch_up):
-                self._ask.release.put_off(now)
-            else:
-                self._ask.model.put_off(now)
+        if self._downloads.under_way(RELEASE):
+            self._ask.release.put_off(now)
+        if self._downloads.under_way(DELTA) or self._downloads.under_way(CATCH_UP):
+            self._ask.model.put_off(now)
         if self._ask.model.due(now):
             self._host.listen_for_models()
             log.info("version %d is at hand, asking for the newest", state.version)
@@ -507,15 +468,12 @@ class Job:
         elif self._ask.verdict.due(now):
             digest = short(refer(pending.payload, 256).digest)
             self._question(AskVerdict(round_id=pending.round_id, counter=pending.counter, digest=digest))
-        for key, transfer in list(self._transfers.items()):
-            missing = transfer.fetch.due(now, self._host.bytes_received)
-            if missing and transfer.fetch.stalled:
-                log.warning("gave up a transfer of %d bytes", transfer.fetch.incoming.ref.length)
-                del self._transfers[key]
-                if transfer.plan is not None:
-                    self._ask.model.hurry(now, self._host.jitter())
-            elif missing:
-                self._question(AskChunks(transfer=key, missing=missing))
+        for key, missing in self._downloads.due(now, self._host.bytes_received):
+            self._question(AskChunks(transfer=key, missing=missing))
+        for uses in self._downloads.give_up():
+            log.warning("gave up a transfer (%s)", ", ".join(uses))
+            if DELTA in uses:
+                self._ask.model.hurry(now, self._host.jitter())
 
     def _question(self, message: AskModel | AskVerdict | AskChunks) -> None:
         self._host.publish(Channel.ASK, message)
@@ -705,6 +663,17 @@ class Job:
             self._ask.release.stop()
         else:
             self._ask.release.start(now, self._host.jitter())
+
+    def _take_release(self, message: CatchUp, body: bytes) -> None:
+        if self._release is None or not self._is_release(message):
+            return
+        try:
+            steps = work.keyframe(self.task, message, body)
+        except work.ModelMismatch as error:
+            log.warning("a released version cannot be read: %s", error)
+            return
+        self._candidate = _Candidate(release=self._release, steps=steps)
+        self._ask.release.stop()
 
     def try_release(self) -> None:
         """Hold a released version that is at hand against the model in service."""

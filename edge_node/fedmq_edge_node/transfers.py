@@ -8,12 +8,17 @@ under way come in as numbers. How a blob is cut and checked is in `fedmq_protoco
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from fedmq_protocol.messages import BlobRef, Chunk
+from fedmq_protocol.task import short
 from fedmq_protocol.transfer import Incoming, chunks, refer
 
-__all__ = ["CHUNK_PAUSE_SECONDS", "UPLINK_CHUNK_BYTES", "Fetch", "Upload"]
+__all__ = ["CHUNK_PAUSE_SECONDS", "UPLINK_CHUNK_BYTES", "Download", "Downloads", "Fetch", "Upload"]
+
+Use = TypeVar("Use")
 
 CHUNK_PAUSE_SECONDS = 2.0
 """A transfer that has been still for so long asks for what is missing, on a fast link."""
@@ -25,6 +30,9 @@ PAUSE_CHUNKS = 3.0
 
 MOVING_BYTES = 256
 """A socket that received more since the last look is taken to be in the middle of a chunk."""
+
+MOST_PAUSES = 4.0
+"""The pause doubles with each question that brings nothing, so far."""
 
 ASKS_WITHOUT_A_CHUNK = 5
 """Then the blob is given up: whoever has it does not have it any more."""
@@ -48,13 +56,10 @@ class Fetch:
         self.begun = False
         """Whether a chunk has come."""
         self._asked = 0
+        self.stalled = False
+        """Whether nothing came of asking again and again."""
         self.at = now + self._pause + delay_seconds
         """When it is to be looked at."""
-
-    @property
-    def stalled(self) -> bool:
-        """Whether nothing came of asking again and again."""
-        return self._asked >= ASKS_WITHOUT_A_CHUNK
 
     def add(self, chunk: Chunk, now: float, received: int) -> bytes | None:
         """Take a piece; the blob once it is whole. Raises TransferError, after which all or that piece must come
@@ -78,11 +83,16 @@ class Fetch:
             self.at = now + self._pause
             return ()
         missing = self.incoming.missing()
-        self._asked = self._asked + 1 if missing == self._missing else 1
+        if missing != self._missing:
+            self._asked = 0
+        if self._asked == ASKS_WITHOUT_A_CHUNK:
+            self.stalled = True
+            return ()
+        self._asked += 1
         self._missing = missing
         self._since = now
         self._heard = received
-        self.at = now + min(self._pause * 2.0**self._asked, LONGEST_PAUSE_SECONDS)
+        self.at = now + min(self._pause * min(2.0**self._asked, MOST_PAUSES), LONGEST_PAUSE_SECONDS)
         return missing
 
     def resume(self, now: float, received: int, delay_seconds: float) -> None:
@@ -91,6 +101,76 @@ class Fetch:
         self._since = now
         self._heard = self._looked = received
         self.at = now + CHUNK_PAUSE_SECONDS + delay_seconds
+
+
+@dataclass(kw_only=True)
+class Download(Generic[Use]):
+    """A blob that is coming in, and what it is for by kind: it may be more than one thing."""
+
+    fetch: Fetch
+    uses: dict[str, Use] = field(default_factory=dict)
+
+
+class Downloads(Generic[Use]):
+    """What is coming in: one blob of each kind at a time. What has begun goes on, what has not makes room."""
+
+    def __init__(self) -> None:
+        self._by_transfer: dict[bytes, Download[Use]] = {}
+
+    def begin(
+        self, kind: str, use: Use, ref: BlobRef, max_bytes: int, *, now: float, received: int, delay_seconds: float
+    ) -> None:
+        """Collect a blob; one that is coming in already goes on. Raises TransferError."""
+        key = short(ref.digest)
+        same = self._by_transfer.get(key)
+        if same is None or same.fetch.incoming.ref != ref:
+            fetch = Fetch(ref, max_bytes, now=now, received=received, delay_seconds=delay_seconds)
+            same = Download(fetch=fetch)
+        for known, other in list(self._by_transfer.items()):
+            if other is same or kind not in other.uses:
+                continue
+            if other.fetch.begun:
+                return
+            del other.uses[kind]
+            if not other.uses:
+                del self._by_transfer[known]
+        same.uses[kind] = use
+        self._by_transfer[key] = same
+
+    def under_way(self, kind: str) -> bool:
+        return any(kind in download.uses for download in self._by_transfer.values())
+
+    def add(self, chunk: Chunk, now: float, received: int) -> tuple[bytes, dict[str, Use]] | None:
+        """Take a piece; a blob and what it is for once it is whole. Raises TransferError."""
+        download = self._by_transfer.get(chunk.transfer)
+        blob = None if download is None else download.fetch.add(chunk, now, received)
+        if download is None or blob is None:
+            return None
+        del self._by_transfer[chunk.transfer]
+        return blob, download.uses
+
+    def due(self, now: float, received: int) -> Iterator[tuple[bytes, tuple[int, ...]]]:
+        """What to ask for: each transfer, and the chunks that it lacks."""
+        for key, download in self._by_transfer.items():
+            missing = download.fetch.due(now, received)
+            if missing:
+                yield key, missing
+
+    def give_up(self) -> list[dict[str, Use]]:
+        """Drop what has stalled, and say what that was for."""
+        stalled = {key: d.uses for key, d in self._by_transfer.items() if d.fetch.stalled}
+        for key in stalled:
+            del self._by_transfer[key]
+        return list(stalled.values())
+
+    def due_at(self) -> Iterator[float]:
+        for download in self._by_transfer.values():
+            yield download.fetch.at
+
+    def resume(self, now: float, received: int, delay_seconds: float) -> None:
+        """The connection is new: what has come stays."""
+        for download in self._by_transfer.values():
+            download.fetch.resume(now, received, delay_seconds)
 
 
 class Upload:

@@ -13,9 +13,11 @@ from fedmq_edge_node.transfers import (
     UPLINK_CHUNK_BYTES,
     WINDOW_FIRST,
     WINDOW_MOST,
+    Downloads,
     Fetch,
     Upload,
 )
+from fedmq_protocol.messages import BlobRef
 from fedmq_protocol.transfer import Incoming, TransferError, chunks, refer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,13 +76,13 @@ def test_other_messages_that_move_the_socket_do_not_keep_a_transfer_silent_for_e
     assert missing == tuple(range(10))
 
 
-def test_pauses_double_while_nothing_comes_and_then_the_transfer_is_given_up() -> None:
+def test_pauses_grow_while_nothing_comes_and_then_the_transfer_is_given_up() -> None:
     transfer, asked = fetch(), []
     now = 0.0
     while not transfer.stalled:
         now = transfer.at
-        assert transfer.due(now, 0)
-        asked.append(now)
+        if transfer.due(now, 0):
+            asked.append(now)
     pauses = [later - sooner for sooner, later in pairwise(asked)]
     assert len(asked) == ASKS_WITHOUT_A_CHUNK
     assert pauses == sorted(pauses)
@@ -181,3 +183,53 @@ def test_over_any_loss_a_payload_arrives_whole_and_each_chunk_goes_only_as_often
             incoming.add(chunk)
     assert incoming.blob() == PAYLOAD
     assert sent == [1 + count for count in lost]
+
+
+# --- several at once -------------------------------------------------------------------------------------------------
+
+OTHER = Random(3).randbytes(3 * CHUNK)
+OTHER_REF = refer(OTHER, CHUNK)
+
+
+def begin(downloads: Downloads[str], kind: str, use: str, ref: BlobRef = REF) -> None:
+    downloads.begin(kind, use, ref, 1 << 20, now=0.0, received=0, delay_seconds=0.0)
+
+
+def test_a_blob_may_serve_two_purposes_and_comes_once() -> None:
+    downloads: Downloads[str] = Downloads()
+    begin(downloads, "catch-up", "one")
+    begin(downloads, "release", "two")
+    assert [missing for _, missing in downloads.due(5.0, 0)] == [tuple(range(10))]
+    for piece in PIECES[:-1]:
+        assert downloads.add(piece, 5.0, 0) is None
+    assert downloads.add(PIECES[-1], 5.0, 0) == (BLOB, {"catch-up": "one", "release": "two"})
+    assert not downloads.under_way("catch-up")
+    assert downloads.add(PIECES[-1], 5.0, 0) is None
+
+
+def test_what_has_begun_goes_on_and_what_has_not_makes_room() -> None:
+    downloads: Downloads[str] = Downloads()
+    begin(downloads, "delta", "old")
+    begin(downloads, "delta", "new", OTHER_REF)
+    assert [key for key, _ in downloads.due(5.0, 0)] == [OTHER_REF.digest[:8]]
+    downloads.add(next(chunks(OTHER, OTHER_REF)), 5.0, 0)
+    begin(downloads, "delta", "newest", REF)
+    begin(downloads, "release", "another kind", REF)
+    for piece in chunks(OTHER, OTHER_REF):
+        whole = downloads.add(piece, 6.0, 0)
+    assert whole == (OTHER, {"delta": "new"})
+    assert downloads.under_way("release")
+    assert not downloads.under_way("delta")
+
+
+def test_what_has_stalled_is_dropped_and_told() -> None:
+    downloads: Downloads[str] = Downloads()
+    begin(downloads, "delta", "old")
+    asked = 0
+    for now in range(200):
+        asked += len(list(downloads.due(float(now), 0)))
+        for uses in downloads.give_up():
+            assert uses == {"delta": "old"}
+            assert asked == ASKS_WITHOUT_A_CHUNK
+    assert not downloads.under_way("delta")
+    assert list(downloads.due_at()) == []
