@@ -1,34 +1,39 @@
-"""What a gateway keeps through a power cut: its model, residual, pending update and counter, in one SQLite file.
+"""What a gateway keeps through a power cut: of each task its model, residual, pending update and counter, the model in
+service, in one SQLite file.
 
-Owns the file and its one rule: a state is saved whole, in one transaction, before anything that depends on it is
+Owns the file and its one rule: a task's state is saved whole, in one transaction, before anything that depends on it is
 sent. Refuses to know what a state means; `work` makes one state from another. Only what changed is written, for SD
-cards wear out; every value carries a checksum, for they also forget, and SQLite would not notice.
+cards wear out; every value carries a checksum, for they also forget, and SQLite would not notice. A file of the schema
+before is brought to this one as it is opened, in one transaction.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 import numpy as np
-from fedmq_protocol.messages import Evaluation
+from fedmq_protocol.messages import Evaluation, Trial
 from fedmq_protocol.task import Task
 from numpy.typing import NDArray
 
-__all__ = ["GatewayState", "Memory", "Pending", "StateError"]
+__all__ = ["GatewayState", "InService", "Memory", "Pending", "StateError", "Tried"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+MIGRATES_FROM = 3
+"""The oldest schema that is brought to this one: of one task, without a model in service."""
 
 
 class StateError(ValueError):
-    """The file cannot be used: damaged, not ours, or of another schema."""
+    """The file cannot be used: damaged, not ours, of a newer schema, or on a disk that takes nothing."""
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True):
-    """The one update that has no verdict yet."""
+    """The one update of a task that has no verdict yet."""
 
     round_id: int
     base_mark: int
@@ -53,9 +58,31 @@ def _no_steps() -> NDArray[np.int32]:
     return np.zeros(0, dtype=np.int32)
 
 
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of the last released version that was held against the one in service."""
+
+    trial: Trial
+    held: bytes
+    """`work.held_mark` of the windows that decided it: with others the answer may be another."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InService:
+    """The model that this gateway infers with: whole by itself, whatever the task has become since."""
+
+    task: Task
+    lineage: int
+    version: int
+    digest: bytes
+    """sha256 over `steps`, 32 bytes."""
+    steps: NDArray[np.int32]
+    """`(P,) int32`."""
+    scaler: bytes | None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GatewayState:
-    """All that a gateway knows of the federation. Lineage 0 means: none joined yet."""
+    """All that a gateway knows of one task. Lineage 0 means: none joined yet."""
 
     lineage: int = 0
     task: Task | None = None
@@ -69,18 +96,38 @@ class GatewayState:
     counter: int = 0
     answered: int = 0
     """Newest round that was answered, in whichever way."""
+    in_service: InService | None = None
+    tried: Tried | None = None
+
+
+class _Service(msgspec.Struct, frozen=True, kw_only=True):
+    """`InService` but for its steps, as it lies in the file."""
+
+    task: Task
+    lineage: int
+    version: int
+    digest: bytes
+    scaler: bytes | None
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return sqlite3.connect(path)
 
 
 class Memory:
-    """One open file. Raises StateError where it cannot be used, naming it and what to do."""
+    """One open file. Raises StateError where it cannot be used, naming it and what to do.
 
-    def __init__(self, path: Path) -> None:
+    `connect` opens the database that the path names; a simulation gives one that lies in memory.
+    """
+
+    def __init__(self, path: Path, *, connect: Callable[[str], sqlite3.Connection] = _connect) -> None:
         self._path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db = connect(str(path))
         except (sqlite3.Error, OSError) as error:
             raise self._unusable(error) from error
+        self._db.isolation_level = None
         try:
             self._open()
         except StateError:
@@ -90,8 +137,7 @@ class Memory:
             # The latter where SQLite quotes a damaged schema.
             self._db.close()
             raise self._unusable(error) from error
-        self._saved = GatewayState()
-        self._fresh = True
+        self._saved: dict[str, GatewayState] = {}
 
     def _open(self) -> None:
         """Look before anything is changed: the file may be somebody else's."""
@@ -99,112 +145,172 @@ class Memory:
         found = self._db.execute("PRAGMA user_version").fetchone()[0]
         if found == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise StateError(f"{self._path} is a database of another program: move it away to start afresh")
-        if found not in (0, SCHEMA_VERSION):
+        if found not in (0, MIGRATES_FROM, SCHEMA_VERSION):
+            age = "newer" if found > SCHEMA_VERSION else "older"
             raise StateError(
-                f"{self._path} has schema {found}, this software reads {SCHEMA_VERSION}: "
-                "run the software that wrote it, or move it away to start afresh"
+                f"{self._path} has schema {found}, {age} than this software, which reads {MIGRATES_FROM} and "
+                f"{SCHEMA_VERSION}: run the software that wrote it, or move it away to start afresh"
             )
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
-        if found == 0:
-            self._db.executescript(
-                "BEGIN; CREATE TABLE state (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;"
-                f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
+        if found != SCHEMA_VERSION:
+            self._transact(self._bring_up_to_date)
 
-    def load(self) -> GatewayState:
-        """The last state saved; a fresh one where there is none."""
+    def _bring_up_to_date(self) -> None:
+        # Looked at again: another process may have done it before this one had its turn.
+        found = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if found == 0:
+            self._create()
+        elif found == MIGRATES_FROM:
+            self._migrate()
+
+    def _create(self) -> None:
+        self._db.execute(
+            "CREATE TABLE state (task TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (task, key)) "
+            "STRICT"
+        )
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _migrate(self) -> None:
+        """From schema 3: one task's values by key. They move under its name; beside them stand the new ones, empty."""
         try:
             rows = {key: _unseal(key, value) for key, value in self._db.execute("SELECT key, value FROM state")}
-            if any(not key.startswith("extra-") for key in rows):
-                self._fresh = False
-                numbers = msgspec.msgpack.decode(rows["numbers"], type=dict[str, int])
-                self._saved = GatewayState(
-                    **numbers,
-                    task=msgspec.msgpack.decode(rows["task"], type=Task | None),
-                    scaler=rows["scaler"] or None,
-                    pending=msgspec.msgpack.decode(rows["pending"], type=Pending | None),
-                    steps=np.frombuffer(rows["steps"], dtype="<i4").astype(np.int32),
-                    residual=np.frombuffer(rows["residual"], dtype="<f4").astype(np.float32),
-                )
+            beside = {key: value for key, value in rows.items() if key.startswith(_BESIDE)}
+            values = _FRESH | {key: value for key, value in rows.items() if key not in beside}
+            missing = _FRESH.keys() - _ADDED - rows.keys()
+            if missing and len(rows) > len(beside):
+                raise ValueError(f"{', '.join(sorted(missing))} is missing")
+            state = _state_of(values)
+        except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(error) from error
+        self._db.execute("DROP TABLE state")
+        self._create()
+        self._write(_NOBODY, {key.removeprefix(_BESIDE): value for key, value in beside.items()})
+        if state.task is not None:
+            self._write(state.task.name, values)
+
+    def load(self) -> dict[str, GatewayState]:
+        """The last state saved of each task, by its name; none in a new file."""
+        tasks: dict[str, dict[str, bytes]] = {}
+        try:
+            for task, key, value in self._db.execute("SELECT task, key, value FROM state"):
+                tasks.setdefault(task, {})[key] = _unseal(_place(task, key), value)
+            tasks.pop(_NOBODY, None)
+            self._saved = {name: _state_of(values) for name, values in tasks.items()}
+            for name, state in self._saved.items():
+                if state.task is None or state.task.name != name:
+                    raise ValueError(f"what stands under task {name!r} is not that task's")
         except (sqlite3.Error, msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
             raise self._damaged(error) from error
-        return self._saved
+        return dict(self._saved)
+
+    def saved(self, task: str) -> GatewayState:
+        """What a restart would find of a task; a fresh state where there is nothing. Only after `load`."""
+        return self._saved.get(task, GatewayState())
 
     def save(self, state: GatewayState) -> None:
         """Durable when it returns. Raises StateError where the disk does not take it; the old state stands then.
 
-        An array or task that is the same object counts as unchanged: never alter one in place.
+        An array, task or other part that is the same object counts as unchanged: never alter one in place.
         """
-        old = self._saved
-        changed: dict[str, bytes] = {}
-        if _numbers(state) != _numbers(old):
-            changed["numbers"] = msgspec.msgpack.encode(_numbers(state))
-        if state.task is not old.task:
-            changed["task"] = msgspec.msgpack.encode(state.task)
-        if state.scaler != old.scaler:
-            changed["scaler"] = state.scaler or b""
-        if state.pending is not old.pending:
-            changed["pending"] = msgspec.msgpack.encode(state.pending)
-        if state.steps is not old.steps:
-            changed["steps"] = state.steps.astype("<i4").tobytes()
-        if state.residual is not old.residual:
-            changed["residual"] = state.residual.astype("<f4").tobytes()
-        if not changed:
+        if state.task is None:
+            raise ValueError("expected the state of a task, got one without")
+        name = state.task.name
+        old = self._saved.get(name)
+        values = {key: _CODED[key](state) for key in _FRESH if old is None or _PART[key](state) is not _PART[key](old)}
+        if old is not None and _numbers(state) == _numbers(old):
+            values.pop("numbers", None)
+        if not values:
             return
-        if self._fresh:
-            changed = _DEFAULTS | changed
-        self._write(changed)
-        self._saved = state
-        self._fresh = False
+        self._transact(lambda: self._write(name, values))
+        self._saved[name] = state
+
+    def forget(self, task: str) -> None:
+        """Leave nothing of a task. Durable when it returns."""
+        self._transact(lambda: self._db.execute("DELETE FROM state WHERE task = ?", (task,)))
+        self._saved.pop(task, None)
 
     def get(self, key: str) -> bytes | None:
-        """A small value beside the state, such as the data budget."""
-        key = "extra-" + key
+        """A small value beside the tasks, such as the data budget."""
         try:
-            row = self._db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
-            return None if row is None else _unseal(key, row[0])
+            row = self._db.execute("SELECT value FROM state WHERE task = ? AND key = ?", (_NOBODY, key)).fetchone()
+            return None if row is None else _unseal(_place(_NOBODY, key), row[0])
         except (sqlite3.Error, TypeError, ValueError) as error:
             raise self._damaged(error) from error
 
     def put(self, key: str, value: bytes) -> None:
         """Durable when it returns."""
-        self._write({"extra-" + key: value})
+        self._transact(lambda: self._write(_NOBODY, {key: value}))
 
     def close(self) -> None:
         self._db.close()
 
-    def _write(self, values: dict[str, bytes]) -> None:
+    def _write(self, task: str, values: dict[str, bytes]) -> None:
+        rows: Iterable[tuple[str, str, bytes]] = (
+            (task, key, _seal(_place(task, key), value)) for key, value in values.items()
+        )
+        self._db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", rows)
+
+    def _transact(self, work: Callable[[], object]) -> None:
         """All or nothing."""
-        rows = [(key, _seal(key, value)) for key, value in values.items()]
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", rows)
+            work()
             self._db.execute("COMMIT")
+        except StateError:
+            self._db.execute("ROLLBACK")
+            raise
         except sqlite3.Error as error:
             # SQLite rolls back by itself where the disk is full, and a second time would be an error of its own.
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
-            raise StateError(f"cannot write the gateway's memory {self._path}: {error}; is the disk full?") from error
+            if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise self._damaged(error) from error
+            raise StateError(
+                f"cannot write the gateway's memory {self._path}: {error}; "
+                "is the disk full, or may this user not write there?"
+            ) from error
 
     def _unusable(self, error: Exception) -> StateError:
-        return StateError(f"cannot use the gateway's memory {self._path}: {error}; move it away to start afresh")
+        why = ""
+        if isinstance(error, OSError) or _code(error) in _NO_PLACE:
+            why = "see that its folder can be written and has room, or "
+        return StateError(f"cannot use the gateway's memory {self._path}: {error}; {why}move it away to start afresh")
 
     def _damaged(self, error: Exception) -> StateError:
         return StateError(f"the gateway's memory {self._path} is damaged ({error}): move it away to start afresh")
 
 
-def _seal(key: str, value: bytes) -> bytes:
-    """The value behind its CRC-32, which covers the key too."""
-    return zlib.crc32(key.encode() + value).to_bytes(4, "little") + value
+_NOBODY = ""
+"""Stands as the task of what belongs to none."""
+
+_BESIDE = "extra-"
+"""How such values began in schema 3."""
 
 
-def _unseal(key: object, sealed: object) -> bytes:
+_NO_PLACE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL}
+
+
+def _code(error: Exception) -> int:
+    """SQLite's primary result code (https://sqlite.org/rescode.html), 0 for what does not come from it."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _place(task: str, key: str) -> str:
+    return f"{task}\0{key}"
+
+
+def _seal(place: str, value: bytes) -> bytes:
+    """The value behind its CRC-32, which covers its place too."""
+    return zlib.crc32(place.encode() + value).to_bytes(4, "little") + value
+
+
+def _unseal(place: object, sealed: object) -> bytes:
     """Raises ValueError where checksum and value do not match; in a damaged file they may be of any type."""
-    if not isinstance(key, str) or not isinstance(sealed, bytes):
-        raise ValueError(f"a {type(sealed).__name__} under {key!r}")
-    if _seal(key, sealed[4:]) != sealed:
-        raise ValueError(f"the checksum of {key!r} does not match")
+    if not isinstance(place, str) or not isinstance(sealed, bytes):
+        raise ValueError(f"a {type(sealed).__name__} under {place!r}")
+    if _seal(place, sealed[4:]) != sealed:
+        raise ValueError(f"the checksum of {place!r} does not match")
     return sealed[4:]
 
 
@@ -217,11 +323,65 @@ def _numbers(state: GatewayState) -> dict[str, int]:
     }
 
 
-_DEFAULTS = {
-    "numbers": msgspec.msgpack.encode(_numbers(GatewayState())),
-    "task": msgspec.msgpack.encode(None),
-    "scaler": b"",
-    "pending": msgspec.msgpack.encode(None),
-    "steps": b"",
-    "residual": b"",
+def _service(state: GatewayState) -> _Service | None:
+    model = state.in_service
+    if model is None:
+        return None
+    return _Service(
+        task=model.task, lineage=model.lineage, version=model.version, digest=model.digest, scaler=model.scaler
+    )
+
+
+_PART: dict[str, Callable[[GatewayState], object]] = {
+    "numbers": lambda state: state,
+    "task": lambda state: state.task,
+    "scaler": lambda state: state.scaler,
+    "pending": lambda state: state.pending,
+    "steps": lambda state: state.steps,
+    "residual": lambda state: state.residual,
+    "service": lambda state: state.in_service,
+    "service-steps": lambda state: state.in_service,
+    "tried": lambda state: state.tried,
 }
+"""What a key holds; the same object is not written again."""
+
+_CODED: dict[str, Callable[[GatewayState], bytes]] = {
+    "numbers": lambda state: msgspec.msgpack.encode(_numbers(state)),
+    "task": lambda state: msgspec.msgpack.encode(state.task),
+    "scaler": lambda state: state.scaler or b"",
+    "pending": lambda state: msgspec.msgpack.encode(state.pending),
+    "steps": lambda state: state.steps.astype("<i4").tobytes(),
+    "residual": lambda state: state.residual.astype("<f4").tobytes(),
+    "service": lambda state: msgspec.msgpack.encode(_service(state)),
+    "service-steps": lambda state: b"" if state.in_service is None else state.in_service.steps.astype("<i4").tobytes(),
+    "tried": lambda state: msgspec.msgpack.encode(state.tried),
+}
+
+_FRESH = {key: coded(GatewayState()) for key, coded in _CODED.items()}
+
+_ADDED = {"service", "service-steps", "tried"}
+"""Keys that schema 3 did not have."""
+
+
+def _state_of(values: dict[str, bytes]) -> GatewayState:
+    """From its coded parts. Raises KeyError, ValueError or MsgspecError where they are not whole."""
+    service = msgspec.msgpack.decode(values["service"], type=_Service | None)
+    return GatewayState(
+        **msgspec.msgpack.decode(values["numbers"], type=dict[str, int]),
+        task=msgspec.msgpack.decode(values["task"], type=Task | None),
+        scaler=values["scaler"] or None,
+        pending=msgspec.msgpack.decode(values["pending"], type=Pending | None),
+        steps=np.frombuffer(values["steps"], dtype="<i4").astype(np.int32),
+        residual=np.frombuffer(values["residual"], dtype="<f4").astype(np.float32),
+        in_service=None
+        if service is None
+        else InService(
+            task=service.task,
+            lineage=service.lineage,
+            version=service.version,
+            digest=service.digest,
+            scaler=service.scaler,
+            steps=np.frombuffer(values["service-steps"], dtype="<i4").astype(np.int32),
+        ),
+        tried=msgspec.msgpack.decode(values["tried"], type=Tried | None),
+    )

@@ -1,45 +1,47 @@
 """The loop of a gateway: events from the connection and the time come in, messages go out, the memory stands between.
 
-Owns what is volatile: the coordinator's clock, the plan at hand, transfers that are under way, and when to ask again.
-What must survive is in `memory`, and is there before anything that depends on it is sent. What to decide is in `work`
-and `gates`. `step` handles one event at a given time and never waits, so that a test or a simulation can drive it;
-only `run` waits.
+Owns what belongs to the gateway as a whole: the connection, the coordinator's clock, who it is, the budget, and which
+tasks it takes part in. Each of these is a `Job`; what comes in is handed to the one that it is for: plans and
+catch-ups by lineage, receipts by the pending update, chunks by what is coming in. One thing is trained at a time, and
+of several plans at hand the one that closes first goes first.
 
-Nothing is resent on a timer without bound: every question is repeated with a doubling pause. An answer goes out with
-QoS 0, since what counts is the coordinator's word on it: the next plan says "accepted", a receipt anything else. Where
-neither comes, the gateway asks, early enough to send a lost update again in the same round.
+`step` handles one event at a given time and never waits, so that a test or a simulation can drive it; only `run`
+waits. Nothing is resent on a timer without bound. An answer goes out with QoS 0, since what counts is the coordinator's
+word on it: the next plan says "accepted", a receipt anything else. Where neither comes, the gateway asks, early enough
+to send a lost update again in the same round.
+
+A welcome is the state of affairs, whenever it comes: what it does not name is over. A plan of a lineage that nobody
+here has may be news, and the gateway is born again for it, once; where its welcome does not bring that lineage, it is
+somebody else's.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime
 from random import Random
 
 import msgspec
 from fedmq_protocol.messages import (
+    MAX_TASKS,
     AskChunks,
     AskModel,
     AskVerdict,
+    Assignment,
     Birth,
-    BlobRef,
     CatchUp,
     Chunk,
     Decline,
-    Held,
     Leave,
     Message,
     Missing,
     Receipt,
-    RoundKind,
     RoundPlan,
     Statistics,
+    Trial,
     Update,
-    Verdict,
     Welcome,
-    ask_after_seconds,
     from_bytes,
     to_bytes,
 )
@@ -56,57 +58,49 @@ from fedmq_protocol.session import (
     Will,
 )
 from fedmq_protocol.settings import SettingsError
-from fedmq_protocol.task import Task, short
-from fedmq_protocol.topics import CHUNK_BYTES, Channel, Direction, gateway_filters, parse, spec, topic
-from fedmq_protocol.transfer import Incoming, TransferError, chunks, refer
+from fedmq_protocol.task import Task
+from fedmq_protocol.topics import Channel, Direction, gateway_filters, parse, spec, topic
 
 from fedmq_edge_node import work
 from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.gates import Budget, Limits, Vitals, check
-from fedmq_edge_node.memory import GatewayState, Memory
+from fedmq_edge_node.job import Job, Retry
+from fedmq_edge_node.memory import GatewayState, InService, Memory
 from fedmq_edge_node.runtimes import Engine, NumpyEngine
-from fedmq_edge_node.samples import SampleError, Samples, statistics
+from fedmq_edge_node.samples import SampleError, Samples
 
-__all__ = ["Gateway", "will"]
+__all__ = ["CRASH_POINTS", "Gateway", "will"]
 
 log = logging.getLogger("fedmq.gateway")
 
-RETRY_FIRST_SECONDS = 5.0
-RETRY_MOST_SECONDS = 300.0
-CHUNK_PAUSE_SECONDS = 2.0
-"""A transfer that has been still for so long asks for what is missing."""
+SENT: dict[type[Message], str] = {
+    Birth: "birth",
+    Leave: "leave",
+    Update: "update",
+    Decline: "decline",
+    Statistics: "statistics",
+    AskVerdict: "verdict question",
+    AskModel: "model question",
+    AskChunks: "chunks question",
+    Chunk: "chunk",
+    Trial: "trial",
+}
+"""What a gateway sends, by the names of its crash points."""
 
+KEPT = ("save", "forget", "budget")
+"""What it makes durable: a task's state, that a task is over, the bytes used."""
 
-class Retry:
-    """When to do something again: a pause that doubles, from the first try on. Pure."""
+CRASH_POINTS = tuple(f"{when} {what}" for what in (*KEPT, *SENT.values()) for when in ("before", "after"))
+"""Where a test can end a gateway: before and after each durable step, and each kind of message."""
 
-    def __init__(self, first_seconds: float = RETRY_FIRST_SECONDS) -> None:
-        self._first = first_seconds
-        self._pause = first_seconds
-        self.at: float | None = None
+STRANGE_LINEAGES = 256
+"""So many of other gateways' lineages are remembered."""
 
-    def start(self, now: float, delay_seconds: float = 0.0) -> None:
-        """Due after `delay_seconds`; does nothing while it runs already."""
-        if self.at is None:
-            self._pause = self._first
-            self.at = now + delay_seconds
+BURST_EVENTS = 1000
+"""Events that are handled before anything is trained, so that the newest plan is known by then."""
 
-    def due(self, now: float) -> bool:
-        """True when it is time; the next time is then set."""
-        if self.at is None or now < self.at:
-            return False
-        self.at = now + self._pause
-        self._pause = min(2 * self._pause, RETRY_MOST_SECONDS)
-        return True
-
-    def hurry(self, now: float, delay_seconds: float = 0.0) -> None:
-        """Due after `delay_seconds`, or earlier where it would have been."""
-        self.start(now, delay_seconds)
-        if self.at is not None:
-            self.at = min(self.at, now + delay_seconds)
-
-    def stop(self) -> None:
-        self.at = None
+CHUNKS_LOOK_SECONDS = 0.05
+"""While chunks wait for the connection, how often it is looked whether it takes more."""
 
 
 def will(federation: str, name: str, nonce: bytes) -> Will:
@@ -119,7 +113,9 @@ def will(federation: str, name: str, nonce: bytes) -> Will:
 class Gateway:
     """One gateway. `vitals` reads the machine, `monotonic` is its clock in seconds, `source` its own recordings.
 
-    Raises SampleError where there are no readable recordings to begin with, StateError for a damaged memory.
+    `tags` say what it is and what it watches. `crash_point` is called at each of `CRASH_POINTS`. Raises SampleError
+    where there are no readable recordings to begin with, StateError for a damaged memory, then and whenever the memory
+    takes nothing any more: the process must end, for what it would go on from is not on disk.
     """
 
     def __init__(
@@ -136,13 +132,15 @@ class Gateway:
         rng: Random,
         nonce: bytes,
         software: str,
+        tags: tuple[str, ...] = (),
         ask_jitter_seconds: float = 1.0,
         answer_jitter_seconds: float = 0.0,
         vitals_every_seconds: float = 1.0,
         look_every_seconds: float = 60.0,
         engine: Callable[[Task], Engine] = lambda task: NumpyEngine(task.model),
+        crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
-        self.name = name
+        self._name = name
         self._federation = federation
         self._session = session
         self._memory = memory
@@ -153,39 +151,49 @@ class Gateway:
         self._rng = rng
         self._nonce = nonce
         self._software = software
+        self._tags = tags
         self._ask_jitter = ask_jitter_seconds
         self._answer_jitter = answer_jitter_seconds
         self._vitals_every = vitals_every_seconds
         self._look_every = look_every_seconds
         self._look_at = 0.0
         self._make_engine = engine
-        self._state = memory.load()
+        self._crash_point = crash_point
+        self._jobs = {name: Job(self, state) for name, state in memory.load().items()}
         self._budget = _budget(memory.get("budget"))
         self._budget_counted = 0
-        self._samples: Samples | None = None
         self._counted = source.signal_samples()
-        self._engine: Engine | None = None
+        self._recordings_changed = False
         self._connected = False
         self._welcomed = False
+        self._welcomed_at = 0.0
+        """By the coordinator's clock."""
         self._clock_offset = 0.0
         self._roster = 0
-        self._newest: RoundPlan | None = None
-        """The newest plan since the welcome, answered or not."""
-        self._plan: RoundPlan | None = None
-        """The one that is still to be dealt with."""
-        self._answer_not_before = 0.0
-        self._incoming: Incoming | None = None
-        self._incoming_catch_up: CatchUp | None = None
+        self._spread = 0.0
+        self._listening = False
+        self._wondering: set[int] = set()
+        """Lineages that the next welcome is expected to tell of."""
+        self._strange: dict[int, None] = {}
+        """Lineages that are not for this gateway, the latest last."""
         self._born_again = Retry()
-        self._ask_model = Retry()
-        self._ask_verdict = Retry()
-        self._ask_chunks = Retry(CHUNK_PAUSE_SECONDS)
         self.stopping = False
         session.subscribe(*gateway_filters(federation, name))
 
     @property
+    def states(self) -> dict[str, GatewayState]:
+        """By the names of the tasks."""
+        return {name: job.state for name, job in self._jobs.items()}
+
+    @property
     def state(self) -> GatewayState:
-        return self._state
+        """Of the first task, which most often is the only one; a fresh one where there is none."""
+        return next((job.state for job in self._jobs.values()), GatewayState())
+
+    def in_service(self, task_name: str) -> InService | None:
+        """The model to infer with; None before the first release for this gateway."""
+        job = self._jobs.get(task_name)
+        return None if job is None else job.state.in_service
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
@@ -193,35 +201,46 @@ class Gateway:
         """Work until `stopping` is set by a signal, then say good-bye with the last byte counts."""
         self._session.start()
         while not self.stopping:
-            self.step(self._session.next(self.wait_seconds(self._monotonic())), self._monotonic())
+            event = self._session.next(self.wait_seconds(self._monotonic()))
+            for _ in range(BURST_EVENTS):
+                if event is None:
+                    break
+                self._handle(event, self._monotonic())
+                event = self._session.next(0.0)
+            self.step(event, self._monotonic())
         self.leave()
 
     def wait_seconds(self, now: float) -> float:
         """How long nothing is due, unless an event comes; a second at most, to look whether to stop."""
         if not self._connected:
             return 1.0
-        retries = [self._born_again]
+        due = [] if self._born_again.at is None else [self._born_again.at]
         if self._welcomed:
-            retries += [self._ask_model, self._ask_verdict, self._ask_chunks]
-        due = [retry.at for retry in retries if retry.at is not None]
-        if self._plan is not None and now < self._answer_not_before:
-            due.append(self._answer_not_before)
+            for job in self._jobs.values():
+                due.extend(job.due_at(now))
+                if job.sending:
+                    due.append(now + CHUNKS_LOOK_SECONDS)
         return min([1.0, *(max(0.0, at - now) for at in due)])
 
     def leave(self) -> None:
         """Publish the final totals; only this message and the DISCONNECT are not among them."""
-        self._count_budget()
-        self._publish(Channel.STATUS, self._leave_message(), retain=True)
+        self.count_budget()
+        self.publish(Channel.STATUS, self._leave_message())
         self._session.stop(flush_seconds=5.0)
         self._memory.close()
 
     def step(self, event: Event | None, now: float) -> None:
         """Handle one event, or None for the passing of time."""
+        if event is not None:
+            self._handle(event, now)
+        if self._connected:
+            self._timers(now)
+
+    def _handle(self, event: Event, now: float) -> None:
         match event:
             case Connected():
                 log.info("connected with MQTT %s", event.protocol)
                 self._connected, self._welcomed = True, False
-                self._incoming = None
                 self._born_again.stop()
                 self._born_again.start(now)
             case Disconnected() | ConnectFailed():
@@ -233,10 +252,6 @@ class Gateway:
                 log.warning("%d messages were dropped because they came faster than they were read", event.messages)
             case Received():
                 self._receive(event, now)
-            case None:
-                pass
-        if self._connected:
-            self._timers(now)
 
     def _receive(self, event: Received, now: float) -> None:
         try:
@@ -251,338 +266,267 @@ class Gateway:
             case RoundPlan():
                 self._on_plan(message, now)
             case Receipt():
-                self._on_receipt(message, now)
+                for job in self._jobs.values():
+                    if job.awaits(message):
+                        job.on_receipt(message, now)
             case CatchUp():
-                self._on_catch_up(message, now)
+                for job in self._jobs.values():
+                    if job.state.lineage == message.lineage:
+                        job.on_catch_up(message, now)
             case Chunk():
-                self._on_chunk(message, now)
+                for job in self._jobs.values():
+                    job.on_chunk(message, now)
             case Missing():
-                self._on_missing(message)
+                for job in self._jobs.values():
+                    job.on_missing(message)
             case _:
                 log.warning("dropped a %s on %s: not for a gateway", type(message).__name__, event.topic)
 
     def _timers(self, now: float) -> None:
         if self._born_again.due(now):
-            self._publish(Channel.STATUS, self._birth(), retain=True)
+            self.publish(Channel.STATUS, self._birth())
         if not self._welcomed:
             return
         if now >= self._look_at:
             self._look_at = now + self._look_every
             self._look_for_recordings()
-        if self._ask_model.due(now):
-            self._session.subscribe(topic(self._federation, Direction.DOWN, Channel.MODEL))
-            log.info("version %d is at hand, asking for the newest", self._state.version)
-            self._ask(AskModel(lineage=self._state.lineage, version=self._state.version))
-        pending = self._state.pending
-        if pending is None:
-            self._ask_verdict.stop()
-        elif self._ask_verdict.due(now):
-            self._ask(
-                AskVerdict(
-                    round_id=pending.round_id, counter=pending.counter, digest=short(refer(pending.payload, 256).digest)
-                )
-            )
-        if self._incoming is None:
-            self._ask_chunks.stop()
-        elif self._ask_chunks.due(now):
-            self._ask(AskChunks(transfer=self._incoming.transfer, missing=self._incoming.missing()))
-        if self._plan is not None and now >= self._answer_not_before:
-            self._work_on(self._plan, now)
+        for job in self._jobs.values():
+            job.ask(now)
+        ready = [job for job in self._jobs.values() if job.ready(now)]
+        for job in sorted(ready, key=lambda job: job.closes_at):
+            if job.answer(now):
+                break  # that took its time: hear first what has come meanwhile
+        for job in self._jobs.values():
+            job.try_release()
+        if self._listening and not any(job.waits_for_model for job in self._jobs.values()):
+            self._listening = False
+            self._session.unsubscribe(topic(self._federation, Direction.DOWN, Channel.MODEL))
 
-    # -- what comes in -----------------------------------------------------------------------------------------
+    # -- which tasks -------------------------------------------------------------------------------------------
 
     def _on_welcome(self, message: Welcome, now: float) -> None:
         if message.nonce != self._nonce:
             # Meant for another process under our name, or for an earlier one of ours.
-            log.warning("dropped a welcome for another start of %s: do two gateways share this name?", self.name)
+            log.warning("dropped a welcome for another start of %s: do two gateways share this name?", self._name)
             return
-        if len(message.tasks) != 1:
-            log.error("cannot take part: %d tasks, expected one", len(message.tasks))
+        if self._welcomed and self._born_again.at is None and message.now < self._welcomed_at:
+            log.info("passed over a welcome that came late")
             return
-        (assignment,) = message.tasks
-        try:
-            state = work.adopt(self._state, assignment)
-        except work.ModelMismatch as error:
-            log.error("cannot take part: %s", error)
-            return
-        if state.lineage != self._state.lineage:
-            log.info("joined lineage %d with task %r", state.lineage, state.task.name if state.task else "")
-        if state.task is not self._state.task or self._engine is None:
-            self._samples = self._engine = None
-        self._save(state)
+        arrived, self._welcomed = not self._welcomed, True
+        self._welcomed_at = message.now
         self._clock_offset = message.now - now
         self._roster = message.roster
-        self._welcomed = True
+        self._spread = message.spread
+        self._session.spread_reconnects(message.spread)
         self._born_again.stop()
-        self._newest = self._plan = None
-        if assignment.plan is not None:
-            self._on_plan(assignment.plan, now)
-        pending = self._state.pending
-        if pending is None:
-            return
-        if assignment.plan is not None and assignment.plan.round_id == pending.round_id:
-            self._send_pending(now)
-        else:
-            self._ask_verdict.hurry(now, self._jitter())
+        self._end_jobs(message)
+        adopted = [(job, assignment) for assignment in message.tasks if (job := self._adopt(assignment)) is not None]
+        for lineage in self._wondering:
+            # Unless the welcome was written before that lineage began.
+            if lineage <= message.now and self._job_of(lineage) is None:
+                self._pass_over(lineage)
+        self._wondering.clear()
+        for job, assignment in adopted:
+            job.welcomed(assignment, now, arrived=arrived)
+
+    def _adopt(self, assignment: Assignment) -> Job | None:
+        """The job that takes the assignment; None where this gateway cannot."""
+        job = self._job_of(assignment.lineage)
+        if assignment.task is not None:
+            job = self._jobs.get(assignment.task.name) or Job(self, GatewayState())
+        if job is None:
+            log.error("cannot take part in lineage %d: its task is not at hand", assignment.lineage)
+            return None
+        left = job.state.lineage
+        try:
+            job.adopt(assignment)
+        except work.ModelMismatch as error:
+            log.error("cannot take part: %s", error)
+            self._pass_over(assignment.lineage)
+            return None
+        self._jobs[job.task.name] = job
+        self._strange.pop(assignment.lineage, None)
+        if left not in (0, assignment.lineage):
+            self._pass_over(left)
+        return job
+
+    def _end_jobs(self, message: Welcome) -> None:
+        """What the welcome does not name is over."""
+        lineages = {assignment.lineage for assignment in message.tasks}
+        names = {assignment.task.name for assignment in message.tasks if assignment.task is not None}
+        for name, job in list(self._jobs.items()):
+            if name in names or job.state.lineage in lineages:
+                continue
+            log.info("task %r is over for this gateway", name)
+            self._crash_point("before forget")
+            self._memory.forget(name)
+            self._crash_point("after forget")
+            del self._jobs[name]
+            self._pass_over(job.state.lineage)
 
     def _on_plan(self, plan: RoundPlan, now: float) -> None:
         if not self._welcomed:
             return  # the welcome brings the plan again
-        if plan.lineage != self._state.lineage:
-            log.info("the coordinator went on to lineage %d: joining again", plan.lineage)
-            self._welcomed = False
-            self._born_again.stop()
-            self._born_again.start(now, self._jitter())
+        job = self._job_of(plan.lineage)
+        if job is not None:
+            if job.on_plan(plan, now):
+                log.info("there is a new release of task %r: joining again", job.task.name)
+                self.join_again(now, self._broadcast_jitter())
             return
-        newest = 0 if self._newest is None else self._newest.round_id
-        if newest > plan.round_id:
-            return  # an older plan that came late
-        self._newest = self._plan = plan
-        if newest != plan.round_id:
-            self._answer_not_before = now + self._rng.uniform(0.0, self._answer_jitter)
-        self._settle_by(plan, now)
-        if isinstance(plan.delta, BlobRef) and self._state.version + 1 == plan.base:
-            if self._incoming is None or self._incoming.ref != plan.delta:
-                self._begin_transfer(plan.delta, None, now)
+        if plan.lineage in self._strange or plan.lineage in self._wondering:
             return
-        self._advance(plan, plan.delta if isinstance(plan.delta, bytes) else None, now)
+        if len(self._wondering) < MAX_TASKS:
+            log.info("lineage %d is not known here: joining again", plan.lineage)
+            self._wondering.add(plan.lineage)
+            self.join_again(now, self._broadcast_jitter())
 
-    def _advance(self, plan: RoundPlan, delta: bytes | None, now: float) -> None:
-        try:
-            self._state = work.advance(self._state, plan, delta)
-        except work.ModelMismatch as error:
-            log.info("must catch up: %s", error)
-            if self._state.version >= plan.base:
-                # Our own history is not the coordinator's: only the seeded start is common ground.
-                self._state = work.start_over(self._state)
-            self._ask_model.start(now, self._jitter())
-            return
-        self._ask_model.stop()
+    def _job_of(self, lineage: int) -> Job | None:
+        return next((job for job in self._jobs.values() if job.state.lineage == lineage), None)
 
-    def _settle_by(self, plan: RoundPlan, now: float) -> None:
-        """What a plan says of the pending update: before anything else, since it may be the next one to train on.
+    def _pass_over(self, lineage: int) -> None:
+        self._strange.pop(lineage, None)
+        self._strange[lineage] = None
+        while len(self._strange) > STRANGE_LINEAGES:
+            del self._strange[next(iter(self._strange))]
 
-        On disk with the next save: until then the old state stands there, and a restart hears the same again.
-        """
-        self._state = work.settle_by_plan(self._state, plan, self._roster)
-        pending = self._state.pending
-        if pending is None:
-            self._ask_verdict.stop()
-        elif pending.round_id < plan.round_id:
-            self._ask_verdict.hurry(now, self._jitter())
+    # -- recordings --------------------------------------------------------------------------------------------
 
-    def _on_receipt(self, receipt: Receipt, now: float) -> None:
-        pending = self._state.pending
-        if pending is None or (receipt.round_id, receipt.counter) != (pending.round_id, pending.counter):
-            return
-        if receipt.verdict is Verdict.UNKNOWN:
-            self._send_pending(now)
-            return
-        self._save(work.settle(self._state, receipt))
-        self._ask_verdict.stop()
-        if receipt.verdict is not Verdict.ACCEPTED:
-            log.warning("the update of round %d was not taken: %s", receipt.round_id, receipt.verdict.name.lower())
-
-    def _on_catch_up(self, message: CatchUp, now: float) -> None:
-        if self._ask_model.at is None:
-            return  # somebody else's
-        if isinstance(message.body, BlobRef):
-            if message.lineage == self._state.lineage and message.number > self._state.version:
-                self._begin_transfer(message.body, message, now)
-            return
-        self._caught_up(message, message.body, now)
-
-    def _caught_up(self, message: CatchUp, body: bytes, now: float) -> None:
-        try:
-            state = work.catch_up(self._state, message, body)
-        except work.ModelMismatch as error:
-            log.warning("starting over from the seed: %s", error)
-            self._state = work.start_over(self._state)
-            return
-        if state is self._state:
-            return
-        log.info("caught up to version %d by %s", state.version, message.kind.name.lower())
-        self._save(state)
-        self._ask_model.stop()
-        self._session.unsubscribe(topic(self._federation, Direction.DOWN, Channel.MODEL))
-        if self._plan is not None and self._plan.base > state.version:
-            self._on_plan(self._plan, now)
-
-    def _begin_transfer(self, ref: BlobRef, catch_up: CatchUp | None, now: float) -> None:
-        task = self._state.task
-        if task is None:
+    def _look_for_recordings(self) -> None:
+        """Tell of new recordings, also while no round asks for them: they may be what a resting run waits for."""
+        if not self._jobs:
             return
         try:
-            # Nothing about a model is larger than all its parameters at 8 bytes.
-            self._incoming = Incoming(ref, 8 * task.model.parameters + 65_536)
-        except TransferError as error:
-            log.warning("dropped a transfer: %s", error)
-            return
-        self._incoming_catch_up = catch_up
-        self._ask_chunks.stop()
-        self._ask_chunks.start(now, CHUNK_PAUSE_SECONDS + self._jitter())
-
-    def _on_chunk(self, chunk: Chunk, now: float) -> None:
-        incoming = self._incoming
-        if incoming is None or chunk.transfer != incoming.transfer:
-            return
-        self._ask_chunks.stop()
-        self._ask_chunks.start(now, CHUNK_PAUSE_SECONDS + self._jitter())
-        try:
-            if not incoming.add(chunk):
+            if not (self._source.changed() or self._recordings_changed):
                 return
-            blob = incoming.blob()
-        except TransferError as error:
-            log.warning("transfer: %s", error)
+            self._recordings_changed = True
+            self._forget_windows()
+            for job in self._jobs.values():
+                job.load()
+        except SampleError as error:
+            log.error("%s", error)
             return
-        self._incoming = None
-        self._ask_chunks.stop()
-        if self._incoming_catch_up is not None:
-            self._caught_up(self._incoming_catch_up, blob, now)
-        elif self._plan is not None:
-            self._advance(self._plan, blob, now)
+        self._recordings_changed = False
+        self.publish(Channel.STATUS, self._birth())
 
-    def _on_missing(self, message: Missing) -> None:
-        pending = self._state.pending
-        if pending is None:
-            return
-        ref = refer(pending.payload, CHUNK_BYTES)
-        if short(ref.digest) == message.transfer:
-            for chunk in chunks(pending.payload, ref, message.missing):
-                self._publish(Channel.CHUNK, chunk)
+    def _forget_windows(self) -> None:
+        for job in self._jobs.values():
+            job.forget_windows()
+
+    def _signal_samples(self) -> dict[str, int]:
+        """By label. A recording that is just being written must not end a process that runs for months: what was
+        counted last is told again, and the gates see to the rest."""
+        try:
+            self._counted = self._source.signal_samples()
+        except SampleError as error:
+            log.error("%s", error)
+        return self._counted
 
     # -- what goes out -----------------------------------------------------------------------------------------
 
-    def _work_on(self, plan: RoundPlan, now: float) -> None:
-        state = self._state
-        if state.version != plan.base:
-            return  # its delta, or a catch-up, is still on its way; even a plan that is over brings the newest model
-        over = now + self._clock_offset > plan.closes_at or plan.kind is RoundKind.REST
-        if over or plan.round_id <= state.answered or not plan.draws(self._roster, self.name):
-            self._save(state)
-            self._plan = None
-            return
-        if state.pending is not None:
-            self._ask_verdict.start(now)
-            return
-        self._plan = None
-        reason = self._shut_gate(plan)
-        if reason is not None:
-            self._decline(plan, reason)
-        elif plan.kind is RoundKind.STATISTICS:
-            self._send_statistics(plan)
-        else:
-            self._train(plan)
-
-    def _train(self, plan: RoundPlan) -> None:
-        assert self._samples is not None  # the gates saw to it
-        assert self._engine is not None
-        shut: list[Reason] = []
-        looked_at = self._monotonic()
-
-        def keep_going() -> bool:
-            nonlocal looked_at
-            now = self._monotonic()
-            if now + self._clock_offset > plan.closes_at:
-                shut.append(Reason.LATE)
-                return False
-            if now - looked_at >= self._vitals_every:
-                looked_at = now
-                reason = self._shut_gate(plan)
-                if reason is not None:
-                    shut.append(reason)
-                    return False
-            return True
-
-        try:
-            trained = work.train_update(
-                self._state, plan, self._samples, self._engine, gateway=self.name, keep_going=keep_going
+    def _birth(self) -> Birth:
+        row = spec(Direction.UP, Channel.STATUS)
+        held = [job.held for job in self._jobs.values()]
+        while True:
+            birth = Birth(
+                nonce=self._nonce,
+                software=self._software,
+                engines=("numpy",),
+                signal_samples=self._signal_samples(),
+                sent=self._session.bytes_sent,
+                received=self._session.bytes_received,
+                held=tuple(held),
+                tags=self._tags,
             )
-        except ValueError as error:
-            log.error("round %d: %s", plan.round_id, error)
-            self._decline(plan, Reason.ERROR)
-            return
-        if trained.stopped:
-            self._decline(plan, shut[-1])
-            return
-        self._save(trained.state)
-        log.info("round %d: loss %.4f", plan.round_id, trained.loss)
-        self._send_pending(self._monotonic())
+            # Of a task that it does not hear of, the coordinator tells everything.
+            if not held or len(to_bytes(birth)) <= row.max_bytes:
+                return birth
+            held.pop()
 
-    def _send_pending(self, now: float) -> None:
-        pending = self._state.pending
-        if pending is None:
-            return
-        chunked = len(pending.payload) > CHUNK_BYTES
-        ref = refer(pending.payload, CHUNK_BYTES)
-        self._publish(
-            Channel.ANSWER,
-            Update(
-                round_id=pending.round_id,
-                base=pending.base_mark,
-                counter=pending.counter,
-                payload=ref if chunked else pending.payload,
-                sent=self._session.bytes_sent,
-                received=self._session.bytes_received,
-                loss=pending.loss,
-                evaluation=pending.evaluation,
-            ),
-        )
-        if chunked:
-            for chunk in chunks(pending.payload, ref):
-                self._publish(Channel.CHUNK, chunk)
-        left = 0.0
-        if self._newest is not None and self._newest.round_id == pending.round_id:
-            left = self._newest.closes_at - (now + self._clock_offset)
-        self._ask_verdict.stop()
-        self._ask_verdict.start(now, ask_after_seconds(left) + self._jitter())
-        self._count_budget()
-
-    def _decline(self, plan: RoundPlan, reason: Reason) -> None:
-        log.info("round %d declined: %s", plan.round_id, reason.name.lower())
-        self._save(replace(self._state, answered=plan.round_id))
-        self._publish(
-            Channel.ANSWER,
-            Decline(
-                round_id=plan.round_id,
-                reason=reason,
-                sent=self._session.bytes_sent,
-                received=self._session.bytes_received,
-            ),
+    def _leave_message(self) -> Leave:
+        return Leave(
+            nonce=self._nonce, clean=True, sent=self._session.bytes_sent, received=self._session.bytes_received
         )
 
-    def _send_statistics(self, plan: RoundPlan) -> None:
-        assert self._samples is not None  # the gates saw to it
-        count, mean, m2 = statistics(self._samples.train_x)
-        self._save(replace(self._state, answered=plan.round_id))
-        self._publish(
-            Channel.STATISTICS,
-            Statistics(
-                round_id=plan.round_id,
-                count=count,
-                mean=mean.astype("<f4").tobytes(),
-                m2=m2.astype("<f4").tobytes(),
-                sent=self._session.bytes_sent,
-                received=self._session.bytes_received,
-            ),
-        )
+    def _broadcast_jitter(self) -> float:
+        """Before something that all of the fleet does for the same reason."""
+        return self._rng.uniform(0.0, max(self._spread, self._ask_jitter))
 
-    def _shut_gate(self, plan: RoundPlan) -> Reason | None:
-        task = self._state.task
-        if task is None:
-            return Reason.TASK
-        if plan.kind is RoundKind.TRAINING and self._state.scaler is None and task.windowing.scaling == "learnt":
-            # The plan that carried the scaler was missed: the next welcome brings it.
-            self._born_again.start(self._monotonic())
-            return Reason.NO_MODEL
-        try:
-            self._load()
-        except SampleError as error:
-            log.error("%s", error)
-            return Reason.SAMPLES
-        windows = 0 if self._samples is None else len(self._samples.train_x)
-        self._count_budget()
-        local = datetime.fromtimestamp(self._monotonic() + self._clock_offset)
+    # -- what the jobs ask for (`Host`) ------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def roster(self) -> int:
+        return self._roster
+
+    @property
+    def bytes_sent(self) -> int:
+        return self._session.bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        return self._session.bytes_received
+
+    @property
+    def outstanding(self) -> int:
+        return self._session.outstanding
+
+    @property
+    def answer_jitter_seconds(self) -> float:
+        return self._answer_jitter
+
+    @property
+    def vitals_every_seconds(self) -> float:
+        return self._vitals_every
+
+    def now(self) -> float:
+        return self._monotonic()
+
+    def coordinator_time(self, now: float) -> float:
+        return now + self._clock_offset
+
+    def random_seconds(self, most: float) -> float:
+        return self._rng.uniform(0.0, most)
+
+    def jitter(self) -> float:
+        return self._rng.uniform(0.0, self._ask_jitter)
+
+    def publish(self, channel: Channel, message: Message, *, qos: int | None = None) -> bool:
+        row = spec(Direction.UP, channel)
+        self._crash_point(f"before {SENT[type(message)]}")
+        taken = self._session.publish(
+            topic(self._federation, Direction.UP, channel, self._name),
+            to_bytes(message),
+            qos=row.qos if qos is None else qos,
+            retain=row.retained,
+        )
+        self._crash_point(f"after {SENT[type(message)]}")
+        return taken
+
+    def listen_for_models(self) -> None:
+        self._listening = True
+        self._session.subscribe(topic(self._federation, Direction.DOWN, Channel.MODEL))
+
+    def save(self, state: GatewayState) -> None:
+        self._crash_point("before save")
+        self._memory.save(state)
+        self._crash_point("after save")
+
+    def load(self, task: Task) -> Samples:
+        # Loading takes the recordings as they are now for known: nobody may keep windows of those before.
+        if self._source.changed():
+            self._recordings_changed = True
+            self._forget_windows()
+        return self._source.load(task.windowing, task.classes, task.anomaly_label)
+
+    def make_engine(self, task: Task) -> Engine:
+        return self._make_engine(task)
+
+    def shut_gate(self, windows: int, min_windows: int) -> Reason | None:
+        self.count_budget()
+        local = datetime.fromtimestamp(self.coordinator_time(self._monotonic()))
         bytes_today, bytes_month = self._budget.used(local)
         try:
             vitals = self._read_vitals()
@@ -597,88 +541,20 @@ class Gateway:
             bytes_today=bytes_today,
             bytes_month=bytes_month,
             windows=windows,
-            min_windows=task.min_windows,
+            min_windows=min_windows,
         )
 
-    def _look_for_recordings(self) -> None:
-        """Tell of new recordings, also while no round asks for them: they may be what a resting run waits for."""
-        try:
-            if not self._source.changed():
-                return
-            self._samples = None
-            self._load()
-        except SampleError as error:
-            log.error("%s", error)
-            return
-        self._publish(Channel.STATUS, self._birth(), retain=True)
-
-    def _load(self) -> None:
-        """Cut windows where that has not been done yet. Raises SampleError."""
-        task = self._state.task
-        if task is None:
-            return
-        if self._engine is None:
-            self._engine = self._make_engine(task)
-        if self._samples is None:
-            self._samples = self._source.load(task.windowing, task.classes, task.anomaly_label)
-
-    def _birth(self) -> Birth:
-        state = self._state
-        return Birth(
-            nonce=self._nonce,
-            software=self._software,
-            engines=("numpy",),
-            signal_samples=self._signal_samples(),
-            sent=self._session.bytes_sent,
-            received=self._session.bytes_received,
-            held=()
-            if state.task is None
-            else (
-                Held(
-                    lineage=state.lineage,
-                    version=state.version,
-                    task=short(state.task.digest),
-                    counter=state.counter,
-                ),
-            ),
-        )
-
-    def _signal_samples(self) -> dict[str, int]:
-        """By label. A recording that is just being written must not end a process that runs for months: what was
-        counted last is told again, and the gates see to the rest."""
-        try:
-            self._counted = self._source.signal_samples()
-        except SampleError as error:
-            log.error("%s", error)
-        return self._counted
-
-    def _leave_message(self) -> Leave:
-        return Leave(
-            nonce=self._nonce, clean=True, sent=self._session.bytes_sent, received=self._session.bytes_received
-        )
-
-    def _ask(self, message: Message) -> None:
-        self._publish(Channel.ASK, message)
-
-    def _publish(self, channel: Channel, message: Message, *, retain: bool = False) -> None:
-        row = spec(Direction.UP, channel)
-        self._session.publish(
-            topic(self._federation, Direction.UP, channel, self.name), to_bytes(message), qos=row.qos, retain=retain
-        )
-
-    def _save(self, state: GatewayState) -> None:
-        self._memory.save(state)
-        self._state = state
-
-    def _count_budget(self) -> None:
+    def count_budget(self) -> None:
         total = self._session.bytes_sent + self._session.bytes_received
-        local = datetime.fromtimestamp(self._monotonic() + self._clock_offset)
+        local = datetime.fromtimestamp(self.coordinator_time(self._monotonic()))
         self._budget = self._budget.add(total - self._budget_counted, local)
         self._budget_counted = total
+        self._crash_point("before budget")
         self._memory.put("budget", msgspec.json.encode(self._budget.to_dict()))
+        self._crash_point("after budget")
 
-    def _jitter(self) -> float:
-        return self._rng.uniform(0.0, self._ask_jitter)
+    def join_again(self, now: float, delay_seconds: float) -> None:
+        self._born_again.start(now, delay_seconds)
 
 
 def _budget(stored: bytes | None) -> Budget:

@@ -48,6 +48,15 @@ class GatewaySettings(Table):
             " for its receipt, the bytes used. On real storage, not on a RAM disk; one gateway, one folder.",
         ),
     ]
+    tags: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=32)], ...],
+        Meta(
+            max_length=16,
+            examples=[["pump", "hall-2"]],
+            description="What this gateway is and what it watches. At the coordinator a task, a pause or a release can"
+            " be for gateways with some tags only.",
+        ),
+    ] = ()
     vitals_file: Annotated[
         Path | None,
         Meta(

@@ -8,7 +8,8 @@ The rules kept here:
   round before it.
 - The model is integers. A delta, a chain, a merged delta and a keyframe all end on the digest that was promised,
   or the state does not change.
-- Another lineage means: another history. Residual, pending update and model start again.
+- Another lineage means: another history. Residual, pending update and model start again. The model in service stays:
+  only a trial, on the windows that this gateway holds out, puts another in its place.
 """
 
 from __future__ import annotations
@@ -35,15 +36,17 @@ from fedmq_protocol.messages import (
     Evaluation,
     Level,
     Receipt,
+    Release,
     RoundKind,
     RoundPlan,
+    Trial,
     Verdict,
     check_of,
 )
 from fedmq_protocol.task import UPLINK_STEP, Codec, Task, initial_steps, model_digest, short, to_parameters
 from numpy.typing import NDArray
 
-from fedmq_edge_node.memory import GatewayState, Pending
+from fedmq_edge_node.memory import GatewayState, InService, Pending, Tried
 from fedmq_edge_node.runtimes import Engine
 from fedmq_edge_node.samples import Samples, Scaler
 from fedmq_edge_node.trainer import evaluate, train
@@ -54,12 +57,17 @@ __all__ = [
     "adopt",
     "advance",
     "catch_up",
+    "decided",
+    "held_mark",
+    "keyframe",
     "read_scaler",
     "sent_by",
+    "serves",
     "settle",
     "settle_by_plan",
     "start_over",
     "train_update",
+    "trial",
 ]
 
 EVALUATION_SCALE = 10_000
@@ -147,19 +155,28 @@ def catch_up(state: GatewayState, message: CatchUp, body: bytes) -> GatewayState
             steps = state.steps
             for level, delta in chain:
                 steps = steps + _delta_steps(task, steps, level, delta)
+        elif message.kind is CatchUpKind.MERGED:
+            steps = state.steps + decode_integers(body, task.model.parameters)
         else:
-            start = (
-                state.steps
-                if message.kind is CatchUpKind.MERGED
-                else initial_steps(task.model, task.seed, task.grid_bits)
-            )
-            steps = start + decode_integers(body, task.model.parameters)
+            return replace(state, version=message.number, steps=keyframe(task, message, body))
     except (PayloadError, msgspec.MsgspecError) as error:
         raise ModelMismatch(f"catch-up to version {message.number}: {error}") from error
     found = short(model_digest(steps))
     if found != message.model:
         raise ModelMismatch(f"version {message.number} has digest {found.hex()} here, {message.model.hex()} promised")
     return replace(state, version=message.number, steps=steps)
+
+
+def keyframe(task: Task, message: CatchUp, body: bytes) -> NDArray[np.int32]:
+    """The model that a keyframe holds, `(P,) int32`. Raises ModelMismatch."""
+    try:
+        steps = initial_steps(task.model, task.seed, task.grid_bits) + decode_integers(body, task.model.parameters)
+    except PayloadError as error:
+        raise ModelMismatch(f"keyframe of version {message.number}: {error}") from error
+    found = short(model_digest(steps))
+    if found != message.model:
+        raise ModelMismatch(f"version {message.number} has digest {found.hex()} here, {message.model.hex()} promised")
+    return steps
 
 
 def settle(state: GatewayState, receipt: Receipt) -> GatewayState:
@@ -258,6 +275,95 @@ def train_update(
         state, residual=wanted, pending=pending, counter=pending.counter, answered=max(state.answered, plan.round_id)
     )
     return Trained(state=state, loss=result.loss, stopped=False)
+
+
+def serves(state: GatewayState, release: Release) -> bool:
+    """Whether a released version of the state's lineage is the one in service."""
+    model = state.in_service
+    return model is not None and (model.lineage, model.version, short(model.digest)) == (
+        state.lineage,
+        release.version,
+        release.model,
+    )
+
+
+def decided(state: GatewayState, release: Release, held: bytes | None) -> bool:
+    """Whether there is nothing to try: it serves already, or it was worse on the windows that are held out still.
+
+    `held` is their mark, None where they have not been looked at since the start: they are then taken to be the same.
+    """
+    if serves(state, release):
+        return True
+    tried = state.tried
+    return (
+        not release.forced
+        and tried is not None
+        and (tried.trial.lineage, tried.trial.version) == (state.lineage, release.version)
+        and held in (None, tried.held)
+    )
+
+
+def held_mark(samples: Samples | None) -> bytes:
+    """Tells held-out windows from others, 8 bytes; none at all have a mark, too."""
+    marked = hashlib.sha256()
+    if samples is not None:
+        marked.update(np.ascontiguousarray(samples.held_x).tobytes())
+        marked.update(np.ascontiguousarray(samples.held_y).tobytes())
+    return short(marked.digest())
+
+
+def trial(
+    state: GatewayState,
+    release: Release,
+    steps: NDArray[np.int32],
+    samples: Samples | None,
+    engine: Callable[[Task], Engine],
+) -> GatewayState:
+    """The state after a released version, `steps`, was held against the model in service; `state.tried` tells of it.
+
+    It takes over where it is no worse on the held-out windows, each model with its own scaler; at once where nothing is
+    in service, where what is there answers another question (other windows, other classes), or where it is forced.
+    Without a held-out window nothing is known, and what serves stays. Raises ValueError where a model cannot be run.
+    """
+    task = _task(state)
+    new = InService(
+        task=task,
+        lineage=state.lineage,
+        version=release.version,
+        digest=model_digest(steps),
+        steps=steps,
+        scaler=state.scaler,
+    )
+    old = state.in_service
+    rival = old if old is not None and _comparable(old.task, task) else None
+    windows, metric, before = 0, 0, None
+    if samples is not None and len(samples.held_y) and not release.forced:
+        windows = len(samples.held_y)
+        metric = _score(new, samples, engine)
+        before = None if rival is None else _score(rival, samples, engine)
+    wins = release.forced or rival is None or (before is not None and metric >= before)
+    chosen = new if wins or old is None else old
+    told = Trial(
+        lineage=state.lineage,
+        version=release.version,
+        in_service=chosen.version,
+        windows=windows,
+        metric=metric,
+        before=before,
+    )
+    return replace(state, in_service=chosen, tried=Tried(trial=told, held=held_mark(samples)))
+
+
+def _comparable(one: Task, other: Task) -> bool:
+    return (one.windowing, one.classes, one.anomaly_label) == (other.windowing, other.classes, other.anomaly_label)
+
+
+def _score(model: InService, samples: Samples, engine: Callable[[Task], Engine]) -> int:
+    """Its metric on all held-out windows, in whole 1/10,000; R2 has no lower end, a message has."""
+    scaler = read_scaler(model.scaler, model.task)
+    flat = to_parameters(model.steps, model.task.grid_bits)
+    found = evaluate(engine(model.task), flat, scaler.apply(samples.held_x), samples.held_y, model.task.classes)
+    return max(round(found.metric * EVALUATION_SCALE), -(1 << 31))
 
 
 def read_scaler(data: bytes | None, task: Task) -> Scaler:

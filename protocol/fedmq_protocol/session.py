@@ -19,7 +19,8 @@ Refuses to know topics, messages and rounds. Rules it keeps:
 - what comes in is bounded in bytes and number. When the owner does not keep up, the newest messages are dropped
   and told of, since an application receipt heals that and a blocked network thread does not;
 - waits before a reconnect are drawn from [0, cap) with a doubling cap ("full jitter", Brooker 2015, "Exponential
-  Backoff And Jitter"), so that a fleet does not come back as one.
+  Backoff And Jitter"), so that a fleet does not come back as one; the first one after a connection was lost from
+  [0, spread), where the owner has said over how long its fleet spreads out.
 """
 
 from __future__ import annotations
@@ -235,15 +236,22 @@ class Session(Protocol):
     def next(self, timeout_seconds: float | None) -> Event | None:
         """The next event; None when there was none in time, or when the session has stopped and all are taken."""
 
+    def spread_reconnects(self, seconds: float) -> None:
+        """From now on, when a connection is lost, first wait for a random part of so many seconds: all who lost it
+        with us come back, too."""
+
     def stop(self, *, flush_seconds: float) -> None:
         """Wait up to `flush_seconds` for acknowledgements, then leave with a DISCONNECT: the will is not sent."""
 
 
-def retry_delay_seconds(attempt: int, connection: Connection, rng: Random) -> float:
-    """How long to wait before a reconnect, after `attempt` attempts (from 0) that did not last: full jitter."""
+def retry_delay_seconds(attempt: int, connection: Connection, rng: Random, spread_seconds: float = 0.0) -> float:
+    """How long to wait before a reconnect, after `attempt` attempts (from 0) that did not last: full jitter.
+
+    `spread_seconds` is over how long a fleet spreads out that has lost its connections at once, 0 where none was lost.
+    """
     # The exponent is bounded because 2.0**1100 raises, after a weekend without a broker.
     cap = min(connection.reconnect_max_seconds, connection.reconnect_min_seconds * 2.0 ** min(attempt, 32))
-    return rng.uniform(0.0, cap)
+    return rng.uniform(0.0, max(cap, spread_seconds))
 
 
 class TopicAliases:
@@ -295,6 +303,7 @@ class MqttSession:
         self._wake_write.setblocking(False)
         self._stopping = threading.Event()
         self._stop_at = 0.0
+        self._spread_seconds = 0.0
         # Held while a message is handed to paho, so that a connection cannot end and begin anew in between.
         self._publish_lock = threading.Lock()
         self._limits: _Limits | None = None
@@ -380,6 +389,9 @@ class MqttSession:
     def next(self, timeout_seconds: float | None) -> Event | None:
         return self._inbox.take(timeout_seconds)
 
+    def spread_reconnects(self, seconds: float) -> None:
+        self._spread_seconds = seconds
+
     def stop(self, *, flush_seconds: float) -> None:
         self._stop_at = time.monotonic() + flush_seconds
         self._stopping.set()
@@ -401,7 +413,8 @@ class MqttSession:
                 break
             # A connection must have lasted before the next one may be quick again: being let in proves nothing.
             attempt = 0 if ended.lasted_seconds >= self._connection.reconnect_max_seconds else attempt
-            delay = retry_delay_seconds(attempt, self._connection, self._rng)
+            spread = self._spread_seconds if ended.connected else 0.0
+            delay = retry_delay_seconds(attempt, self._connection, self._rng, spread)
             if ended.taken_over:
                 # Two processes with one client id push each other out; at least it shall not be fast.
                 delay = self._connection.reconnect_max_seconds * self._rng.uniform(0.5, 1.0)

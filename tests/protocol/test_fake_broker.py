@@ -261,3 +261,9 @@ def test_one_story_has_the_same_events_in_memory_and_on_mosquitto(mosquitto: Loc
     for session in real:
         session.stop(flush_seconds=0.0)
     assert in_memory == on_mosquitto
+
+
+def test_a_session_keeps_the_spread_that_it_was_told() -> None:
+    session = FakeBroker().session("g1")
+    session.spread_reconnects(40.0)
+    assert session.spread_seconds == 40.0

@@ -749,6 +749,45 @@ def test_waits_are_drawn_below_a_doubling_cap(attempt: int, seed: int) -> None:
     assert 0.0 <= delay <= min(60.0, 2.0 ** min(attempt, 10))
 
 
+@given(attempt=st.integers(0, 40), seed=st.integers(0, 100), spread=st.floats(0.0, 86_400.0))
+def test_after_a_lost_connection_a_fleet_comes_back_over_the_whole_spread(
+    attempt: int, seed: int, spread: float
+) -> None:
+    connection = Connection(host="h", port=1, client_id="c", reconnect_min_seconds=1.0, reconnect_max_seconds=60.0)
+    cap = max(spread, min(60.0, 2.0 ** min(attempt, 10)))
+    delay = retry_delay_seconds(attempt, connection, Random(seed), spread)
+    assert delay == Random(seed).uniform(0.0, cap)
+
+
+def test_a_fleet_of_a_thousand_comes_back_evenly() -> None:
+    connection = Connection(host="h", port=1, client_id="c")
+    delays = [retry_delay_seconds(0, connection, Random(seed), 100.0) for seed in range(1000)]
+    in_each_tenth = [sum(10 * tenth <= delay < 10 * tenth + 10 for delay in delays) for tenth in range(10)]
+    assert min(in_each_tenth) > 60
+    assert max(in_each_tenth) < 140
+
+
+def test_only_a_connection_that_was_lost_is_taken_up_again_over_the_spread(make: Make) -> None:
+    """Between attempts that fail, a session waits as before: its fleet is spread out by then."""
+    accepted: list[bytes] = []
+
+    def once(connection: socket.socket, first: bytes) -> None:
+        accepted.append(first)
+        connection.sendall(CONNACK_5)
+
+    with ScriptedBroker(once) as broker:
+        session = make(broker.port, reconnect_min_seconds=0.001, reconnect_max_seconds=0.002)
+        session.spread_reconnects(0.3)
+        session.start()
+        joined(session)
+        lost = expect(session, Disconnected)
+        assert lost.retry_in_seconds is not None
+        assert 0.002 < lost.retry_in_seconds <= 0.3
+    failed = expect(session, ConnectFailed)
+    assert failed.retry_in_seconds is not None
+    assert failed.retry_in_seconds <= 0.002
+
+
 def test_waits_differ_between_gateways() -> None:
     connection = Connection(host="h", port=1, client_id="c")
     assert len({retry_delay_seconds(3, connection, Random(seed)) for seed in range(100)}) == 100

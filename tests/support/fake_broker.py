@@ -177,6 +177,8 @@ class FakeSession:
         self.bytes_sent = 0
         self.bytes_received = 0
         self.outstanding = 0
+        self.spread_seconds = 0.0
+        """What the owner asked for; who drives the time heals the link accordingly."""
         self._wanted = False
         self._aliases = TopicAliases(0)
         self._events: deque[tuple[Event, str | None]] = deque()
@@ -219,6 +221,9 @@ class FakeSession:
 
     def next(self, timeout_seconds: float | None) -> Event | None:
         return self._events.popleft()[0] if self._events else None
+
+    def spread_reconnects(self, seconds: float) -> None:
+        self.spread_seconds = seconds
 
     def stop(self, *, flush_seconds: float) -> None:
         self._leave(send_will=False, lost=False)

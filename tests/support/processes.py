@@ -322,7 +322,7 @@ class Site:
         states = {}
         for name in self.names:
             memory = Memory(self._memory(name))
-            states[name] = memory.load()
+            states[name] = only(memory.load())
             memory.close()
         return states
 
@@ -392,13 +392,18 @@ def readable(path: Path) -> bool:
     return False
 
 
+def only(states: dict[str, GatewayState]) -> GatewayState:
+    """A gateway's state of its one task; a fresh one before it has joined."""
+    return next(iter(states.values()), GatewayState())
+
+
 def at_version(memory: Path, version: int) -> bool:
     """Whether a gateway that runs has this version on disk."""
     if not memory.is_file():
         return False
     opened = Memory(memory)
     try:
-        return opened.load().version == version
+        return only(opened.load()).version == version
     finally:
         opened.close()
 

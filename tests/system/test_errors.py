@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import socket
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from broker_fixtures import PATIENCE_SECONDS, expect, joined
 from fedmq_broker_config.run import LocalBroker, find_mosquitto, free_port
+from fedmq_edge_node.memory import Memory
+from fedmq_protocol.messages import Assignment, Birth, Welcome, from_bytes, to_bytes
+from fedmq_protocol.session import Connection, MqttSession, Received
+from fedmq_protocol.topics import Channel, Direction, coordinator_filters, parse, topic
+from plant import make_task
 from processes import Site, fedmq, small_fleet, write_toml
+from small_disk import SmallDisk
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +57,69 @@ def test_a_recording_that_is_damaged_ends_a_gateway_with_one_line(tmp_path: Path
     }
     write_toml(tmp_path / "gateway.toml", settings)
     assert str(broken) in complaint("gateway", "--config", str(tmp_path / "gateway.toml"))
+
+
+def gateway_settings(tmp_path: Path, **changes: object) -> Path:
+    """Settings of a gateway with one recording."""
+    recording = tmp_path / "data" / "normal" / "one.npy"
+    recording.parent.mkdir(parents=True)
+    np.save(recording, np.random.default_rng(0).normal(size=60_000).astype(np.float32))
+    write_toml(tmp_path / "data" / "recording.toml", {"sampling_rate_hz": 12_000.0})
+    path = tmp_path / "gateway.toml"
+    settings = {"name": "press-7", "data_dir": str(tmp_path / "data"), "log_level": "error"}
+    write_toml(path, settings | {"state_dir": str(tmp_path / "state")} | changes)
+    return path
+
+
+def test_a_memory_that_is_damaged_or_newer_ends_a_gateway_with_one_line(tmp_path: Path) -> None:
+    settings = gateway_settings(tmp_path)
+    memory = tmp_path / "state" / "gateway.sqlite"
+    Memory(memory).close()
+    good = memory.read_bytes()
+    memory.write_bytes(good[:4096] + bytes(byte ^ 0x5A for byte in good[4096:]))
+    assert str(memory) in complaint("gateway", "--config", str(settings))
+    memory.write_bytes(good)
+    database = sqlite3.connect(memory)
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+    assert "schema 99, newer than this software" in complaint("gateway", "--config", str(settings))
+
+
+def test_a_disk_that_cannot_be_written_ends_a_gateway_with_one_line(tmp_path: Path, small_disk: SmallDisk) -> None:
+    settings = gateway_settings(tmp_path, state_dir=str(small_disk.place / "state"))
+    small_disk.make_read_only()
+    assert "see that its folder can be written" in complaint("gateway", "--config", str(settings))
+
+
+@pytest.mark.broker
+def test_a_disk_that_fills_up_ends_a_gateway_that_runs(
+    tmp_path: Path, small_disk: SmallDisk, mosquitto: LocalBroker
+) -> None:
+    path = str(
+        gateway_settings(tmp_path, state_dir=str(small_disk.place / "state"), **{"connection.port": mosquitto.port})
+    )
+    coordinator = MqttSession(Connection(host="127.0.0.1", port=mosquitto.port, client_id="coordinator"))
+    coordinator.subscribe(*coordinator_filters("plant"))
+    coordinator.start()
+    joined(coordinator)
+    process = subprocess.Popen([sys.executable, "-m", "fedmq", "gateway", "--config", path], stderr=subprocess.PIPE)
+    try:
+        said = expect(coordinator, Received)
+        birth = from_bytes(parse(said.topic).spec, said.payload)
+        assert isinstance(birth, Birth)
+        small_disk.fill()
+        task = make_task(sizes=(22, 64, 3))
+        welcome = Welcome(
+            nonce=birth.nonce, now=1e9, roster=0, spread=0, tasks=(Assignment(lineage=1, counter=0, task=task),)
+        )
+        coordinator.publish(topic("plant", Direction.CMD, Channel.WELCOME, "press-7"), to_bytes(welcome))
+        _, told = process.communicate(timeout=PATIENCE_SECONDS)
+    finally:
+        process.kill()
+        coordinator.stop(flush_seconds=0.0)
+    assert process.returncode == 1
+    assert b"is the disk full" in told
+    assert b"Traceback" not in told
 
 
 def test_every_mistake_of_a_settings_file_is_told_at_once_with_its_key(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class Gateway:
 
     def start(self) -> None:
         self.memory = Memory(self.path)
-        self.state = self.memory.load()
+        self.state = self.memory.load().get("history", GatewayState())
 
     def become(self, state: GatewayState) -> None:
         self.memory.save(state)

@@ -442,7 +442,7 @@ def test_what_is_applied_owed_pending_and_left_is_what_was_learnt(tmp_path: Path
         memory = plant.gateways[name]._memory
 
         def saving(state: GatewayState) -> None:
-            before = memory._saved
+            before = memory.saved(plant.task.name)
             if state.pending is not None and (name, state.pending.counter) not in seen:
                 # While it is pending the residual is y: what was learnt just now is y less the residual before. That
                 # on disk is the y before where the plan to train on has settled it.
@@ -478,7 +478,7 @@ def test_nothing_is_lost_or_counted_twice_whatever_is_lost_on_the_way_and_whoeve
         save = memory.save
 
         def saving(state: GatewayState) -> None:
-            before, pending = memory._saved, state.pending
+            before, pending = memory.saved(plant.task.name), state.pending
             if pending is not None and (name, pending.counter) not in coded:
                 coded[name, pending.counter] = sent_by(pending, plant.task)
                 # Of an update that was pending until now a plan has said that it was accepted.
