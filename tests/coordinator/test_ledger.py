@@ -48,6 +48,7 @@ ANSWER = Answer(
     held_out_windows=None,
     owed=False,
     payload=b"abc",
+    counted_in=1,
 )
 WIRE = Wire(gateway="a", nonce=b"n", sent=10, received=20, reported_at=5.0, final=False)
 

@@ -82,6 +82,7 @@ def an_answer(round_id: int, gateway: str, sent: int = 0, received: int = 0, **c
         held_out_windows=None,
         owed=False,
         payload=None,
+        counted_in=round_id,
     )
     return replace(answer, **changes)  # type: ignore[arg-type]
 

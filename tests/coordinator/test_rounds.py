@@ -50,6 +50,9 @@ def judged(**changes: Any) -> Judgement | None:
         "gateway": "g1",
         "roster": 1,
         "record": Record(round_id=4, counter=7, digest=OTHER, verdict=Verdict.ACCEPTED),
+        "closed": None,
+        "version": 4,
+        "staleness": 0,
         "now": 900.0,
     }
     return admit(**(values | changes))

@@ -202,7 +202,7 @@ class Histories(RuleBasedStateMachine):
         """They train and are counted; the next plan reaches some, and tells them so."""
         self.round_id += 1
         plan = self.plan(set())
-        payloads, level = [], plan.level
+        payloads, level, base = [], plan.level, plan.base
         for place in sorted(answering):
             gateway = self.gateways[place]
             trained = work.train_update(
@@ -212,17 +212,17 @@ class Histories(RuleBasedStateMachine):
             pending = trained.state.pending
             assert pending is not None
             assert np.array_equal(
-                self.line.decode(pending.payload, pending.level).dense(), work.sent_by(pending, self.task)
+                self.line.decode(pending.payload, pending.level, plan.base).dense(), work.sent_by(pending, self.task)
             )
             payloads.append(pending.payload)
-        self.apply([self.line.decode(payload, level) for payload in payloads])
+        self.apply([self.line.decode(payload, level, base) for payload in payloads])
         self.remember()
         if crash:
             # Before the commit: what it had stored of the answers makes the same version again, in whatever order.
             self.ledger.rollback()
             self.ledger.close()
             self.open()
-            self.apply([self.line.decode(payload, level) for payload in reversed(payloads)])
+            self.apply([self.line.decode(payload, level, base) for payload in reversed(payloads)])
             self.remember()
         self.ledger.commit()
         self.line.prune()
