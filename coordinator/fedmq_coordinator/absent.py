@@ -10,11 +10,11 @@ Owns the counting. Refuses to know rounds, the ledger and why a gateway fails.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
-__all__ = ["ABSENT", "Absence", "after_opening", "after_round", "from_bytes", "set_aside", "to_bytes"]
+__all__ = ["ABSENT", "Absence", "after_round", "from_bytes", "set_aside", "to_bytes"]
 
 ABSENT = "absent"
 """Key of the ledger's state under which they are kept."""
@@ -31,7 +31,7 @@ class Absence(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     pauses: int = 0
     """How often it was set aside since its last answer."""
     left: int = 0
-    """Rounds of its pause that are still to open."""
+    """Rounds of its pause that are still to close."""
     nonce: bytes = b""
     """Boot nonce that it had when it was set aside."""
 
@@ -47,7 +47,7 @@ def from_bytes(kept: bytes | None) -> dict[str, Absence]:
 def after_round(
     absences: Mapping[str, Absence],
     *,
-    asked: Iterable[str],
+    asked: Collection[str],
     heard: Collection[str],
     nonces: Mapping[str, bytes],
     patience: int,
@@ -59,7 +59,10 @@ def after_round(
     if not patience:
         return {}
     kept = {name: absence for name, absence in absences.items() if name not in heard}
-    for name in asked:
+    for name, absence in kept.items():
+        if absence.left and name not in asked:
+            kept[name] = msgspec.structs.replace(absence, left=absence.left - 1)
+    for name in sorted(asked):
         if name in heard:
             continue
         before = kept.get(name, Absence(missed=0))
@@ -81,8 +84,3 @@ def set_aside(absences: Mapping[str, Absence], nonces: Mapping[str, bytes]) -> f
     return frozenset(
         name for name, absence in absences.items() if absence.left > 0 and absence.nonce == nonces.get(name, b"")
     )
-
-
-def after_opening(absences: Mapping[str, Absence]) -> dict[str, Absence]:
-    """What is on record once one more round has opened."""
-    return {name: msgspec.structs.replace(absence, left=max(0, absence.left - 1)) for name, absence in absences.items()}

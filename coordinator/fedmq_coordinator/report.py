@@ -155,7 +155,7 @@ class AsideLine(_Line, frozen=True, kw_only=True):
     missed: int
     """Rounds in a row that it was asked in vain."""
     left: int
-    """Rounds of its pause that are still to open."""
+    """Rounds of its pause that are still to close, the open one counted."""
 
 
 class VerdictLine(_Line, frozen=True, kw_only=True):

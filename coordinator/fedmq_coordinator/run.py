@@ -33,7 +33,7 @@ from fedmq_protocol.topics import Channel
 from fedmq_protocol.transfer import chunks, refer
 from numpy.typing import NDArray
 
-from fedmq_coordinator.absent import ABSENT, Absence, after_opening, after_round, from_bytes, set_aside
+from fedmq_coordinator.absent import ABSENT, Absence, after_round, from_bytes, set_aside
 from fedmq_coordinator.absent import to_bytes as absences_to_bytes
 from fedmq_coordinator.aggregate import AggregationRule, most_windows, rule_named, staleness, weigh
 from fedmq_coordinator.cohort import BITMAP_FLEET, Turn, draw, following
@@ -287,7 +287,6 @@ class Run:
             most_windows=most,
         )
         self._ledger.put("opened", msgspec.msgpack.encode(opened))
-        self._save_absences(after_opening(self._absences))
         if kind is RoundKind.TRAINING:
             self._ledger.count_owed(plan.round_id)
         self._ledger.put("windows", str(windows).encode())
@@ -455,7 +454,7 @@ class Run:
             after_round(before, asked=round_.asked, heard=round_.heard, nonces=nonces, patience=patience)
         )
         for name, absence in self._absences.items():
-            if absence.left and absence != before.get(name):
+            if absence.left and (name not in before or absence.missed > before[name].missed):
                 log.warning(
                     "%s was asked in vain in %d rounds in a row: set aside for %d", name, absence.missed, absence.left
                 )
