@@ -16,7 +16,7 @@ from fedmq_coordinator.settings import RoundSettings
 from fedmq_edge_node.memory import GatewayState
 from fedmq_edge_node.service import Gateway
 from fedmq_edge_node.work import sent_by
-from fedmq_protocol.messages import Receipt, RoundPlan, Update, Verdict, from_bytes
+from fedmq_protocol.messages import Chunk, Receipt, RoundPlan, Update, Verdict, from_bytes
 from fedmq_protocol.session import Received
 from fedmq_protocol.task import Task
 from fedmq_protocol.topics import parse
@@ -292,6 +292,48 @@ def test_nothing_is_lost_or_counted_twice_whoever_is_slow_or_killed(
     plant.run_to_quiet()
     balance(plant)
     assert any(a.late for a in plant.updates())
+
+
+def test_a_late_update_in_chunks_is_put_together_after_its_round_has_closed(tmp_path: Path) -> None:
+    rounds = RoundSettings(max_rounds=4, min_gateways=3, closing_seconds=6.0, late="weigh")
+    task = make_task(sizes=(22, 128, 64, 3), dense=True, staleness=rounds.staleness)
+    plant = Plant(tmp_path, gateways=3, task=task, settings=rounds)
+    plant.lose = lambda client, received: (
+        client == "coordinator"
+        and isinstance(message(received), Chunk)
+        and parse(received.topic).gateway == "g1"
+        and plant.version == 0
+    )
+    plant.run_until(lambda: plant.version == 4)
+    closed = [r.id for r in plant.ledger.rounds() if r.kind == "training"]
+    late = [a for a in plant.ledger.answers() if a.late]
+    assert [(a.gateway, a.round) for a in late] == [("g1", closed[0])]
+    assert late[0].payload_bytes > 40_000
+    plant.run_until(lambda: set(plant.digests().values()) == {plant.digest})
+
+
+def test_what_is_kept_of_closed_rounds_is_bounded_though_no_version_is_made_all_day(tmp_path: Path) -> None:
+    plant = SlowPlant(
+        tmp_path,
+        gateways=3,
+        quorum_share=1.0,
+        closing_seconds=1.0,
+        retry_most_seconds=1.0,
+        max_rounds=60,
+        max_staleness=1,
+        set_aside_after=0,
+        **WEIGHED,
+    )
+    plant.seconds["g2"] = 1e9
+    plant.run_until(lambda: len(plant.ledger.rounds()) > 40)
+    newest = plant.coordinator._run.newest_round()
+    kept = sorted(plant.coordinator._run._closed)
+    assert len(kept) == 22
+    assert kept[-1] >= newest - 1
+    assert plant.version == 0
+    plant.kill_coordinator()
+    plant.start_coordinator()
+    assert sorted(plant.coordinator._run._closed) == kept
 
 
 # --- buffered --------------------------------------------------------------------------------------------------------
