@@ -1,9 +1,9 @@
 """Who is asked in vain, and for how long nobody asks them. Pure: what is on record and a round come in and go out.
 
-A gateway that stays silent, or sends what has to be refused, in too many rounds in a row is set aside: it is not asked
-and not waited for, for one round, then for 2, 4 and so on. After each pause it is asked again, and one answer of use,
-a decline included, makes all of that forgotten. It hears the plans all the while. A new boot nonce ends a pause, but
-not the record: a gateway that was restarted may have been repaired, and one that dies each time may not.
+A gateway that stays silent for a whole round, or sends what has to be refused, too many times in a row is set aside: it
+is not asked and not waited for, for one round, then for 2, 4 and so on. After each pause it is asked again, and one
+answer of use, a decline included, makes all of that forgotten. It hears the plans all the while. A new boot nonce ends
+a pause, but not the record: a gateway that was restarted may have been repaired, and one that dies each time may not.
 
 Owns the counting. Refuses to know rounds, the ledger and why a gateway fails.
 """
@@ -48,12 +48,14 @@ def after_round(
     absences: Mapping[str, Absence],
     *,
     asked: Collection[str],
+    failed: Collection[str],
     heard: Collection[str],
     nonces: Mapping[str, bytes],
     patience: int,
 ) -> dict[str, Absence]:
-    """What is on record once a round has closed that `asked` some and `heard` others, or the same.
+    """What is on record once a round has closed that `asked` some, of whom those `failed`, and `heard` some.
 
+    Who was asked and is neither among the failed nor among the heard was not given the time.
     `patience` is how many rounds in a row may go by; 0 is for ever, and nothing is kept.
     """
     if not patience:
@@ -62,9 +64,7 @@ def after_round(
     for name, absence in kept.items():
         if absence.left and name not in asked:
             kept[name] = msgspec.structs.replace(absence, left=absence.left - 1)
-    for name in sorted(asked):
-        if name in heard:
-            continue
+    for name in sorted(failed):
         before = kept.get(name, Absence(missed=0))
         missed = before.missed + 1
         if missed < patience:

@@ -466,6 +466,16 @@ class Ledger:
             (round_id,),
         )
 
+    def summed_losses(self, round_id: int) -> list[tuple[int, int, float]]:
+        """Of the same updates the round that each answers, its weight and its training loss."""
+        return list(
+            self._db.execute(
+                "SELECT round, weight, training_loss FROM answers WHERE kind = 'update' AND verdict = 'accepted'"
+                " AND (counted_in = ? OR owed = 1) AND training_loss IS NOT NULL ORDER BY round, gateway",
+                (round_id,),
+            )
+        )
+
     def rounds_between(self, lineage: int, earlier: int, later: int) -> int:
         """How many rounds of a lineage came after the earlier one, up to the later one."""
         row = self._db.execute(

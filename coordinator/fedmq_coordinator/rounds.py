@@ -107,6 +107,14 @@ class Round:
         """Who has said something of use while it was open."""
         return self.updates | self.declines | self.late
 
+    def failed(self, now: float) -> set[str]:
+        """Who was asked in vain: sent what was refused, or stayed silent for as long as a round may take.
+
+        Closed before its time, a round has not waited for the silent ones.
+        """
+        silent = self.asked - self.answered if now >= self.plan.closes_at else frozenset()
+        return (silent | (self.asked & self.refused)) - self.heard
+
     def refuse(self, gateway: str) -> None:
         """A refused answer is on record: its verdict stands, so nothing more is to be waited for."""
         self.refused.add(gateway)

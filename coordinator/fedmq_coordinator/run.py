@@ -174,7 +174,7 @@ class Run:
             assert asked is not None
             assert answer.payload is not None
             decoded = self._line.decode(answer.payload, asked.level, asked.base)
-            self.mean.add(decoded, self._weight_in(answer, plan.round_id))
+            self.mean.add(decoded, self._weight_in(plan.round_id, answer.round, answer.weight))
             if answer.round == plan.round_id:
                 continue
             if answer.counted_in == plan.round_id:
@@ -214,7 +214,7 @@ class Run:
     def count(self, answer: Answer, decoded: Decoded) -> None:
         """An accepted update is on record: into the open training round's sum, where there is one."""
         if self.round is not None and self.mean is not None:
-            self.mean.add(decoded, self._weight_in(answer, self.round.plan.round_id))
+            self.mean.add(decoded, self._weight_in(self.round.plan.round_id, answer.round, answer.weight))
             if answer.late:
                 self.round.count_late(answer.gateway)
             else:
@@ -227,10 +227,12 @@ class Run:
         if self.round is not None and self.round.plan.round_id == round_id:
             self.round.refuse(name)
 
-    def _weight_in(self, answer: Answer, round_id: int) -> int:
-        """The less, the more rounds have opened since its own."""
-        waited = self._ledger.rounds_between(self._line.number, answer.round, round_id)
-        return staleness(answer.weight, waited, self._settings.staleness_exponent)
+    def _weight_in(self, round_id: int, answer_round: int, weight: int) -> int:
+        """Of an update in this round's sum: the less, the more rounds have opened since its own."""
+        if answer_round == round_id:
+            return weight
+        waited = self._ledger.rounds_between(self._line.number, answer_round, round_id)
+        return staleness(weight, waited, self._settings.staleness_exponent)
 
     # -- opening -------------------------------------------------------------------------------------------------
 
@@ -414,7 +416,7 @@ class Run:
             )
         self._ledger.close_round(plan.round_id, at=now, outcome=outcome, version=version, training_loss=loss)
         self._remember(plan)
-        self._look_for_absent(round_)
+        self._look_for_absent(round_, now)
         self._score(plan, version)
         if version is not None:
             self._line.prune()
@@ -434,24 +436,28 @@ class Run:
     def _remember(self, plan: RoundPlan) -> None:
         """Keep of a closed round what an update to it may need that comes late."""
         most = self._line.task.staleness
-        if not most or plan.kind is not RoundKind.TRAINING or self._opened is None:
+        opened, self._opened = self._opened, None
+        if not most or plan.kind is not RoundKind.TRAINING or opened is None:
             return
         plan = msgspec.structs.replace(plan, delta=None, scaler=None)
-        self._closed[plan.round_id] = _Closed(plan=plan, most_windows=self._opened.most_windows)
+        self._closed[plan.round_id] = _Closed(plan=plan, most_windows=opened.most_windows)
         kept = [one for one in self._closed.values() if self._line.version - one.plan.base <= most]
         self._closed = {one.plan.round_id: one for one in kept[-(2 * most + CLOSED_BELOW_QUORUM) :]}
         self._ledger.put("closed", msgspec.msgpack.encode(list(self._closed.values())))
 
-    def _look_for_absent(self, round_: Round) -> None:
+    def _look_for_absent(self, round_: Round, now: float) -> None:
         """Put on record who was asked in vain, and name those who are set aside for it."""
-        patience = self._settings.set_aside_after
-        if patience and self._buffered:
-            # Nobody is waited for there, and who works at a twentieth of the pace is silent for twenty rounds.
-            patience += self._line.task.staleness
         nonces = {name: gateway.nonce for name in round_.asked if (gateway := self._roster.get(name)) is not None}
         before = self._absences
         self._save_absences(
-            after_round(before, asked=round_.asked, heard=round_.heard, nonces=nonces, patience=patience)
+            after_round(
+                before,
+                asked=round_.asked,
+                failed=round_.failed(now),
+                heard=round_.heard,
+                nonces=nonces,
+                patience=self._settings.set_aside_after,
+            )
         )
         for name, absence in self._absences.items():
             if absence.left and (name not in before or absence.missed > before[name].missed):
@@ -462,9 +468,8 @@ class Run:
     def _training_loss(self, round_id: int) -> float:
         """Mean over the updates in the round's sum, by their weights there."""
         told = [
-            (self._weight_in(answer, round_id), answer.training_loss)
-            for answer in self._ledger.summed(round_id)
-            if answer.training_loss is not None
+            (self._weight_in(round_id, answered, weight), loss)
+            for answered, weight, loss in self._ledger.summed_losses(round_id)
         ]
         return sum(weight * loss for weight, loss in told) / sum(weight for weight, _ in told)
 

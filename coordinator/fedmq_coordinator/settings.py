@@ -387,9 +387,9 @@ class RoundSettings(Table):
         Meta(
             ge=0,
             le=10_000,
-            description="A gateway that was asked in this many rounds in a row, and stayed silent or sent what had to"
-            " be refused, is not asked for a round, then for 2, for 4 and up to 64, until it answers again. Restarting"
-            " it ends its pause. 0: never.",
+            description="A gateway that was asked so often in a row, and stayed silent until closing time or sent what"
+            " had to be refused, is not asked for a round, then for 2, for 4 and up to 64, until it answers again."
+            " Restarting it ends its pause. 0: never.",
         ),
     ] = 5
     aggregation: Annotated[

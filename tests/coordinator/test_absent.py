@@ -18,7 +18,14 @@ def play(heard: list[set[str]], patience: int = 3) -> tuple[list[frozenset[str]]
     asked = []
     for answering in heard:
         asked.append(FLEET - set_aside(absences, NONCES))
-        absences = after_round(absences, asked=asked[-1], heard=answering & asked[-1], nonces=NONCES, patience=patience)
+        absences = after_round(
+            absences,
+            asked=asked[-1],
+            failed=asked[-1] - answering,
+            heard=answering & asked[-1],
+            nonces=NONCES,
+            patience=patience,
+        )
     return asked, absences
 
 
@@ -39,14 +46,14 @@ def test_no_pause_is_longer_than_64_rounds() -> None:
 def test_one_success_makes_all_of_it_forgotten() -> None:
     _, failing = play([{"a", "b"}] * 12)
     assert set(failing) == {"c"}
-    assert after_round(failing, asked=FLEET, heard=FLEET, nonces=NONCES, patience=3) == {}
+    assert after_round(failing, asked=FLEET, failed=(), heard=FLEET, nonces=NONCES, patience=3) == {}
     asked, _ = play([*([{"a", "b"}] * 4), set(FLEET), *([{"a", "b"}] * 3)])
     assert [("c" in names) for names in asked] == [True, True, True, False, True, True, True, True]
 
 
 def test_what_is_heard_of_one_that_was_not_asked_counts_too() -> None:
     _, failing = play([{"a", "b"}] * 5)
-    assert after_round(failing, asked={"a", "b"}, heard=FLEET, nonces=NONCES, patience=3) == {}
+    assert after_round(failing, asked={"a", "b"}, failed=(), heard=FLEET, nonces=NONCES, patience=3) == {}
 
 
 def test_a_new_boot_nonce_ends_the_pause_and_not_the_record() -> None:
@@ -54,7 +61,7 @@ def test_a_new_boot_nonce_ends_the_pause_and_not_the_record() -> None:
     assert set_aside(failing, NONCES) == {"c"}
     born_again = NONCES | {"c": b"born two"}
     assert not set_aside(failing, born_again)
-    failed_again = after_round(failing, asked=FLEET, heard={"a", "b"}, nonces=born_again, patience=3)
+    failed_again = after_round(failing, asked=FLEET, failed={"c"}, heard={"a", "b"}, nonces=born_again, patience=3)
     assert set_aside(failed_again, born_again) == {"c"}
     assert failed_again["c"].left > failing["c"].left
 
@@ -85,3 +92,8 @@ def test_a_restart_at_any_time_goes_on_with_the_same(rounds: list[set[str]], pat
 
 def test_nothing_on_disk_is_nobody() -> None:
     assert from_bytes(None) == {}
+
+
+def test_who_was_not_given_the_time_is_neither_forgiven_nor_blamed() -> None:
+    _, failing = play([{"a", "b"}] * 2)
+    assert after_round(failing, asked=FLEET, failed=(), heard={"a"}, nonces=NONCES, patience=3) == failing

@@ -411,3 +411,21 @@ def test_a_synchronous_round_counts_its_own_updates_for_its_quorum() -> None:
     running.count("g1", update=True)
     assert not running.has_quorum
     assert not running.should_close(900.0)
+
+
+# --- asked in vain ---------------------------------------------------------------------------------------------------
+
+
+def test_silence_counts_once_a_round_has_taken_all_its_time_and_a_refused_answer_at_once() -> None:
+    running = round_(target=1)
+    running.count("g0", update=True)
+    running.refuse("g1")
+    assert running.failed(900.0) == {"g1"}
+    assert running.failed(float(CLOSES_AT)) == {"g1", "g2"}
+
+
+def test_who_declines_or_is_late_has_not_failed() -> None:
+    running = round_()
+    running.count("g0", update=False)
+    running.count_late("g2")
+    assert running.failed(float(CLOSES_AT)) == {"g1"}

@@ -513,6 +513,14 @@ def test_a_slow_gateway_whose_late_updates_count_is_not_set_aside(tmp_path: Path
     assert sum(a.late for a in plant.updates()) >= 5
 
 
+def test_in_buffered_rounds_which_close_before_their_time_a_slow_gateway_is_not_set_aside(tmp_path: Path) -> None:
+    plant = SlowPlant(tmp_path, set_aside_after=2, max_rounds=15, **BUFFERED)
+    plant.seconds["g3"] = 8.0
+    plant.run_to_quiet()
+    assert {r.drawn for r in plant.ledger.rounds()} == {4}
+    balance(plant)
+
+
 def test_the_plans_of_a_set_aside_gateway_do_not_draw_it(tmp_path: Path) -> None:
     plant = SlowPlant(tmp_path, set_aside_after=1, max_rounds=5)
     plant.run_until(lambda: plant.version == 1)
