@@ -112,8 +112,8 @@ class Round:
 
         Closed before its time, a round has not waited for the silent ones.
         """
-        silent = self.asked - self.answered if now >= self.plan.closes_at else frozenset()
-        return (silent | (self.asked & self.refused)) - self.heard
+        blamed = self.asked if now >= self.plan.closes_at else self.asked & self.refused
+        return set(blamed) - self.heard
 
     def refuse(self, gateway: str) -> None:
         """A refused answer is on record: its verdict stands, so nothing more is to be waited for."""
