@@ -76,6 +76,7 @@ def task_of(
     held_out_reports: bool = True,
 ) -> Task:
     """What travels to the gateways. Raises ValueError where windows cannot become features as they are wished for."""
+    rounds = rounds or RoundSettings()
     windowing, recipe = settings.windowing, settings.recipe
     windows = Windowing(
         samples=windowing.samples,
@@ -96,7 +97,7 @@ def task_of(
         dial=codec.dial,
         parameters=model.parameters,
         reconstructs=settings.kind == "autoencoder",
-        fraction=(rounds or RoundSettings()).fraction,
+        fraction=rounds.fraction,
         least=codec.least_density,
         most=codec.most_density,
         min_coordinates=codec.min_coordinates,
@@ -133,4 +134,5 @@ def task_of(
         held_out_reports=held_out_reports,
         anomaly_label=settings.anomaly_label,
         levels=0 if fixed else max(up.highest, down.highest),
+        staleness=rounds.staleness,
     )

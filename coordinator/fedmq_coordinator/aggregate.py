@@ -1,8 +1,11 @@
-"""Many updates to one step of the model: a streaming weighted mean in fixed point, then the server's optimiser.
+"""Many updates to one step of the model: a rule that makes one of them, then the server's optimiser.
 
-The sum is int64: values are whole numbers of 2^-24 below 64 in size (30 bits), weights at most 2^12. Integer addition
-commutes, so the order in which answers arrive does not matter, and a restart that adds the stored payloads again gets
-the same sum to the bit. Memory is that of the parameters, however many gateways answer.
+The rule is a streaming weighted mean in fixed point, or one that another package registers as an entry point of the
+group `fedmq.aggregation_rules`: a callable that takes the number of parameters and returns an `AggregationRule`.
+
+The mean's sum is int64: values are whole numbers of 2^-24 below 64 in size (30 bits), weights at most 2^12. Integer
+addition commutes, so the order in which answers arrive does not matter, and a restart that adds the stored payloads
+again gets the same sum to the bit. Memory is that of the parameters, however many gateways answer.
 """
 
 from __future__ import annotations
@@ -10,19 +13,87 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from statistics import median
+from typing import Protocol
 
 import numpy as np
 from fedmq_compression.pipeline import CodecSpec, Contexts, Decoded, encode
 from numpy.typing import NDArray
 
-__all__ = ["FIXED_POINT_BITS", "MAX_WEIGHT", "ServerState", "ServerStep", "WeightedMean", "server_step", "weights"]
+__all__ = [
+    "FIXED_POINT_BITS",
+    "MAX_WEIGHT",
+    "RULES",
+    "AggregationRule",
+    "RuleMaker",
+    "ServerState",
+    "ServerStep",
+    "WeightedMean",
+    "most_windows",
+    "rule_named",
+    "server_step",
+    "staleness",
+    "weigh",
+    "weights",
+]
+
+RULES = "fedmq.aggregation_rules"
+"""Group of entry points."""
+
+DEFAULT_RULE = "mean"
 
 FIXED_POINT_BITS = 24
 MAX_WEIGHT = 1 << 12
 _MAX_TOTAL_WEIGHT = 1 << 32
 _MOST_IN_A_STEP = 63.0
 """The codec takes values below 64."""
+
+
+class AggregationRule(Protocol):
+    """What many updates come to. One is made for each round, with the number of parameters.
+
+    Laws: the order of `add` does not matter, to the bit. The same updates with the same weights give the same, so that
+    a coordinator that is started again comes to what it had. Where more than O(parameters) is kept, it says so.
+    """
+
+    @property
+    def weight(self) -> int:
+        """Of all updates together."""
+
+    @property
+    def updates(self) -> int:
+        """How many were added."""
+
+    def add(self, update: Decoded, weight: int) -> None:
+        """Take in one update in steps of 2^-FIXED_POINT_BITS, with a weight of 1 to MAX_WEIGHT.
+
+        Raises ValueError for anything else, before anything changes.
+        """
+
+    def mean(self) -> NDArray[np.float64]:
+        """`(length,) float64`, finite. Raises ValueError while nothing was added."""
+
+
+class RuleMaker(Protocol):
+    def __call__(self, length: int, /) -> AggregationRule: ...
+
+
+def rule_named(name: str) -> RuleMaker:
+    """The rule that is registered under this name. Raises ValueError, which lists those that are."""
+    if name == DEFAULT_RULE:
+        # Registered like any other, but to be had wherever this file is.
+        return WeightedMean
+    registered = entry_points(group=RULES)
+    for point in registered:
+        if point.name == name:
+            try:
+                made: RuleMaker = point.load()
+            except (ImportError, AttributeError) as error:
+                raise ValueError(f"{name!r} is registered as {point.value}, which cannot be loaded: {error}") from error
+            return made
+    known = ", ".join(sorted({DEFAULT_RULE, *registered.names}))
+    raise ValueError(f"expected one of {known}, got {name!r}: is the package that brings it installed here?")
 
 
 class WeightedMean:
@@ -50,17 +121,25 @@ class WeightedMean:
         return self._sum / (self.weight * 2.0**FIXED_POINT_BITS)
 
 
-def weights(windows: Iterable[int]) -> list[int]:
-    """Weight of each gateway from its windows: at most four times the fleet's median, and at most MAX_WEIGHT.
+def most_windows(fleet: Iterable[int]) -> float:
+    """How many windows of a gateway count at most: four times the fleet's median.
 
     One gateway with a huge archive must not speak for the whole fleet.
     """
-    counts = list(windows)
-    if not counts:
-        return []
-    cap = max(1.0, 4 * median(counts))
-    scale = min(1.0, MAX_WEIGHT / cap)
-    return [max(1, round(min(count, cap) * scale)) for count in counts]
+    counts = list(fleet)
+    return max(1.0, 4 * median(counts)) if counts else 1.0
+
+
+def weigh(windows: int, most: float) -> int:
+    """Weight of a gateway's update from its windows, of which `most` count: 1 to MAX_WEIGHT."""
+    return max(1, round(min(windows, most) * min(1.0, MAX_WEIGHT / most)))
+
+
+def weights(fleet: Iterable[int]) -> list[int]:
+    """Of each gateway of a fleet, from the windows of all."""
+    counts = list(fleet)
+    most = most_windows(counts)
+    return [weigh(count, most) for count in counts]
 
 
 def staleness(weight: int, rounds: int, exponent: float) -> int:

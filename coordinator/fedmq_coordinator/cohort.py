@@ -50,7 +50,8 @@ def following(turn: Turn | None, *, fraction: float, answer_rate: float) -> Turn
         raise ValueError(f"the fraction of the fleet to draw must be in (0, 1], got {fraction}")
     if turn is not None and turn.slot + 1 < turn.slots:
         return Turn(cycle=turn.cycle, slots=turn.slots, slot=turn.slot + 1)
-    widened = min(1.0, fraction / max(answer_rate, 0.1))
+    # No more than one answers for each that was asked, and what nobody asked for does not make up for others.
+    widened = min(1.0, fraction / min(max(answer_rate, 0.1), 1.0))
     # Rounded down, to draw at least what was asked for; a hair above a whole number is that number.
     slots = max(1, math.floor(1 / widened + 1e-9))
     return Turn(cycle=0 if turn is None else turn.cycle + 1, slots=slots, slot=0)

@@ -111,8 +111,7 @@ class Intake:
 
     def ask_for_chunks(self, now: float) -> None:
         """Ask again for what is missing of updates that have been still for a while."""
-        open_round = None if self._run.round is None else self._run.round.plan.round_id
-        self._transfers = {n: t for n, t in self._transfers.items() if t.update.round_id == open_round}
+        self._transfers = {n: t for n, t in self._transfers.items() if self._run.plan_of(t.update.round_id) is not None}
         for name, transfer in self._transfers.items():
             if now - transfer.still_since >= CHUNK_PAUSE_SECONDS:
                 transfer.still_since = now
@@ -147,13 +146,16 @@ class Intake:
             gateway=name,
             roster=self._roster.place(name),
             record=self._record(name, update.round_id),
+            closed=self._run.closed_plan(update.round_id),
+            version=self._line.version,
+            staleness=self._line.task.staleness,
             now=now,
         )
 
     def _examine(self, name: str, update: Update, payload: bytes, now: float) -> None:
-        round_ = self._run.round
-        assert round_ is not None  # it admitted the update
-        judgement = examine(lambda: self._line.decode(payload, round_.plan.level), self._line.task.max_norm)
+        plan = self._run.plan_of(update.round_id)
+        assert plan is not None  # the update was admitted
+        judgement = examine(lambda: self._line.decode(payload, plan.level, plan.base), self._line.task.max_norm)
         self._conclude(name, update, payload, short(refer(payload, 256).digest), judgement, now)
 
     def _conclude(
@@ -167,41 +169,43 @@ class Intake:
             log.warning("refused %d bytes on %s, for round %d: %s", size, where, update.round_id, judgement.why)
         nonce = self._roster.heard(name, update.sent, update.received, now)
         accepted = verdict is Verdict.ACCEPTED and not judgement.repeat
+        late = False
         if not judgement.repeat and self._ledger.has_round(update.round_id) and self._roster.get(name) is not None:
-            weight = self._run.weights.get(name, 1) if accepted else 0
+            counting = self._run.counting if accepted else None
             evaluation = update.evaluation
-            self._ledger.save_answer(
-                Answer(
-                    round=update.round_id,
-                    gateway=name,
-                    received_at=now,
-                    kind="update",
-                    verdict=verdict_name(verdict),
-                    reason=None,
-                    counter=update.counter,
-                    digest=digest,
-                    samples=self._roster.windows(name),
-                    weight=weight,
-                    payload_bytes=len(payload),
-                    dense_bytes=4 * self._line.task.model.parameters,
-                    nonce=nonce,
-                    sent=update.sent,
-                    received=update.received,
-                    held_out_metric=evaluation.metric / 1e4 if evaluation else None,
-                    held_out_loss=evaluation.loss / 1e4 if evaluation else None,
-                    held_out_windows=evaluation.windows if evaluation else None,
-                    owed=False,
-                    payload=payload if accepted else None,
-                    training_loss=update.loss / 1e4,
-                )
+            answer = Answer(
+                round=update.round_id,
+                gateway=name,
+                received_at=now,
+                kind="update",
+                verdict=verdict_name(verdict),
+                reason=None,
+                counter=update.counter,
+                digest=digest,
+                samples=self._roster.windows(name),
+                weight=self._run.weight_of(name, update.round_id) if accepted else 0,
+                payload_bytes=len(payload),
+                dense_bytes=4 * self._line.task.model.parameters,
+                nonce=nonce,
+                sent=update.sent,
+                received=update.received,
+                held_out_metric=evaluation.metric / 1e4 if evaluation else None,
+                held_out_loss=evaluation.loss / 1e4 if evaluation else None,
+                held_out_windows=evaluation.windows if evaluation else None,
+                owed=accepted and counting is None,
+                payload=payload if accepted else None,
+                training_loss=update.loss / 1e4,
+                counted_in=counting,
             )
+            late = answer.late
+            self._ledger.save_answer(answer)
             self._ledger.save_verdict(name, update.round_id, update.counter, digest, verdict_name(verdict))
-        if accepted and self._run.round is not None and self._run.mean is not None and judgement.decoded is not None:
-            self._run.mean.add(judgement.decoded, self._run.weights.get(name, 1))
-            self._run.round.count(name, update=True)
-        elif not judgement.repeat and self._run.round is not None and self._run.round.plan.round_id == update.round_id:
-            self._run.round.refuse(name)
-        if accepted and self._run.receipts_at is not None:
+            if judgement.decoded is not None:
+                self._run.count(answer, judgement.decoded)
+        if not accepted and not judgement.repeat:
+            self._run.refuse(name, update.round_id)
+        # The next plan tells only of the round before it.
+        if accepted and not late and self._run.receipts_at is not None:
             return
         self._outbox.command(
             name, Channel.RECEIPT, Receipt(round_id=update.round_id, counter=update.counter, verdict=verdict)
@@ -280,7 +284,7 @@ class Intake:
         if record is not None and record.round_id == ask.round_id:
             same = record.digest == ask.digest and record.counter == ask.counter
             verdict = record.verdict if same else Verdict.CONFLICT
-        elif self._run.round is not None and self._run.round.plan.round_id == ask.round_id:
+        elif self._run.plan_of(ask.round_id) is not None:
             verdict = Verdict.UNKNOWN
         else:
             verdict = Verdict.CLOSED

@@ -94,7 +94,9 @@ CREATE TABLE answers (
     held_out_metric REAL,
     held_out_loss REAL,
     held_out_windows INTEGER,
-    owed INTEGER NOT NULL DEFAULT 0,      -- accepted, but its round closed below quorum: counts in the next
+    owed INTEGER NOT NULL DEFAULT 0,      -- accepted, and counts in the next round: its own closed below quorum
+    counted_in INTEGER,                   -- round in whose sum an accepted update was first: a later one where it was
+                                          -- late; NULL while it is late and waits for one to open
     payload BLOB,                         -- NULL once its version is committed
     PRIMARY KEY (round, gateway)
 ) STRICT;
@@ -189,6 +191,12 @@ class Answer:
     owed: bool
     payload: bytes | None
     training_loss: float | None = None
+    counted_in: int | None = None
+
+    @property
+    def late(self) -> bool:
+        """It was accepted after its own round had closed."""
+        return self.kind == "update" and self.verdict == "accepted" and self.counted_in != self.round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -355,10 +363,14 @@ class Ledger:
         )
 
     def owe(self, round_id: int) -> None:
-        """The round's accepted updates count in the next round that is applied."""
+        """What is in the round's sum counts in the next round that is applied."""
         self._write(
-            "UPDATE answers SET owed = 1 WHERE round = ? AND kind = 'update' AND verdict = 'accepted'", (round_id,)
+            "UPDATE answers SET owed = 1 WHERE counted_in = ? AND kind = 'update' AND verdict = 'accepted'", (round_id,)
         )
+
+    def count_owed(self, round_id: int) -> None:
+        """Updates that came late, while no round was open, are in the sum of this one."""
+        self._write("UPDATE answers SET counted_in = ? WHERE owed = 1 AND counted_in IS NULL", (round_id,))
 
     def erase_payloads(self) -> None:
         """In the transaction that commits a version: what it contains is no longer owed, and no longer kept."""
@@ -419,9 +431,11 @@ class Ledger:
         return [float(loss) for (loss,) in rows]
 
     def updates_since(self, round_id: int) -> int:
-        """Accepted updates of this round and all later ones."""
+        """Updates of this round and all later ones that were accepted while their round was open."""
         row = self._db.execute(
-            "SELECT count(*) FROM answers WHERE round >= ? AND kind = 'update' AND verdict = 'accepted'", (round_id,)
+            "SELECT count(*) FROM answers WHERE round >= ? AND kind = 'update' AND verdict = 'accepted'"
+            " AND counted_in = round",
+            (round_id,),
         ).fetchone()
         return int(row[0])
 
@@ -442,6 +456,32 @@ class Ledger:
 
     def owed(self) -> list[Answer]:
         return self._select(Answer, "answers", "WHERE owed = 1 ORDER BY round, gateway")
+
+    def summed(self, round_id: int) -> list[Answer]:
+        """Updates in the sum of this training round, the newest: its own, late ones of others, and what is owed."""
+        return self._select(
+            Answer,
+            "answers",
+            "WHERE kind = 'update' AND verdict = 'accepted' AND (counted_in = ? OR owed = 1) ORDER BY round, gateway",
+            (round_id,),
+        )
+
+    def summed_losses(self, round_id: int) -> list[tuple[int, int, float]]:
+        """Of the same updates the round that each answers, its weight and its training loss."""
+        return list(
+            self._db.execute(
+                "SELECT round, weight, training_loss FROM answers WHERE kind = 'update' AND verdict = 'accepted'"
+                " AND (counted_in = ? OR owed = 1) AND training_loss IS NOT NULL ORDER BY round, gateway",
+                (round_id,),
+            )
+        )
+
+    def rounds_between(self, lineage: int, earlier: int, later: int) -> int:
+        """How many rounds of a lineage came after the earlier one, up to the later one."""
+        row = self._db.execute(
+            "SELECT count(*) FROM rounds WHERE lineage = ? AND id > ? AND id <= ?", (lineage, earlier, later)
+        ).fetchone()
+        return int(row[0])
 
     def verdict(self, gateway: str) -> tuple[int, int, bytes, str] | None:
         """(round, counter, digest, verdict) of the gateway's last answer."""

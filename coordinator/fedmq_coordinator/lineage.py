@@ -18,7 +18,7 @@ from fedmq_protocol.task import UPLINK_STEP, Codec, Task, initial_steps, model_d
 from numpy.typing import NDArray
 
 from fedmq_coordinator import scaling
-from fedmq_coordinator.aggregate import ServerState, WeightedMean, server_step
+from fedmq_coordinator.aggregate import AggregationRule, ServerState, server_step
 from fedmq_coordinator.density import Course
 from fedmq_coordinator.ledger import Ledger, LedgerError, Version
 from fedmq_coordinator.models import ModelStore, Route, catch_up
@@ -26,6 +26,10 @@ from fedmq_coordinator.models import ModelStore, Route, catch_up
 __all__ = ["Lineage", "spec_of", "statistics_of"]
 
 log = logging.getLogger("fedmq.coordinator")
+
+RANKED_VERSIONS = 4
+"""Versions whose contexts are kept at hand; those of others that late updates start from are made again. Each takes
+about nine bytes a parameter."""
 
 LONGEST_CHAIN = 500
 """Versions behind which only a keyframe is considered: a chain of 500 is longer than any keyframe."""
@@ -47,8 +51,8 @@ class Lineage:
         self.level = 0
         """Of the version in force: its delta was coded at it, and updates that start from it are."""
         self.initial = initial_steps(task.model, task.seed, task.grid_bits)
-        self._ranked: tuple[bytes, Contexts] | None = None
-        """The digest of a version, and what its past tells."""
+        self._ranked: dict[bytes, Contexts] = {}
+        """What the past of a version tells, by its digest, the one used last at the end."""
         self.scaler: bytes | None = None
         """Means, then scales, little-endian float32."""
         known = ledger.get("federation")
@@ -116,13 +120,14 @@ class Lineage:
         newest = self._ledger.last_version(self.number)
         return b"" if newest is None else newest.delta
 
-    def decode(self, payload: bytes, level: int) -> Decoded:
-        """The payload of an update to a round of this level, from the version in force. Raises PayloadError.
+    def decode(self, payload: bytes, level: int, base: int) -> Decoded:
+        """The payload of an update to a round of this level and base version. Raises PayloadError.
 
-        One that is owed from an earlier round, too: a round below quorum leaves the version as it was.
+        An older base than the version in force is made again from what each version since has added; LedgerError where
+        that does not lead to it.
         """
         spec = spec_of(self.task.up.at(level), UPLINK_STEP)
-        return decode(payload, self.task.model.parameters, spec, contexts=self._contexts(spec))
+        return decode(payload, self.task.model.parameters, spec, contexts=self._contexts(spec, base))
 
     def learn_scaler(self, round_id: int) -> None:
         """From the statistics that the round's gateways told."""
@@ -138,7 +143,7 @@ class Lineage:
 
     def apply(
         self,
-        mean: WeightedMean,
+        mean: AggregationRule,
         round_id: int,
         *,
         loss: float,
@@ -163,7 +168,7 @@ class Lineage:
             momentum=momentum,
             learning_rate=learning_rate,
             gain=codec.gain,
-            contexts=self._contexts(spec),
+            contexts=self._contexts(spec, self.version),
         )
         parent = self.digest
         self.steps = self.steps + made.steps
@@ -195,13 +200,38 @@ class Lineage:
             self.initial,
         )
 
-    def _contexts(self, spec: CodecSpec) -> Contexts | None:
-        """Of the version in force; a dense delta has no use for them."""
+    def _contexts(self, spec: CodecSpec, version: int) -> Contexts | None:
+        """Of a version; a dense delta has no use for them."""
         if spec.density == 1:
             return None
-        if self._ranked is None or self._ranked[0] != self.digest:
-            self._ranked = (self.digest, Contexts.of(self.steps - self.initial, self.task.model.shapes))
-        return self._ranked[1]
+        digest = self.digest if version == self.version else self._digest_of(version)
+        contexts = self._ranked.pop(digest, None)
+        if contexts is None:
+            contexts = Contexts.of(self._steps_of(version, digest) - self.initial, self.task.model.shapes)
+        self._ranked[digest] = contexts
+        while len(self._ranked) > RANKED_VERSIONS:
+            del self._ranked[next(iter(self._ranked))]
+        return contexts
+
+    def _digest_of(self, version: int) -> bytes:
+        row = self._ledger.version(self.number, version)
+        if row is None:
+            raise LedgerError(f"{self._ledger.path} lacks version {version} of lineage {self.number}")
+        return row.digest
+
+    def _steps_of(self, version: int, digest: bytes) -> NDArray[np.int32]:
+        """The integer model of a version, backwards from the one in force: exact, for whole numbers only are taken."""
+        if version == self.version:
+            return self.steps
+        steps = self.steps.copy()
+        for later in self._ledger.versions(self.number, after=version):
+            steps -= decode_integers(later.steps, self.task.model.parameters)
+        if model_digest(steps) != digest:
+            raise LedgerError(
+                f"{self._ledger.path}: the versions of lineage {self.number} do not lead back to version {version}:"
+                " restore it from a backup"
+            )
+        return steps
 
     def _save_version(self, *, parent: bytes, round_id: int | None, delta: bytes, steps: bytes, now: float) -> None:
         self._ledger.save_version(

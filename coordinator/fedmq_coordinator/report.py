@@ -19,10 +19,12 @@ from typing import Literal
 
 import msgspec
 
+from fedmq_coordinator.absent import ABSENT, from_bytes, set_aside
 from fedmq_coordinator.ledger import Answer, Gateway, Ledger, Round, Version, Wire
 
 __all__ = [
     "METRIC_NAME",
+    "AsideLine",
     "CatchUpLine",
     "Factors",
     "GatewayLine",
@@ -123,6 +125,8 @@ class RoundLine(_Line, frozen=True, kw_only=True):
     metric_source: str | None
     level: int
     """How dense its updates were asked for: 0 is as dense as the task says."""
+    late: int
+    """Updates that were accepted after it had closed: they count in later rounds, and not in `accepted`."""
 
 
 class GatewayLine(_Line, frozen=True, kw_only=True):
@@ -142,6 +146,16 @@ class GatewayLine(_Line, frozen=True, kw_only=True):
     payload: Traffic
     dense: Traffic
     raw_bytes: int
+
+
+class AsideLine(_Line, frozen=True, kw_only=True):
+    """A gateway that is not asked for a while."""
+
+    gateway: str
+    missed: int
+    """Rounds in a row that it was asked in vain."""
+    left: int
+    """Rounds of its pause that are still to close, the open one counted."""
 
 
 class VerdictLine(_Line, frozen=True, kw_only=True):
@@ -195,6 +209,7 @@ class Report(_Line, frozen=True, kw_only=True):
     catch_ups: list[CatchUpLine]
     refused: list[RefusedLine]
     tails: list[Tail]
+    set_aside: list[AsideLine]
     rounds: list[RoundLine]
     gateways: list[GatewayLine]
     rules: list[str]
@@ -225,6 +240,7 @@ def build(ledger: Ledger) -> Report:
         versions = [v for lineage in sorted({r.lineage for r in rounds}) for v in ledger.versions(lineage)]
         catch_ups = ledger.catch_ups()
         refused = ledger.refused()
+        absences = from_bytes(ledger.get(ABSENT))
 
     known = {r.id for r in rounds}
     shares = divide(wires, [a for a in answers if a.round in known])
@@ -294,6 +310,10 @@ def build(ledger: Ledger) -> Report:
         ],
         refused=[RefusedLine(channel=c, reason=r, messages=m, bytes=b) for c, r, m, b in refused],
         tails=tails,
+        set_aside=[
+            AsideLine(gateway=name, missed=absences[name].missed, left=absences[name].left)
+            for name in sorted(set_aside(absences, {g.name: g.nonce for g in gateways}))
+        ],
         rounds=round_lines,
         gateways=gateway_lines,
         rules=_RULES,
@@ -388,6 +408,7 @@ def _round_line(
     payload_down: int,
 ) -> RoundLine:
     names = {a.gateway for a in answers}
+    late = sum(a.late for a in answers)
     return RoundLine(
         id=round_.id,
         lineage=round_.lineage,
@@ -399,8 +420,8 @@ def _round_line(
         closed_at=round_.closed_at,
         seconds=None if round_.closed_at is None else max(0.0, round_.closed_at - round_.opened_at),
         drawn=round_.drawn,
-        answered=len(answers),
-        accepted=len(_accepted(answers)),
+        answered=len(answers) - late,
+        accepted=len(_accepted(answers)) - late,
         declined=sum(a.kind == "decline" for a in answers),
         owed=sum(a.owed for a in answers),
         declines=_reasons(answers),
@@ -412,6 +433,7 @@ def _round_line(
         loss=round_.loss,
         metric_source=round_.metric_source,
         level=round_.level,
+        late=late,
     )
 
 

@@ -249,6 +249,8 @@ def _round_row(line: RoundLine) -> list[str]:
     outcome = line.outcome if line.kind == "training" else f"{line.outcome} ({line.kind})"
     if line.owed:
         outcome += f", {line.owed} owed"
+    if line.late:
+        outcome += f", {line.late} late"
     return [
         _row_head(str(line.id)),
         _Cell(f'<td class="left">{escape(outcome)}</td>'),
@@ -272,6 +274,12 @@ def _otherwise(report: Report) -> list[str]:
         parts += [
             _heading("Below quorum"),
             f"<p>Rounds closed below quorum: {rounds}. Updates owed to the next round: {report.owed:,}.</p>",
+        ]
+    if report.set_aside:
+        names = ", ".join(escape(f"{line.gateway} ({line.left} more)") for line in report.set_aside[:50])
+        parts += [
+            _heading("Set aside"),
+            f"<p>Asked in vain, and not asked for a number of rounds: {names}.</p>",
         ]
     if report.verdicts:
         rows = [[_row_head(v.kind), v.verdict, f"{v.answers:,}"] for v in report.verdicts]

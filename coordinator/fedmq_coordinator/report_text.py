@@ -89,6 +89,8 @@ def status(ledger: Ledger, now: float, width: int = 80) -> str:
         carried += f"; the latest bytes of {silent} not reported yet"
     here = sum(g.present for g in gateways)
     presence = f"{here} present, {len(gateways) - here} absent"
+    if report.set_aside:
+        presence += f"; set aside: {_aside(report)}"
     page.fields([*fields, ("model", model), ("bytes", carried), ("gateways", presence)])
     if gateways:
         last = {line.name: line for line in report.gateways}
@@ -177,6 +179,9 @@ def _otherwise(page: _Page, report: Report) -> None:
         page.heading("Below quorum")
         rounds = ", ".join(str(r) for r in report.below_quorum[-20:]) or "none"
         page.lines([f"Rounds closed below quorum: {rounds}. Updates owed to the next round: {report.owed}."])
+    if report.set_aside:
+        page.heading("Set aside")
+        page.lines([f"Asked in vain, and not asked for now: {_aside(report)}."])
     if report.verdicts:
         page.heading("Answers not accepted")
         page.table(
@@ -214,6 +219,12 @@ _TAIL_STATES = {
 }
 
 
+def _aside(report: Report) -> str:
+    named = [f"{line.gateway} (for {many(line.left, 'round')})" for line in report.set_aside]
+    more = f" and {len(named) - 12} more" if len(named) > 12 else ""
+    return ", ".join(named[:12]) + more
+
+
 def _who(gateways: Iterable[GatewayLine], reason: str) -> str:
     named = [f"{g.name} ({g.declines[reason]})" for g in gateways if reason in g.declines]
     more = f" and {len(named) - 5} more" if len(named) > 5 else ""
@@ -240,6 +251,8 @@ def _round_state(
     said = f"{len(answers)} of {round_.drawn} drawn: {accepted} accepted, {declines.total()} declined"
     if declines:
         said += f" ({', '.join(f'{reason} {count}' for reason, count in sorted(declines.items()))})"
+    if late := sum(a.late for a in answers):
+        said += f", {late} of them late"
     if others := len(answers) - accepted - declines.total():
         said += f", {others} not accepted"
     fields = [("round", state), ("answers", said)]

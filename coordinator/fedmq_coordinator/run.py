@@ -1,18 +1,23 @@
 """The run of rounds: opens them by the schedule, restores the open one after a restart, closes and scores them.
 
-Owns the open round, its weights and its running sum, and whether the run rests. All in the ledger's running
-transaction: the service commits, and only then the outbox speaks. Refuses to know connections and single answers.
+Owns the open round, its weights and its running sum, what late updates need of closed rounds, who is set aside, and
+whether the run rests. All in the ledger's running transaction: the service commits, and only then the outbox speaks.
+Refuses to know connections and what an answer says.
+
+Rounds of both ways of aggregation are the same but for who is asked, how many updates make a version and what counts
+as such; docs/decisions/0011-buffered-rounds.md says why.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+from fedmq_compression.pipeline import Decoded
 from fedmq_protocol.messages import (
     BlobRef,
     RoundKind,
@@ -28,9 +33,11 @@ from fedmq_protocol.topics import Channel
 from fedmq_protocol.transfer import chunks, refer
 from numpy.typing import NDArray
 
-from fedmq_coordinator.aggregate import WeightedMean, staleness, weights
+from fedmq_coordinator.absent import ABSENT, Absence, after_round, from_bytes, set_aside
+from fedmq_coordinator.absent import to_bytes as absences_to_bytes
+from fedmq_coordinator.aggregate import AggregationRule, most_windows, rule_named, staleness, weigh
 from fedmq_coordinator.cohort import BITMAP_FLEET, Turn, draw, following
-from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.ledger import Answer, Ledger
 from fedmq_coordinator.ledger import Round as RoundRow
 from fedmq_coordinator.lineage import Lineage
 from fedmq_coordinator.outbox import Outbox
@@ -49,6 +56,10 @@ RECEIPTS_BEFORE_QUESTIONS = 0.9
 ANSWER_RATE_ROUNDS = 20
 """Rounds over which the share of answers is looked at, to draw more where fewer answer."""
 
+CLOSED_BELOW_QUORUM = 20
+"""Closed rounds that are kept for late updates beyond two for each version that those may be behind: a fleet that
+misses its quorum all day makes no versions, and its rounds must not pile up."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -66,6 +77,16 @@ class _Opened(msgspec.Struct, frozen=True, kw_only=True):
     target: int
     quorum: int
     weights: dict[str, int]
+    most_windows: float
+    """For the weight of a gateway that came later."""
+
+
+class _Closed(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of a closed training round, for updates that come late."""
+
+    plan: RoundPlan
+    """Without delta and scaler."""
+    most_windows: float
 
 
 class _Rest(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,10 +120,16 @@ class Run:
         self._pace = settings.pace
         self._evaluate = evaluate
         self._started_at = now
+        self._make_rule = rule_named(settings.rule)
+        self._buffered = settings.aggregation == "buffered"
         self.round: Round | None = None
-        self.weights: dict[str, int] = {}
-        self.mean: WeightedMean | None = None
-        """The open training round's sum so far, with what earlier rounds owe."""
+        self._opened: _Opened | None = None
+        """What is on disk of it."""
+        closed = msgspec.msgpack.decode(ledger.get("closed") or b"\x90", type=list[_Closed])
+        self._closed = {one.plan.round_id: one for one in closed if one.plan.lineage == line.number}
+        self._absences = from_bytes(ledger.get(ABSENT))
+        self.mean: AggregationRule | None = None
+        """The open training round's sum so far, with late updates and what earlier rounds owe."""
         self.receipts_at: float | None = None
         """The open round's accepted updates hear of it from the next plan, or by receipts at this time if no plan has
         come by then; None: by a receipt each, at once."""
@@ -121,32 +148,93 @@ class Run:
                 self.round.count(answer.gateway, update=False)
             elif answer.verdict == verdict_name(Verdict.ACCEPTED):
                 self.round.count(answer.gateway, update=True)
-                if answer.kind == "update" and answer.payload is not None and self.mean is not None:
-                    self.mean.add(self._line.decode(answer.payload, opened.plan.level), answer.weight)
             else:
                 self.round.refuse(answer.gateway)
 
     def _begin(self, opened: _Opened) -> None:
-        """Make the open round, with what earlier rounds owe already in its sum."""
+        """Make the open round, with all that is in its sum: what earlier rounds owe, and after a restart the rest."""
+        plan = opened.plan
         self.round = Round(
-            opened.plan,
+            plan,
             asked=frozenset(opened.asked),
             target=opened.target,
             quorum=opened.quorum,
             close_when_answered=self._settings.close_when_all_answered,
+            buffered=self._buffered and plan.kind is RoundKind.TRAINING,
         )
-        self.weights = opened.weights
-        self.receipts_at = self._receipts_due(opened.plan)
+        self._opened = opened
+        self.receipts_at = self._receipts_due(plan)
         self.mean = None
-        if opened.plan.kind is RoundKind.TRAINING:
-            self.mean = WeightedMean(self._line.task.model.parameters)
-            for answer in self._ledger.owed():
-                if answer.payload is not None:
-                    waited = opened.plan.round_id - answer.round
-                    weight = staleness(answer.weight, waited, self._settings.staleness_exponent)
-                    asked = self._ledger.round(answer.round)
-                    assert asked is not None  # an answer is on record only for a round that is
-                    self.mean.add(self._line.decode(answer.payload, asked.level), weight)
+        if plan.kind is not RoundKind.TRAINING:
+            return
+        self.mean = self._make_rule(self._line.task.model.parameters)
+        for answer in self._ledger.summed(plan.round_id):
+            asked = self._ledger.round(answer.round)
+            # An answer is on record only for a round that is, and its payload is kept until a version holds it.
+            assert asked is not None
+            assert answer.payload is not None
+            decoded = self._line.decode(answer.payload, asked.level, asked.base)
+            self.mean.add(decoded, self._weight_in(plan.round_id, answer.round, answer.weight))
+            if answer.round == plan.round_id:
+                continue
+            if answer.counted_in == plan.round_id:
+                self.round.count_late(answer.gateway)
+            else:
+                self.round.count_owed()
+
+    # -- what intake asks and tells ------------------------------------------------------------------------------
+
+    @property
+    def counting(self) -> int | None:
+        """The round in whose sum an accepted update is now; None: it is owed to the next one."""
+        return None if self.round is None or self.mean is None else self.round.plan.round_id
+
+    def plan_of(self, round_id: int) -> RoundPlan | None:
+        """Of the round that is open, or of a closed one to which an update counts still."""
+        if self.round is not None and self.round.plan.round_id == round_id:
+            return self.round.plan
+        plan = self.closed_plan(round_id)
+        if plan is None or self._line.version - plan.base > self._line.task.staleness:
+            return None
+        return plan
+
+    def closed_plan(self, round_id: int) -> RoundPlan | None:
+        """Of a training round of this lineage that has closed, as far back as late updates may need it."""
+        closed = self._closed.get(round_id)
+        return None if closed is None else closed.plan
+
+    def weight_of(self, name: str, round_id: int) -> int:
+        """Of a gateway's update to a round with a plan: fixed when that opened, but for one that came later."""
+        opened = self._opened
+        if opened is None or opened.plan.round_id != round_id:
+            return weigh(self._roster.windows(name), self._closed[round_id].most_windows)
+        fixed = opened.weights.get(name)
+        return weigh(self._roster.windows(name), opened.most_windows) if fixed is None else fixed
+
+    def count(self, answer: Answer, decoded: Decoded) -> None:
+        """An accepted update is on record: into the open training round's sum, where there is one."""
+        if self.round is not None and self.mean is not None:
+            self.mean.add(decoded, self._weight_in(self.round.plan.round_id, answer.round, answer.weight))
+            if answer.late:
+                self.round.count_late(answer.gateway)
+            else:
+                self.round.count(answer.gateway, update=True)
+        if answer.late and answer.gateway in self._absences:
+            self._save_absences({name: a for name, a in self._absences.items() if name != answer.gateway})
+
+    def refuse(self, name: str, round_id: int) -> None:
+        """A refused answer is on record."""
+        if self.round is not None and self.round.plan.round_id == round_id:
+            self.round.refuse(name)
+
+    def _weight_in(self, round_id: int, answer_round: int, weight: int) -> int:
+        """Of an update in this round's sum: the less, the more rounds have opened since its own."""
+        if answer_round == round_id:
+            return weight
+        waited = self._ledger.rounds_between(self._line.number, answer_round, round_id)
+        return staleness(weight, waited, self._settings.staleness_exponent)
+
+    # -- opening -------------------------------------------------------------------------------------------------
 
     def proceed(self, now: float) -> None:
         if self.round is not None:
@@ -179,20 +267,30 @@ class Run:
             fraction=fraction,
             answer_rate=self._answer_rate(rounds) if fraction < 1 else 1.0,
         )
-        cohort = draw(present, len(self._roster), fraction=fraction, seed=self._line.task.seed, turn=turn)
+        active = self._not_set_aside(present)
+        cohort = draw(active, len(self._roster), fraction=fraction, seed=self._line.task.seed, turn=turn)
         if not cohort.asked:
             return
         names = sorted(cohort.asked)
         closes_at = math.ceil(now + self._settings.closing_seconds)
         plan = self._plan(kind, self.newest_round() + 1, cohort.drawn, closes_at)
+        target = cohort.target
+        quorum = max(self._settings.quorum_gateways, math.ceil(self._settings.quorum_share * target))
+        if self._buffered and kind is RoundKind.TRAINING:
+            target = quorum = min(self._settings.buffer_updates, len(names))
+        counted = {name: self._roster.windows(name) for name in names}
+        most = most_windows(counted.values())
         opened = _Opened(
             plan=plan,
             asked=tuple(names),
-            target=cohort.target,
-            quorum=max(self._settings.quorum_gateways, math.ceil(self._settings.quorum_share * cohort.target)),
-            weights=dict(zip(names, weights([self._roster.windows(name) for name in names]), strict=True)),
+            target=target,
+            quorum=quorum,
+            weights={name: weigh(count, most) for name, count in counted.items()},
+            most_windows=most,
         )
         self._ledger.put("opened", msgspec.msgpack.encode(opened))
+        if kind is RoundKind.TRAINING:
+            self._ledger.count_owed(plan.round_id)
         self._ledger.put("windows", str(windows).encode())
         if fraction < 1:
             self._ledger.put("turn", msgspec.json.encode(turn))
@@ -218,6 +316,21 @@ class Run:
         self._begin(opened)
         self.publish_plan(plan, now)
 
+    def _not_set_aside(self, present: Mapping[str, int]) -> Mapping[str, int]:
+        """Those of the gateways here that are to be asked; all, where too few would be left to make a version."""
+        aside = set_aside(self._absences, self._nonces())
+        left = {name: place for name, place in present.items() if name not in aside}
+        return left if len(left) >= self._settings.quorum_gateways else present
+
+    def _nonces(self) -> dict[str, bytes]:
+        """Of those who fail to answer, as they were born last."""
+        return {name: gateway.nonce for name in self._absences if (gateway := self._roster.get(name)) is not None}
+
+    def _save_absences(self, absences: dict[str, Absence]) -> None:
+        if absences != self._absences:
+            self._absences = absences
+            self._ledger.put(ABSENT, absences_to_bytes(absences))
+
     def _receipts_due(self, plan: RoundPlan) -> float | None:
         """When `receipts_at` is, for the round that opens with this plan."""
         opened = self._ledger.last_round()
@@ -226,7 +339,9 @@ class Run:
         next_plan = next_opening(
             self._pace,
             last_opened=opened.opened_at,
-            last_closed=opened.opened_at if self._settings.close_when_all_answered else plan.closes_at,
+            last_closed=opened.opened_at
+            if self._settings.close_when_all_answered or self._buffered
+            else plan.closes_at,
             tonight=rounds_tonight(self._pace, openings),
         )
         # A receipt costs half of a question with its answer, so it shall come before the first is asked.
@@ -300,14 +415,17 @@ class Run:
                 now=now,
             )
         self._ledger.close_round(plan.round_id, at=now, outcome=outcome, version=version, training_loss=loss)
+        self._remember(plan)
+        self._look_for_absent(round_, now)
         self._score(plan, version)
         if version is not None:
             self._line.prune()
         log.info(
-            "round %d %s: %d updates, %d declines, %d refused, %d of %d silent",
+            "round %d %s: %d updates, %d more of earlier rounds, %d declines, %d refused, %d of %d silent",
             plan.round_id,
             outcome,
             len(round_.updates),
+            round_.others,
             len(round_.declines),
             len(round_.refused),
             len(round_.asked - round_.answered),
@@ -315,10 +433,45 @@ class Run:
         )
         self._tell_tools(round_, outcome)
 
+    def _remember(self, plan: RoundPlan) -> None:
+        """Keep of a closed round what an update to it may need that comes late."""
+        most = self._line.task.staleness
+        opened, self._opened = self._opened, None
+        if not most or plan.kind is not RoundKind.TRAINING or opened is None:
+            return
+        plan = msgspec.structs.replace(plan, delta=None, scaler=None)
+        self._closed[plan.round_id] = _Closed(plan=plan, most_windows=opened.most_windows)
+        kept = [one for one in self._closed.values() if self._line.version - one.plan.base <= most]
+        self._closed = {one.plan.round_id: one for one in kept[-(2 * most + CLOSED_BELOW_QUORUM) :]}
+        self._ledger.put("closed", msgspec.msgpack.encode(list(self._closed.values())))
+
+    def _look_for_absent(self, round_: Round, now: float) -> None:
+        """Put on record who was asked in vain, and name those who are set aside for it."""
+        nonces = {name: gateway.nonce for name in round_.asked if (gateway := self._roster.get(name)) is not None}
+        before = self._absences
+        self._save_absences(
+            after_round(
+                before,
+                asked=round_.asked,
+                failed=round_.failed(now),
+                heard=round_.heard,
+                nonces=nonces,
+                patience=self._settings.set_aside_after,
+            )
+        )
+        for name, absence in self._absences.items():
+            if absence.left and (name not in before or absence.missed > before[name].missed):
+                log.warning(
+                    "%s was asked in vain in %d rounds in a row: set aside for %d", name, absence.missed, absence.left
+                )
+
     def _training_loss(self, round_id: int) -> float:
-        """Weighted mean over the updates that the round accepted."""
-        told = [a for a in self._ledger.answers(round_id) if a.weight and a.training_loss is not None]
-        return sum(a.weight * (a.training_loss or 0.0) for a in told) / sum(a.weight for a in told)
+        """Mean over the updates in the round's sum, by their weights there."""
+        told = [
+            (self._weight_in(round_id, answered, weight), loss)
+            for answered, weight, loss in self._ledger.summed_losses(round_id)
+        ]
+        return sum(weight * loss for weight, loss in told) / sum(weight for weight, _ in told)
 
     def _score(self, plan: RoundPlan, version: int | None) -> None:
         """On the test set where there is one. Else by the gateways, who score a plan's base on their held-out windows:
@@ -350,6 +503,7 @@ class Run:
             "outcome": outcome,
             "version": self._line.version,
             "updates": len(round_.updates),
+            "of_earlier_rounds": round_.others,
             "declines": len(round_.declines),
             "asked": len(round_.asked),
             "metric": row.metric if row is not None else None,
@@ -401,10 +555,12 @@ class Run:
         return self._ledger.updates_since(lately[0].id) / drawn if drawn else 1.0
 
     def _failures(self) -> int:
-        """Rounds below quorum in a row, up to the last one."""
+        """Rounds below quorum in a row, up to the last one; a buffered one that got updates has come further."""
         count = 0
         for row in reversed(self._ledger.rounds()):
             if row.outcome != "below quorum":
+                break
+            if self._buffered and self._ledger.accepted(row.id, row.lineage):
                 break
             count += 1
         return count

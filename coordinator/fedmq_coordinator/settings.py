@@ -17,6 +17,7 @@ from fedmq_protocol.task import Recipe, Windowing
 from fedmq_protocol.topics import CHUNK_BYTES
 from msgspec import Meta
 
+from fedmq_coordinator.aggregate import rule_named
 from fedmq_coordinator.schedule import Pace
 
 __all__ = [
@@ -381,6 +382,59 @@ class RoundSettings(Table):
             " participation (fraction under 1) it has been seen to break training, and is refused.",
         ),
     ] = 0.0
+    set_aside_after: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=10_000,
+            description="A gateway that was asked so often in a row, and stayed silent until closing time or sent what"
+            " had to be refused, is not asked for a round, then for 2, for 4 and up to 64, until it answers again."
+            " Restarting it ends its pause. 0: never.",
+        ),
+    ] = 5
+    aggregation: Annotated[
+        Literal["sync", "buffered"],
+        Meta(
+            description='"sync": a round waits for those whom it asked. "buffered" (FedBuff): everybody works at his'
+            " own pace, and a new version is made of every buffer_updates updates, whichever rounds they belong to."
+            " Changing this, late or max_staleness may make another task, which starts anew.",
+        ),
+    ] = "sync"
+    buffer_updates: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description='Updates of a version with aggregation = "buffered"; where fewer gateways are online, as'
+            " many as those. It takes the place of the quorum.",
+        ),
+    ] = 10
+    late: Annotated[
+        Literal["refuse", "weigh"],
+        Meta(
+            description='What becomes of an update whose round has closed: "refuse", and its gateway keeps what it'
+            ' learnt for its next one; or "weigh", and it counts in the round that is open then, with less weight.'
+            ' With aggregation = "buffered" it is always weighed.',
+        ),
+    ] = "refuse"
+    max_staleness: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1000,
+            description="Versions that the model may have gone on meanwhile for a late update to count still. No"
+            " effect where late ones are refused.",
+        ),
+    ] = 20
+    rule: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=64,
+            description='How updates become one: "mean" is the weighted mean. Others come with packages that register'
+            " one (see examples/trimmed_mean).",
+        ),
+    ] = "mean"
     server_learning_rate: Annotated[
         float, Meta(gt=0, le=100, description="Factor on the mean of the updates before the model takes it.")
     ] = 1.0
@@ -389,10 +443,15 @@ class RoundSettings(Table):
         Meta(
             ge=0,
             le=10,
-            description="An update that counts s rounds late weighs (1 + s) to the power of minus this. 0: as much as a"
-            " fresh one.",
+            description="An update that counts s rounds after its own, late or because that missed its quorum, weighs"
+            " (1 + s) to the power of minus this. 0: as much as a fresh one.",
         ),
     ] = 0.5
+
+    @property
+    def staleness(self) -> int:
+        """Versions that an update's base may be behind; 0 where what comes late is refused."""
+        return self.max_staleness if self.aggregation == "buffered" or self.late == "weigh" else 0
 
     @property
     def pace(self) -> Pace:
@@ -417,6 +476,15 @@ class RoundSettings(Table):
                 "server_momentum",
                 f"expected 0 while fraction is below 1 ({self.fraction:g}): momentum breaks training there",
             )
+        if self.aggregation == "buffered" and self.fraction < 1:
+            yield (
+                "fraction",
+                f'expected 1 with aggregation = "buffered", which asks everybody, got {self.fraction:g}',
+            )
+        try:
+            rule_named(self.rule)
+        except ValueError as error:
+            yield "rule", str(error)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import tomllib
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -11,10 +13,16 @@ from fedmq_compression.pipeline import CodecSpec, Decoded, decode, encode
 from fedmq_coordinator.aggregate import (
     FIXED_POINT_BITS,
     MAX_WEIGHT,
+    RULES,
+    AggregationRule,
+    RuleMaker,
     ServerState,
     WeightedMean,
+    most_windows,
+    rule_named,
     server_step,
     staleness,
+    weigh,
     weights,
 )
 from hypothesis import given, settings
@@ -250,3 +258,32 @@ def test_nothing_learnt_is_broadcast_as_nothing() -> None:
     step = server_step(np.zeros(1_000), ServerState.start(1_000), codec, momentum=0.9, learning_rate=1.0)
     assert len(step.delta) <= 3
     assert not step.steps.any()
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_mean_is_a_rule_like_any_other() -> None:
+    maker: RuleMaker = rule_named("mean")
+    rule: AggregationRule = maker(3)
+    rule.add(update([1 << FIXED_POINT_BITS, 0, -(1 << FIXED_POINT_BITS)]), 5)
+    assert (rule.mean().tolist(), rule.weight, rule.updates) == ([1.0, 0.0, -1.0], 5, 1)
+
+
+def test_the_project_registers_the_mean_as_others_register_theirs() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, name = project["entry-points"][RULES]["mean"].partition(":")
+    assert (module, name) == (WeightedMean.__module__, WeightedMean.__name__)
+
+
+def test_a_rule_that_nobody_brings_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match=r"expected one of .*mean.*, got 'median'"):
+        rule_named("median")
+
+
+@given(fleet=st.lists(st.integers(0, 10**6), min_size=1, max_size=50), newcomer=st.integers(0, 10**7))
+def test_one_that_comes_later_weighs_as_it_would_have_but_for_the_median(fleet: list[int], newcomer: int) -> None:
+    most = most_windows(fleet)
+    assert [weigh(count, most) for count in fleet] == weights(fleet)
+    assert 1 <= weigh(newcomer, most) <= MAX_WEIGHT
+    assert weigh(newcomer, most) <= weigh(10**9, most)

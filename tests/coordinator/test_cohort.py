@@ -190,3 +190,16 @@ def test_a_drifting_answer_rate_lets_nobody_wait_for_two_cycles() -> None:
 def test_at_least_the_fraction_asked_for_is_drawn() -> None:
     for fraction in (0.15, 0.3, 0.4, 0.7):
         assert following(None, fraction=fraction, answer_rate=1.0).slots <= 1 / fraction
+
+
+def test_answers_that_nobody_asked_for_do_not_make_up_for_those_that_were_asked() -> None:
+    assert following(None, fraction=0.1, answer_rate=2.5).slots == 10
+
+
+@given(size=st.integers(1, 200), fraction=st.floats(0.01, 1.0), rate=st.floats(0.0, 3.0))
+def test_however_few_answer_nobody_is_drawn_twice_and_no_more_than_there_are(
+    size: int, fraction: float, rate: float
+) -> None:
+    cohort = drawn(fleet(size), 0, fraction=fraction, rate=rate)
+    assert cohort.asked <= set(fleet(size))
+    assert 1 <= cohort.target <= len(cohort.asked)

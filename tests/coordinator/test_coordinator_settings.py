@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fedmq_coordinator.settings import (
@@ -12,6 +13,8 @@ from fedmq_coordinator.settings import (
 )
 from fedmq_protocol.settings import SettingsError, document, load
 from fedmq_protocol.task import Recipe, Windowing
+
+from fedmq.defaults import task_of
 
 EXAMPLE = Path(__file__).parents[2] / "coordinator" / "coordinator.example.toml"
 CLASSES = ("normal", "inner", "ball", "outer")
@@ -56,6 +59,35 @@ def test_server_momentum_is_refused_below_full_participation() -> None:
     RoundSettings(server_momentum=0.9)
     with pytest.raises(SettingsError, match=r"^server_momentum: expected 0 while fraction is below 1"):
         RoundSettings(server_momentum=0.9, fraction=0.1)
+
+
+def test_a_buffered_round_asks_everybody() -> None:
+    RoundSettings(aggregation="buffered")
+    with pytest.raises(SettingsError, match=r'^fraction: expected 1 with aggregation = "buffered"'):
+        RoundSettings(aggregation="buffered", fraction=0.5)
+
+
+def test_an_unknown_rule_is_a_mistake_that_names_those_that_there_are() -> None:
+    with pytest.raises(SettingsError, match=r"^rule: expected one of .*mean.*, got 'meen'"):
+        RoundSettings(rule="meen")
+
+
+@pytest.mark.parametrize(
+    ("given", "staleness"),
+    [
+        ({}, 0),
+        ({"max_staleness": 7}, 0),
+        ({"late": "weigh"}, 20),
+        ({"late": "weigh", "max_staleness": 7}, 7),
+        ({"aggregation": "buffered"}, 20),
+        ({"aggregation": "buffered", "max_staleness": 3}, 3),
+    ],
+)
+def test_gateways_are_told_how_late_an_update_may_be(given: dict[str, Any], staleness: int) -> None:
+    rounds = RoundSettings(**given)
+    assert rounds.staleness == staleness
+    settings = TaskSettings(name="t", classes=CLASSES)
+    assert task_of(settings, rounds).staleness == staleness
 
 
 @pytest.mark.parametrize("time", ["2:30", "24:00", "02:60", "night", "02:30\n"])

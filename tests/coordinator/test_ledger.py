@@ -48,6 +48,7 @@ ANSWER = Answer(
     held_out_windows=None,
     owed=False,
     payload=b"abc",
+    counted_in=1,
 )
 WIRE = Wire(gateway="a", nonce=b"n", sent=10, received=20, reported_at=5.0, final=False)
 
@@ -224,3 +225,46 @@ def test_a_read_only_ledger_cannot_be_written(path: Path) -> None:
 
     with pytest.raises(sqlite3.OperationalError):
         reader.put("key", b"value")
+
+
+# --- late ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_late_answer_stays_with_its_round_and_counts_in_another(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.save_answer(ANSWER)
+    late = replace(ANSWER, gateway="b", counted_in=3)
+    ledger.save_answer(late)
+    ledger.save_answer(replace(ANSWER, round=3, gateway="c", counted_in=3))
+    ledger.save_answer(replace(ANSWER, round=3, gateway="d", verdict="norm", counted_in=None))
+    assert [a.late for a in ledger.answers()] == [False, True, False, False]
+    assert [(a.round, a.gateway) for a in ledger.summed(3)] == [(1, "b"), (3, "c")]
+    assert [(a.round, a.gateway) for a in ledger.summed(1)] == [(1, "a")]
+    assert ledger.updates_since(1) == 2, "of those who were in time"
+
+
+def test_one_that_comes_while_no_round_is_open_is_owed_to_the_next_and_again_where_that_misses_its_quorum(
+    path: Path,
+) -> None:
+    ledger = Ledger(path)
+    ledger.save_answer(replace(ANSWER, owed=True, counted_in=None))
+    ledger.count_owed(2)
+    assert [a.counted_in for a in ledger.summed(2)] == [2]
+    ledger.save_answer(replace(ANSWER, round=2, counted_in=2))
+    ledger.owe(2)
+    ledger.count_owed(3)
+    assert [(a.round, a.counted_in, a.owed) for a in ledger.summed(3)] == [(1, 2, True), (2, 2, True)]
+    ledger.erase_payloads()
+    assert ledger.summed(4) == []
+
+
+def test_rounds_between_are_those_of_one_lineage(path: Path) -> None:
+    ledger = Ledger(path)
+    for number, lineage in ((1, 1), (2, 9), (3, 1), (4, 1)):
+        ledger.open_round(replace(ROUND, id=number, lineage=lineage))
+    assert [ledger.rounds_between(1, earlier, later) for earlier, later in ((1, 1), (1, 3), (1, 4), (3, 4))] == [
+        0,
+        1,
+        2,
+        1,
+    ]

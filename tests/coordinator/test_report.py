@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from fedmq_coordinator import report_html, report_text
+from fedmq_coordinator.absent import ABSENT, Absence, to_bytes
 from fedmq_coordinator.ledger import Answer, CatchUp, Gateway, Ledger, Round, Version, Wire
 from fedmq_coordinator.report import METRIC_NAME, Report, Traffic, build, divide, size, to_csv, to_json
 from hypothesis import given, settings
@@ -82,6 +83,7 @@ def an_answer(round_id: int, gateway: str, sent: int = 0, received: int = 0, **c
         held_out_windows=None,
         owed=False,
         payload=None,
+        counted_in=round_id,
     )
     return replace(answer, **changes)  # type: ignore[arg-type]
 
@@ -572,3 +574,24 @@ def test_only_the_two_scripts_of_the_page_may_run(report: Report) -> None:
 def _markup(page: str) -> str:
     """The page without scripts and styles."""
     return re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.S)
+
+
+def test_a_late_update_does_not_change_what_its_round_came_to(ledger: Ledger) -> None:
+    ledger.open_round(a_round(1, drawn=2))
+    ledger.save_answer(an_answer(1, "a"))
+    ledger.save_answer(an_answer(1, "b", counted_in=2))
+    ledger.commit()
+    (line,) = build(ledger).rounds
+    assert (line.answered, line.accepted, line.late, line.drawn) == (1, 1, 1, 2)
+    assert [(g.name, g.accepted) for g in build(ledger).gateways] == [("a", 1), ("b", 1)]
+
+
+def test_who_is_set_aside_is_named_with_the_rounds_to_come(plant: Ledger) -> None:
+    gateway = plant.gateways()[2]
+    plant.put(ABSENT, to_bytes({gateway.name: Absence(missed=6, pauses=2, left=2, nonce=gateway.nonce)}))
+    plant.commit()
+    report = build(plant)
+    assert [(line.gateway, line.missed, line.left) for line in report.set_aside] == [(gateway.name, 6, 2)]
+    for page in (report_text.to_text(report), report_text.status(plant, START)):
+        assert f"{gateway.name} (for 2 rounds)" in " ".join(page.split())
+    assert f"{gateway.name} (2 more)" in report_html.to_html(report)

@@ -50,6 +50,9 @@ def judged(**changes: Any) -> Judgement | None:
         "gateway": "g1",
         "roster": 1,
         "record": Record(round_id=4, counter=7, digest=OTHER, verdict=Verdict.ACCEPTED),
+        "closed": None,
+        "version": 4,
+        "staleness": 0,
         "now": 900.0,
     }
     return admit(**(values | changes))
@@ -316,3 +319,113 @@ def test_the_life_of_an_update_from_first_word_to_lost_receipt() -> None:
     assert verdict(round_=following, newest_round=6, record=record, round_id=6, base=5, counter=9) is None
     assert verdict(round_=following, newest_round=6, record=record, round_id=6, base=5) is Verdict.ABANDONED
     assert verdict(round_=following, newest_round=6, record=replace(record, counter=0), round_id=6, base=5) is None
+
+
+# --- late ------------------------------------------------------------------------------------------------------------
+
+
+def late(**changes: Any) -> Verdict | None:
+    """Of a good update to round 5, base 4, which closed while rounds went on to 9 and the model to version 8."""
+    going_on = round_(round_id=9, base=8, model=8)
+    values: dict[str, Any] = {
+        "round_": going_on,
+        "newest_round": 9,
+        "closed": plan(),
+        "version": 8,
+        "staleness": 4,
+        "now": 5_000.0,
+    }
+    return verdict(**(values | changes))
+
+
+def test_an_update_to_a_closed_round_is_admitted_where_its_base_is_not_too_far_behind() -> None:
+    assert late() is None
+    assert late(round_=None) is None, "no round has to be open: it is owed to the next"
+    assert late(staleness=3) is Verdict.CLOSED
+    assert late(version=9) is Verdict.CLOSED
+    assert late(closed=None) is Verdict.CLOSED, "a round of another lineage, or one that is forgotten"
+    assert late(staleness=0, version=4) is Verdict.CLOSED, "no task of this kind"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"roster": 3}, Verdict.NOT_DRAWN),
+        ({"roster": None}, Verdict.NOT_DRAWN),
+        ({"base": 8}, Verdict.WRONG_BASE),
+        ({"counter": 7}, Verdict.ABANDONED),
+        ({"closed": plan(kind=RoundKind.STATISTICS)}, Verdict.NOT_DRAWN),
+        ({"record": Record(round_id=5, counter=8, digest=DIGEST, verdict=Verdict.CLOSED)}, Verdict.CLOSED),
+        ({"record": Record(round_id=5, counter=8, digest=OTHER, verdict=Verdict.ACCEPTED)}, Verdict.CONFLICT),
+    ],
+)
+def test_a_late_update_is_checked_against_the_round_that_it_answers(changes: Any, expected: Verdict) -> None:
+    assert late(**changes) is expected
+
+
+def test_what_comes_between_closing_time_and_close_counts_where_late_ones_do() -> None:
+    assert verdict(now=CLOSES_AT + 0.5) is Verdict.CLOSED
+    assert verdict(now=CLOSES_AT + 0.5, staleness=1) is None
+
+
+# --- buffered --------------------------------------------------------------------------------------------------------
+
+
+def buffered(target: int) -> Round:
+    return Round(plan(), asked=ASKED, target=target, quorum=target, buffered=True)
+
+
+def test_a_buffered_round_closes_with_so_many_updates_of_whichever_rounds() -> None:
+    running = buffered(3)
+    running.count_owed()
+    running.count_late("g2")
+    assert not running.should_close(900.0)
+    assert not running.has_quorum
+    running.count("g0", update=True)
+    assert running.should_close(900.0)
+    assert running.has_quorum
+    assert running.answered == {"g0"}
+    assert running.heard == {"g0", "g2"}
+
+
+def test_a_buffered_round_with_fewer_at_its_closing_time_misses_its_quorum() -> None:
+    running = buffered(3)
+    running.count("g0", update=True)
+    running.count_late("g1")
+    assert running.should_close(float(CLOSES_AT))
+    assert not running.has_quorum
+
+
+def test_a_buffered_round_does_not_wait_once_nobody_can_answer_any_more() -> None:
+    running = buffered(3)
+    running.count("g0", update=True)
+    running.count("g1", update=False)
+    running.refuse("g2")
+    assert running.should_close(900.0)
+
+
+def test_a_synchronous_round_counts_its_own_updates_for_its_quorum() -> None:
+    running = round_(quorum=2, target=2)
+    running.count_late("g0")
+    running.count_owed()
+    running.count("g1", update=True)
+    assert not running.has_quorum
+    assert not running.should_close(900.0)
+
+
+# --- asked in vain ---------------------------------------------------------------------------------------------------
+
+
+def test_silence_counts_once_a_round_has_taken_all_its_time_and_a_refused_answer_at_once() -> None:
+    running = round_(target=1)
+    running.count("g0", update=True)
+    running.refuse("g1")
+    assert running.failed(900.0) == {"g1"}
+    assert running.failed(float(CLOSES_AT)) == {"g1", "g2"}
+
+
+def test_who_declines_or_is_late_has_not_failed() -> None:
+    running = round_()
+    running.count("g0", update=False)
+    running.count_late("g2")
+    assert running.failed(float(CLOSES_AT)) == {"g1"}

@@ -1,4 +1,5 @@
-"""Both ends have the same contexts through any history: rounds, missed plans, every way of catching up, crashes.
+"""Both ends have the same contexts through any history: rounds, missed plans, every way of catching up, crashes,
+and updates that come when the model has gone on.
 
 A machine of hypothesis drives the coordinator's lineage and several gateways' transitions with their real files, and
 no services, messages or waiting in between. Who holds version v of a lineage holds the coordinator's v, and its
@@ -92,6 +93,17 @@ class Gateway:
         self.state = state
 
 
+@dataclass(frozen=True, kw_only=True)
+class Late:
+    """An update on its way: what decodes it at the other end, and what was meant by it."""
+
+    lineage: int
+    base: int
+    level: int
+    payload: bytes
+    meant: NDArray[np.float32]
+
+
 class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -100,6 +112,7 @@ class Histories(RuleBasedStateMachine):
         self.engine = NumpyEngine(MODEL)
         self.now = 1_700_000_000.0
         self.round_id = 0
+        self.late: list[Late] = []
         self.made: dict[tuple[int, int], tuple[bytes, bytes]] = {}
         """Digest, and mark of the contexts, by lineage and version, as the coordinator had them."""
 
@@ -198,11 +211,54 @@ class Histories(RuleBasedStateMachine):
         for left in reversed(range(times)):
             self.round(answering, answering if left else hearing, crash and not left)
 
-    def round(self, answering: set[int], hearing: set[int], crash: bool) -> None:
-        """They train and are counted; the next plan reaches some, and tells them so."""
+    @rule(place=places, way=ways)
+    def answers_late(self, place: int, way: CatchUpKind | None) -> None:
+        """It trains for a round that closes without it; its update is on its way while others go on."""
+        gateway = self.gateways[place]
+        if gateway.state.lineage != self.line.number:
+            self.welcome(place)
+        self.receipt(place)
+        self.catch_up(place, way)
         self.round_id += 1
         plan = self.plan(set())
-        payloads, level = [], plan.level
+        trained = work.train_update(
+            gateway.state, plan, gateway.samples, self.engine, gateway=gateway.name, keep_going=lambda: True
+        )
+        gateway.become(trained.state)
+        pending = trained.state.pending
+        assert pending is not None
+        meant = work.sent_by(pending, self.task)
+        self.late.append(
+            Late(lineage=plan.lineage, base=plan.base, level=plan.level, payload=pending.payload, meant=meant)
+        )
+
+    def arrived(self) -> list[Decoded]:
+        """What is on its way for this lineage, as the coordinator reads it now; it stays there and comes once more."""
+        decoded = []
+        for late in self.late:
+            if late.lineage == self.line.number:
+                decoded.append(self.line.decode(late.payload, late.level, late.base))
+                assert np.array_equal(decoded[-1].dense(), late.meant), f"base {late.base}, now {self.line.version}"
+        return decoded
+
+    @precondition(lambda self: self.late)
+    @rule()
+    def late_ones_make_a_version_alone(self) -> None:
+        """As in a buffered round; and then they are gone."""
+        decoded = self.arrived()
+        self.late.clear()
+        if decoded:
+            self.round_id += 1
+            self.apply(decoded)
+            self.remember()
+            self.ledger.commit()
+            self.line.prune()
+
+    def round(self, answering: set[int], hearing: set[int], crash: bool) -> None:
+        """They train and are counted, with all that is late; the next plan reaches some, and tells them so."""
+        self.round_id += 1
+        plan = self.plan(set())
+        payloads, level, base = [], plan.level, plan.base
         for place in sorted(answering):
             gateway = self.gateways[place]
             trained = work.train_update(
@@ -212,17 +268,17 @@ class Histories(RuleBasedStateMachine):
             pending = trained.state.pending
             assert pending is not None
             assert np.array_equal(
-                self.line.decode(pending.payload, pending.level).dense(), work.sent_by(pending, self.task)
+                self.line.decode(pending.payload, pending.level, plan.base).dense(), work.sent_by(pending, self.task)
             )
             payloads.append(pending.payload)
-        self.apply([self.line.decode(payload, level) for payload in payloads])
+        self.apply([self.line.decode(payload, level, base) for payload in payloads] + self.arrived())
         self.remember()
         if crash:
             # Before the commit: what it had stored of the answers makes the same version again, in whatever order.
             self.ledger.rollback()
             self.ledger.close()
             self.open()
-            self.apply([self.line.decode(payload, level) for payload in reversed(payloads)])
+            self.apply(self.arrived() + [self.line.decode(payload, level, base) for payload in reversed(payloads)])
             self.remember()
         self.ledger.commit()
         self.line.prune()
