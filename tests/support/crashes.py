@@ -12,6 +12,7 @@ in which nothing happened.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -167,7 +168,7 @@ def assert_invariants(site: Site) -> None:
     assert not [a for a in answers if a.owed], "an update is still owed after the run has ended"
     line = ledger.versions(int(ledger.get("lineage") or 0), after=-1)
     assert [version.number for version in line] == list(range(len(line)))
-    for before, after in zip(line, line[1:], strict=False):
+    for before, after in itertools.pairwise(line):
         assert after.parent == before.digest, f"version {after.number} does not follow {before.number}"
     for name, state in site.memories().items():
         assert state.pending is None or (name, state.pending.counter) in accepted, f"{name}'s update was lost"
