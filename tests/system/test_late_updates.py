@@ -112,7 +112,7 @@ class Books:
         save: Callable[[GatewayState], None] = memory.save
 
         def saving(state: GatewayState) -> None:
-            before, pending = memory._saved, state.pending
+            before, pending = memory.saved(task.name), state.pending
             if pending is not None and (name, pending.counter) not in self.coded:
                 self.coded[name, pending.counter] = sent_by(pending, task)
                 # Of an update that was pending until now a plan has said that it was accepted.
