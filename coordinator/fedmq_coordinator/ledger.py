@@ -1,33 +1,80 @@
-"""The coordinator's memory: one SQLite file with every round, answer, verdict and byte count.
+"""The coordinator's memory: one SQLite file with every round, answer, verdict and byte count of every task.
 
-Owns the schema and the transactions. Nothing is published before `commit` returns: the service collects what it
-wants to say, commits, and only then speaks, so one fsync serves all answers that came together (group commit).
-A gateway's payload is kept until the version that contains it is committed, and erased in that same transaction.
+Owns the schema, its migrations and the transactions. `Ledger` is the open file, and what belongs to the fleet:
+gateways, their bytes, refused junk, orders. `Book` is one task's part of the same file and of the same transaction.
+Nothing is published before `commit` returns: the service collects what it wants to say, commits, and only then
+speaks, so one fsync serves all answers that came together (group commit). A gateway's payload is kept until the
+version that contains it is committed, and erased in that same transaction unless the settings keep it.
 
-Refuses to know what an answer is worth (`rounds`) and how the report looks (`report`, which reads this file alone).
-Times are unix seconds by the coordinator's clock; sizes are bytes.
+Refuses to know what an answer is worth (`rounds`), how the report looks (`report`, which reads this file alone) and
+what of old rounds may be summed up (`retention`). Times are unix seconds by the coordinator's clock; sizes are bytes.
+
+A file is looked through as it is opened (`PRAGMA quick_check`), up to CHECKED_BYTES: that costs about a second for
+each 500 MB, and a coordinator shall be back in its round within seconds. In a larger one damage is found when a
+damaged page is read. Either way it is a LedgerError that names the file and what to do.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["Answer", "CatchUp", "Gateway", "Ledger", "LedgerError", "Round", "Version", "Wire"]
+import msgspec
 
-SCHEMA_VERSION = 3
+__all__ = [
+    "Answer",
+    "Book",
+    "CatchUp",
+    "Folded",
+    "Gateway",
+    "Ledger",
+    "LedgerError",
+    "Mark",
+    "Order",
+    "Release",
+    "Round",
+    "TaskRow",
+    "Trial",
+    "Version",
+    "Wire",
+]
+
+SCHEMA_VERSION = 4
+
+CHECKED_BYTES = 256 * 1024 * 1024
+"""Larger files are not looked through as they are opened."""
 
 T = TypeVar("T")
 
 _SCHEMA = """
-CREATE TABLE state (
-    key TEXT PRIMARY KEY,
-    value BLOB NOT NULL
+CREATE TABLE tasks (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL,                  -- running | paused | stopped
+    configured INTEGER NOT NULL,          -- 0: the settings name it no longer
+    paused_tags TEXT NOT NULL             -- gateways with one of them are not drawn; one a line
 ) STRICT;
+CREATE TABLE state (
+    task INTEGER NOT NULL,                -- 0: of no task
+    key TEXT NOT NULL,
+    value BLOB NOT NULL,
+    PRIMARY KEY (task, key)
+) STRICT;
+CREATE TABLE orders (                     -- what people told the running coordinator to do, and what came of it
+    id INTEGER PRIMARY KEY,
+    at REAL NOT NULL,
+    verb TEXT NOT NULL,                   -- pause | resume | stop | promote | rollback
+    task TEXT NOT NULL,                   -- its name, as it was given
+    details BLOB NOT NULL,                -- MessagePack, by name
+    done_at REAL,                         -- NULL: not carried out yet
+    done INTEGER,                         -- 0: it could not be
+    result TEXT
+) STRICT;
+CREATE INDEX orders_waiting ON orders (id) WHERE done_at IS NULL;
 CREATE TABLE gateways (
     name TEXT PRIMARY KEY,
     roster INTEGER NOT NULL UNIQUE,       -- place in the plan's bitmap, for ever
@@ -36,16 +83,20 @@ CREATE TABLE gateways (
     present INTEGER NOT NULL,             -- 0 after the last will or a leave
     software TEXT NOT NULL,
     engines TEXT NOT NULL,                -- names, comma separated
-    windows INTEGER NOT NULL,             -- training windows at its last birth
+    windows INTEGER NOT NULL,             -- training windows at its last birth, as the first task cuts them
     signal_bytes INTEGER NOT NULL,        -- raw signal it holds, at 16 bits a sample
-    nonce BLOB NOT NULL                   -- boot nonce of its last birth
+    nonce BLOB NOT NULL,                  -- boot nonce of its last birth
+    samples INTEGER NOT NULL DEFAULT 0,   -- of each channel, at its last birth
+    tags TEXT NOT NULL DEFAULT ''         -- one a line
 ) STRICT;
-CREATE TABLE verdicts (                   -- the last answer of every gateway, kept for ever
-    gateway TEXT PRIMARY KEY,
+CREATE TABLE verdicts (                   -- the last answer of every gateway to every task, kept for ever
+    task INTEGER NOT NULL,
+    gateway TEXT NOT NULL,
     round INTEGER NOT NULL,
     counter INTEGER NOT NULL,
     digest BLOB NOT NULL,
-    verdict TEXT NOT NULL
+    verdict TEXT NOT NULL,
+    PRIMARY KEY (task, gateway)
 ) STRICT;
 CREATE TABLE wire (                       -- socket bytes, cumulative, as one process of a gateway counted them
     gateway TEXT NOT NULL,
@@ -56,8 +107,19 @@ CREATE TABLE wire (                       -- socket bytes, cumulative, as one pr
     final INTEGER NOT NULL,               -- 1: said on leaving, nothing follows; 0: a tail may not be reported yet
     PRIMARY KEY (gateway, nonce)
 ) STRICT;
+CREATE TABLE marks (                      -- of a process whose first answers are summed up: where the others go on
+    gateway TEXT NOT NULL,
+    nonce BLOB NOT NULL,
+    round INTEGER NOT NULL,               -- the last one summed up: what follows belongs to it
+    sent INTEGER NOT NULL,
+    received INTEGER NOT NULL,
+    joined_sent INTEGER NOT NULL,         -- before its first answer
+    joined_received INTEGER NOT NULL,
+    PRIMARY KEY (gateway, nonce)
+) STRICT;
 CREATE TABLE rounds (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY,               -- counts through all tasks
+    task INTEGER NOT NULL,
     lineage INTEGER NOT NULL,
     kind TEXT NOT NULL,                   -- statistics | training
     base INTEGER NOT NULL,                -- version trained from
@@ -72,8 +134,12 @@ CREATE TABLE rounds (
     version INTEGER,                      -- the version that came of it
     metric REAL,                          -- of that version
     loss REAL,
-    metric_source TEXT                    -- test set | held-out windows
+    metric_source TEXT,                   -- test set | held-out windows
+    totals BLOB                           -- of its answers once they are summed up (`Folded`); NULL before
 ) STRICT;
+CREATE INDEX rounds_of_task ON rounds (task, id);
+CREATE INDEX rounds_of_lineage ON rounds (lineage, kind, id);
+CREATE INDEX rounds_by_metric ON rounds (lineage, metric) WHERE metric IS NOT NULL;
 CREATE TABLE answers (
     round INTEGER NOT NULL,
     gateway TEXT NOT NULL,
@@ -98,20 +164,55 @@ CREATE TABLE answers (
     payload BLOB,                         -- NULL once its version is committed
     PRIMARY KEY (round, gateway)
 ) STRICT;
+CREATE INDEX answers_owed ON answers (round) WHERE owed = 1;
+CREATE INDEX answers_kept ON answers (round) WHERE payload IS NOT NULL;
+CREATE TABLE folded (                     -- of each gateway and task: its answers that are summed up
+    task INTEGER NOT NULL,
+    gateway TEXT NOT NULL,
+    totals BLOB NOT NULL,                 -- `Folded`
+    PRIMARY KEY (task, gateway)
+) STRICT;
 CREATE TABLE versions (
-    lineage INTEGER NOT NULL,
+    lineage INTEGER NOT NULL,             -- unique among all tasks
     number INTEGER NOT NULL,
+    task INTEGER NOT NULL,
     digest BLOB NOT NULL,                 -- sha256 of the integer parameters
     parent BLOB NOT NULL,                 -- digest of the version before: the chain
     round INTEGER,
     created_at REAL NOT NULL,
     level INTEGER NOT NULL,               -- how dense its delta was coded, and the updates that start from it
-    delta BLOB NOT NULL,                  -- as broadcast; empty for the start of a lineage
+    delta BLOB NOT NULL,                  -- as broadcast; empty for the start of a lineage, and once nobody can need it
     steps BLOB NOT NULL,                  -- the same as whole numbers, which need no contexts to be read
+    delta_bytes INTEGER NOT NULL,         -- of the delta as it was broadcast
     PRIMARY KEY (lineage, number)
+) STRICT;
+CREATE INDEX versions_of_task ON versions (task, lineage);
+CREATE TABLE releases (                   -- versions that were to be put in service
+    task INTEGER NOT NULL,
+    number INTEGER NOT NULL,              -- counts up for each task
+    at REAL NOT NULL,
+    lineage INTEGER NOT NULL,
+    version INTEGER NOT NULL,
+    canary_pct REAL NOT NULL,             -- share of the gateways, by a hash of their names
+    tags TEXT NOT NULL,                   -- for gateways with one of them; one a line, empty: for all
+    forced INTEGER NOT NULL,              -- 1: without a comparison
+    PRIMARY KEY (task, number)
+) STRICT;
+CREATE TABLE trials (                     -- the last word of each gateway on what it has in service
+    task INTEGER NOT NULL,
+    gateway TEXT NOT NULL,
+    at REAL NOT NULL,
+    lineage INTEGER NOT NULL,
+    version INTEGER NOT NULL,             -- the one that was tried
+    in_service INTEGER NOT NULL,          -- after that
+    windows INTEGER NOT NULL,
+    metric REAL NOT NULL,
+    before REAL,                          -- of what was in service until then; NULL: nothing was
+    PRIMARY KEY (task, gateway)
 ) STRICT;
 CREATE TABLE catch_ups (                  -- answers to gateways that missed deltas, published once for all askers
     at REAL NOT NULL,
+    task INTEGER NOT NULL,
     kind TEXT NOT NULL,                   -- chain | merged | keyframe
     from_version INTEGER NOT NULL,
     to_version INTEGER NOT NULL,
@@ -127,9 +228,89 @@ CREATE TABLE refused (                    -- junk, counted by topic channel and 
 ) STRICT;
 """
 
+_FROM_3 = """
+CREATE TABLE tasks (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL,
+    configured INTEGER NOT NULL, paused_tags TEXT NOT NULL) STRICT;
+ALTER TABLE state RENAME TO old_state;
+CREATE TABLE state (task INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (task, key)) STRICT;
+INSERT INTO state SELECT CASE key WHEN 'federation' THEN 0 ELSE 1 END, key, value FROM old_state;
+DROP TABLE old_state;
+CREATE TABLE orders (id INTEGER PRIMARY KEY, at REAL NOT NULL, verb TEXT NOT NULL, task TEXT NOT NULL,
+    details BLOB NOT NULL, done_at REAL, done INTEGER, result TEXT) STRICT;
+CREATE INDEX orders_waiting ON orders (id) WHERE done_at IS NULL;
+ALTER TABLE gateways ADD COLUMN samples INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE gateways ADD COLUMN tags TEXT NOT NULL DEFAULT '';
+ALTER TABLE verdicts RENAME TO old_verdicts;
+CREATE TABLE verdicts (task INTEGER NOT NULL, gateway TEXT NOT NULL, round INTEGER NOT NULL, counter INTEGER NOT NULL,
+    digest BLOB NOT NULL, verdict TEXT NOT NULL, PRIMARY KEY (task, gateway)) STRICT;
+INSERT INTO verdicts SELECT 1, gateway, round, counter, digest, verdict FROM old_verdicts;
+DROP TABLE old_verdicts;
+CREATE TABLE marks (gateway TEXT NOT NULL, nonce BLOB NOT NULL, round INTEGER NOT NULL, sent INTEGER NOT NULL,
+    received INTEGER NOT NULL, joined_sent INTEGER NOT NULL, joined_received INTEGER NOT NULL,
+    PRIMARY KEY (gateway, nonce)) STRICT;
+ALTER TABLE rounds ADD COLUMN task INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE rounds ADD COLUMN totals BLOB;
+CREATE INDEX rounds_of_task ON rounds (task, id);
+CREATE INDEX rounds_of_lineage ON rounds (lineage, kind, id);
+CREATE INDEX rounds_by_metric ON rounds (lineage, metric) WHERE metric IS NOT NULL;
+CREATE INDEX answers_owed ON answers (round) WHERE owed = 1;
+CREATE INDEX answers_kept ON answers (round) WHERE payload IS NOT NULL;
+CREATE TABLE folded (task INTEGER NOT NULL, gateway TEXT NOT NULL, totals BLOB NOT NULL,
+    PRIMARY KEY (task, gateway)) STRICT;
+ALTER TABLE versions ADD COLUMN task INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE versions ADD COLUMN delta_bytes INTEGER NOT NULL DEFAULT 0;
+UPDATE versions SET delta_bytes = length(delta);
+CREATE INDEX versions_of_task ON versions (task, lineage);
+CREATE TABLE releases (task INTEGER NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL, lineage INTEGER NOT NULL,
+    version INTEGER NOT NULL, canary_pct REAL NOT NULL, tags TEXT NOT NULL, forced INTEGER NOT NULL,
+    PRIMARY KEY (task, number)) STRICT;
+CREATE TABLE trials (task INTEGER NOT NULL, gateway TEXT NOT NULL, at REAL NOT NULL, lineage INTEGER NOT NULL,
+    version INTEGER NOT NULL, in_service INTEGER NOT NULL, windows INTEGER NOT NULL, metric REAL NOT NULL, before REAL,
+    PRIMARY KEY (task, gateway)) STRICT;
+ALTER TABLE catch_ups ADD COLUMN task INTEGER NOT NULL DEFAULT 1;
+"""
+
+
+def _from_3(db: sqlite3.Connection) -> None:
+    """One task, of which no row said that it was the only one. Its name and windows stand in its coded body."""
+    _run_all(db, _FROM_3)
+    began = db.execute("SELECT value FROM state WHERE key = 'began'").fetchone()
+    lineage = db.execute("SELECT value FROM state WHERE key = 'lineage'").fetchone()
+    if began is not None and lineage is not None:
+        # It was how many training rounds there had been, and is the last one of them.
+        last = db.execute(
+            "SELECT id FROM rounds WHERE lineage = ? AND kind = 'training' ORDER BY id LIMIT 1 OFFSET ?",
+            (int(lineage[0]), max(0, int(began[0]) - 1)),
+        ).fetchone()
+        last_id = 0 if last is None or not int(began[0]) else int(last[0])
+        db.execute("UPDATE state SET value = ? WHERE key = 'began'", (str(last_id).encode(),))
+    body = db.execute("SELECT value FROM state WHERE key = 'task_body'").fetchone()
+    if body is None:
+        return
+    try:
+        task = msgspec.msgpack.decode(body[0])
+        windowing = task["windowing"] if isinstance(task, dict) else task[3]
+        name = task["name"] if isinstance(task, dict) else task[0]
+        channels = windowing.get("channels", 1) if isinstance(windowing, dict) else windowing[5]
+        db.execute("INSERT INTO tasks VALUES (1, ?, 'running', 1, '')", (str(name),))
+        db.execute("UPDATE gateways SET samples = signal_bytes / ?", (2 * int(channels),))
+    except (msgspec.MsgspecError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise LedgerError(f"its task cannot be read ({error}): restore the file from a backup") from error
+
+
+_MIGRATIONS: dict[int, Callable[[sqlite3.Connection], None]] = {3: _from_3}
+"""What takes a file of this schema to the next one, within a transaction."""
+
+
+def _run_all(db: sqlite3.Connection, sql: str) -> None:
+    """Statement by statement: `executescript` would commit the transaction at hand."""
+    for statement in sql.split(";\n"):
+        if statement.strip():
+            db.execute(statement)
+
 
 class LedgerError(ValueError):
-    """The file cannot be used: it is not ours, of another schema, or damaged."""
+    """The file cannot be used: it is not ours, of another schema, damaged, or the disk does not take it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +325,13 @@ class Gateway:
     windows: int
     signal_bytes: int
     nonce: bytes
+    samples: int = 0
+    tags: str = ""
+    """One a line."""
+
+    @property
+    def tag_set(self) -> frozenset[str]:
+        return frozenset(self.tags.split("\n")) - {""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +352,8 @@ class Round:
     metric_source: str | None
     level: int = 0
     training_loss: float | None = None
+    totals: bytes | None = None
+    """`Folded` of its answers that are summed up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +402,8 @@ class Version:
     delta: bytes
     steps: bytes
     level: int = 0
+    delta_bytes: int | None = None
+    """Of the delta as it was broadcast; None: it is the one at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,234 +416,178 @@ class CatchUp:
     askers: int
 
 
-_BOOLEANS = {"present", "final", "owed"}
+@dataclass(frozen=True, kw_only=True)
+class TaskRow:
+    id: int
+    name: str
+    state: str
+    """running | paused | stopped"""
+    configured: bool
+    paused_tags: str
+    """One a line."""
 
 
-class Ledger:
-    """One open file. Writing methods change the running transaction; `commit` makes it durable."""
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    id: int
+    at: float
+    verb: str
+    task: str
+    details: bytes
+    done_at: float | None
+    done: bool | None
+    result: str | None
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Open, or create unless `read_only`. Raises LedgerError, naming the file and what to do."""
-        self.path = path
-        if read_only and not path.is_file():
-            raise LedgerError(f"no ledger at {path}: name the coordinator's state directory")
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    number: int
+    at: float
+    lineage: int
+    version: int
+    canary_pct: float
+    tags: str
+    forced: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    gateway: str
+    at: float
+    lineage: int
+    version: int
+    in_service: int
+    windows: int
+    metric: float
+    before: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """Where the counters of a process stood when the last answer of it that is summed up was sent."""
+
+    gateway: str
+    nonce: bytes
+    round: int
+    sent: int
+    received: int
+    joined_sent: int
+    joined_received: int
+
+
+class Folded(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Answers that are summed up: of one round, or of one gateway."""
+
+    answered: int = 0
+    kinds: dict[str, int] = msgspec.field(default_factory=dict)
+    """Answers by kind and verdict, a comma between."""
+    reasons: dict[str, int] = msgspec.field(default_factory=dict)
+    """Declines by reason."""
+    payload_bytes: int = 0
+    dense_bytes: int = 0
+    """Of accepted updates alone."""
+    sent: int = 0
+    received: int = 0
+    """Socket bytes that belong to rounds."""
+    last_round: int = 0
+
+
+_BOOLEANS = {"present", "final", "owed", "configured", "forced", "done"}
+
+ADVICE = {
+    "SQLITE_FULL": "the disk is full: make room, then start again",
+    "SQLITE_READONLY": "it cannot be written: mount its disk for writing and see to its owner, then start again",
+    "SQLITE_CANTOPEN": "see to the folder's owner and whether its disk is mounted for writing",
+    "SQLITE_CORRUPT": "it is damaged: put a backup in its place with `fedmq coordinator recover BACKUP`",
+    "SQLITE_NOTADB": "it is damaged, or no ledger: put a backup in its place with `fedmq coordinator recover BACKUP`",
+    "SQLITE_IOERR": "the disk does not answer as it should: look into the system's log, then start again",
+    "SQLITE_BUSY": "another program holds it: end that one first",
+}
+"""What to do, by the beginning of SQLite's own name of an error."""
+
+
+def connect_file(path: str) -> sqlite3.Connection:
+    """A file on this machine. Transactions are begun and ended here, and by nobody else."""
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+
+class _Records:
+    """What can be read of one task, or of all: rounds and lineages are numbered through all tasks."""
+
+    path: Path
+    _db: sqlite3.Connection
+    _task: int | None
+    """None: all tasks."""
+
+    def _execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
         try:
-            if not read_only:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            # Read-only still opens read-write where it may: a WAL that a killed coordinator left must be replayed.
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA busy_timeout = 5000")
-            if read_only:
-                self._db.execute("PRAGMA query_only = 1")
-            found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if found == 0 and not read_only:
-                tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-                if tables:
-                    raise LedgerError(
-                        f"{path} is an SQLite file, but not a ledger of fedmq: name another state directory"
-                    )
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-            elif found != SCHEMA_VERSION:
-                raise LedgerError(
-                    f"{path} has schema {found}, this software reads {SCHEMA_VERSION}: use the software that wrote it"
-                )
-            if not read_only:
-                # Only now: it changes the file, and a file that is refused stays as it was.
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
-        except (sqlite3.Error, OSError) as error:
-            raise LedgerError(f"cannot use the ledger {path}: {error}") from error
-
-    def close(self) -> None:
-        if self._db.in_transaction:
-            self._db.rollback()
-        self._db.close()
-
-    # -- transactions ------------------------------------------------------------------------------------------
-
-    def commit(self) -> None:
-        """Durable when it returns. Does nothing where nothing changed."""
-        if self._db.in_transaction:
-            self._db.execute("COMMIT")
-
-    def rollback(self) -> None:
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
-
-    def _write(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
-        if not self._db.in_transaction:
-            self._db.execute("BEGIN IMMEDIATE")
-        return self._db.execute(sql, values)
-
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """Everything read inside comes from one moment, whatever the coordinator writes meanwhile.
-
-        Raises LedgerError where a page turns out to be damaged: opening reads no more than the file's head.
-        """
-        self._db.execute("BEGIN")
-        try:
-            yield
+            return self._db.execute(sql, values)
+        except sqlite3.IntegrityError:
+            raise
         except sqlite3.Error as error:
-            raise LedgerError(f"cannot read the ledger {self.path}: {error}") from error
-        finally:
-            self.rollback()
+            raise self._failed(error) from error
 
-    # -- state -------------------------------------------------------------------------------------------------
+    def _failed(self, error: sqlite3.Error) -> LedgerError:
+        name = getattr(error, "sqlite_errorname", "") or ""
+        advice = next((text for code, text in ADVICE.items() if name.startswith(code)), "")
+        if not advice:
+            advice = "look into the system's log, then start again"
+        return LedgerError(f"cannot use the ledger {self.path}: {error}; {advice}")
 
-    def get(self, key: str) -> bytes | None:
-        row = self._db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
-        return None if row is None else bytes(row[0])
+    def _select(self, kind: type[T], table: str, clause: str, values: Sequence[object] = ()) -> list[T]:
+        names = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+        rows = self._execute(f"SELECT {', '.join(names)} FROM {table} {clause}", values)  # noqa: S608
+        try:
+            found = rows.fetchall()
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        kept = _BOOLEANS.intersection(names)
+        if not kept:
+            return [kind(**dict(zip(names, row, strict=True))) for row in found]
+        return [
+            kind(**{n: bool(v) if n in kept and v is not None else v for n, v in zip(names, row, strict=True)})
+            for row in found
+        ]
 
-    def put(self, key: str, value: bytes) -> None:
-        self._write("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, value))
+    def _one(self, sql: str, values: Sequence[object] = ()) -> Any:
+        """The first column of the first row, or None."""
+        try:
+            row = self._execute(sql, values).fetchone()
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        return None if row is None else row[0]
 
-    def forget(self, key: str) -> None:
-        self._write("DELETE FROM state WHERE key = ?", (key,))
+    def _of_task(self, column: str = "task") -> str:
+        return "1" if self._task is None else f"{column} = {self._task}"
 
-    # -- writing -----------------------------------------------------------------------------------------------
+    @property
+    def _of_rounds(self) -> str:
+        return "1" if self._task is None else f"round IN (SELECT id FROM rounds WHERE task = {self._task})"  # noqa: S608 - a number of ours
 
-    def save_gateway(self, gateway: Gateway) -> None:
-        self._insert("gateways", gateway, replace=True)
-
-    def set_presence(self, name: str, present: bool, at: float) -> None:
-        self._write("UPDATE gateways SET present = ?, last_seen = ? WHERE name = ?", (int(present), at, name))
-
-    def save_wire(self, wire: Wire) -> None:
-        """Cumulative: an older report that arrives late never lowers a newer one."""
-        self._write(
-            "INSERT INTO wire VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (gateway, nonce) DO UPDATE SET"
-            " sent = max(sent, excluded.sent), received = max(received, excluded.received),"
-            " reported_at = max(reported_at, excluded.reported_at), final = max(final, excluded.final)",
-            (wire.gateway, wire.nonce, wire.sent, wire.received, wire.reported_at, int(wire.final)),
-        )
-
-    def open_round(self, round_: Round) -> None:
-        self._insert("rounds", round_)
-
-    def close_round(
-        self, round_id: int, *, at: float, outcome: str, version: int | None, training_loss: float | None = None
-    ) -> None:
-        self._write(
-            "UPDATE rounds SET closed_at = ?, outcome = ?, version = ?, training_loss = ? WHERE id = ?",
-            (at, outcome, version, training_loss, round_id),
-        )
-
-    def set_metric(self, round_id: int, *, metric: float | None, loss: float | None, source: str) -> None:
-        self._write(
-            "UPDATE rounds SET metric = ?, loss = ?, metric_source = ? WHERE id = ?", (metric, loss, source, round_id)
-        )
-
-    def save_answer(self, answer: Answer) -> None:
-        self._insert("answers", answer)
-
-    def save_verdict(self, gateway: str, round_id: int, counter: int, digest: bytes, verdict: str) -> None:
-        """The counter never goes back: what an old image of a gateway's disk sends does not replace what was newer."""
-        self._write(
-            "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?) ON CONFLICT (gateway) DO UPDATE SET round = excluded.round,"
-            " counter = excluded.counter, digest = excluded.digest, verdict = excluded.verdict"
-            " WHERE excluded.counter > counter",
-            (gateway, round_id, counter, digest, verdict),
-        )
-
-    def owe(self, round_id: int) -> None:
-        """The round's accepted updates count in the next round that is applied."""
-        self._write(
-            "UPDATE answers SET owed = 1 WHERE round = ? AND kind = 'update' AND verdict = 'accepted'", (round_id,)
-        )
-
-    def erase_payloads(self) -> None:
-        """In the transaction that commits a version: what it contains is no longer owed, and no longer kept."""
-        self._write("UPDATE answers SET owed = 0, payload = NULL WHERE payload IS NOT NULL")
-
-    def save_version(self, version: Version) -> None:
-        self._insert("versions", version)
-
-    def save_catch_up(self, catch_up: CatchUp) -> None:
-        self._insert("catch_ups", catch_up)
-
-    def count_refused(self, channel: str, reason: str, size: int) -> None:
-        self._write(
-            "INSERT INTO refused VALUES (?, ?, 1, ?) ON CONFLICT (channel, reason) DO UPDATE SET"
-            " messages = messages + 1, bytes = bytes + excluded.bytes",
-            (channel, reason, size),
-        )
-
-    def _insert(self, table: str, row: object, *, replace: bool = False) -> None:
-        names = type(row).__dataclass_fields__  # type: ignore[attr-defined]
-        values = [int(v) if isinstance(v := getattr(row, name), bool) else v for name in names]
-        verb = "INSERT OR REPLACE" if replace else "INSERT"
-        # Table and columns are names of this module, never data.
-        self._write(
-            f"{verb} INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(values))})",
-            values,
-        )
-
-    # -- reading -----------------------------------------------------------------------------------------------
-
-    def gateways(self) -> list[Gateway]:
-        """By place in the roster."""
-        return self._select(Gateway, "gateways", "ORDER BY roster")
-
-    def rounds(self) -> list[Round]:
-        return self._select(Round, "rounds", "ORDER BY id")
+    def rounds(self, last: int | None = None) -> list[Round]:
+        """In order; all, or the last so many."""
+        limit = "" if last is None else f"DESC LIMIT {last}"
+        found = self._select(Round, "rounds", f"WHERE {self._of_task()} ORDER BY id {limit}")
+        return found if last is None else found[::-1]
 
     def last_round(self) -> Round | None:
-        return next(iter(self._select(Round, "rounds", "ORDER BY id DESC LIMIT 1")), None)
+        return next(iter(self.rounds(last=1)), None)
 
     def round(self, round_id: int) -> Round | None:
         return next(iter(self._select(Round, "rounds", "WHERE id = ?", (round_id,))), None)
 
-    def has_round(self, round_id: int) -> bool:
-        return self._db.execute("SELECT 1 FROM rounds WHERE id = ?", (round_id,)).fetchone() is not None
+    def answers(self, round_id: int | None = None) -> list[Answer]:
+        """In order of round and arrival; payloads only where they are not erased yet."""
+        if round_id is None:
+            return self._select(Answer, "answers", f"WHERE {self._of_rounds} ORDER BY round, received_at, gateway")
+        return self._select(Answer, "answers", "WHERE round = ? ORDER BY received_at, gateway", (round_id,))
 
     def answer(self, round_id: int, gateway: str) -> Answer | None:
         clause = "WHERE round = ? AND gateway = ?"
         return next(iter(self._select(Answer, "answers", clause, (round_id, gateway))), None)
 
-    def losses(self, lineage: int) -> list[float]:
-        """Training losses of a lineage's applied rounds, in order."""
-        rows = self._db.execute(
-            "SELECT training_loss FROM rounds WHERE lineage = ? AND outcome = 'applied' AND training_loss IS NOT NULL"
-            " ORDER BY id",
-            (lineage,),
-        )
-        return [float(loss) for (loss,) in rows]
-
-    def updates_since(self, round_id: int) -> int:
-        """Accepted updates of this round and all later ones."""
-        row = self._db.execute(
-            "SELECT count(*) FROM answers WHERE round >= ? AND kind = 'update' AND verdict = 'accepted'", (round_id,)
-        ).fetchone()
-        return int(row[0])
-
-    def accepted(self, round_id: int, lineage: int) -> list[str]:
-        """Gateways whose update to this round was accepted; none where the round was of another lineage."""
-        rows = self._db.execute(
-            "SELECT gateway FROM answers JOIN rounds ON rounds.id = answers.round"
-            " WHERE round = ? AND lineage = ? AND answers.kind = 'update' AND verdict = 'accepted' ORDER BY gateway",
-            (round_id, lineage),
-        )
-        return [str(name) for (name,) in rows]
-
-    def answers(self, round_id: int | None = None) -> list[Answer]:
-        """In order of round and arrival; payloads only where they are not erased yet."""
-        if round_id is None:
-            return self._select(Answer, "answers", "ORDER BY round, received_at, gateway")
-        return self._select(Answer, "answers", "WHERE round = ? ORDER BY received_at, gateway", (round_id,))
-
     def owed(self) -> list[Answer]:
-        return self._select(Answer, "answers", "WHERE owed = 1 ORDER BY round, gateway")
-
-    def verdict(self, gateway: str) -> tuple[int, int, bytes, str] | None:
-        """(round, counter, digest, verdict) of the gateway's last answer."""
-        row = self._db.execute(
-            "SELECT round, counter, digest, verdict FROM verdicts WHERE gateway = ?", (gateway,)
-        ).fetchone()
-        return None if row is None else (int(row[0]), int(row[1]), bytes(row[2]), str(row[3]))
-
-    def wires(self) -> list[Wire]:
-        return self._select(Wire, "wire", "ORDER BY gateway, reported_at")
+        return self._select(Answer, "answers", f"WHERE owed = 1 AND {self._of_rounds} ORDER BY round, gateway")
 
     def versions(self, lineage: int, after: int = -1) -> list[Version]:
         return self._select(Version, "versions", "WHERE lineage = ? AND number > ? ORDER BY number", (lineage, after))
@@ -465,13 +601,562 @@ class Ledger:
         return next(iter(rows), None)
 
     def catch_ups(self) -> list[CatchUp]:
-        return self._select(CatchUp, "catch_ups", "ORDER BY at")
+        return self._select(CatchUp, "catch_ups", f"WHERE {self._of_task()} ORDER BY at")
+
+
+class Ledger(_Records):
+    """One open file. Writing methods change the running transaction; `commit` makes it durable.
+
+    `connect` opens the file; a simulation hands in another.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        read_only: bool = False,
+        visit: bool = False,
+        connect: Callable[[str], sqlite3.Connection] = connect_file,
+    ) -> None:
+        """Open; create or bring up to date unless `read_only`. Raises LedgerError, naming the file and what to do.
+
+        `visit`: to write an order beside the coordinator that owns the file. It is taken as it is, or not at all.
+        """
+        self.path = path
+        self._task = None
+        self._books: dict[str, Book] = {}
+        self._seen = -1
+        owner = not read_only and not visit
+        if not owner and not path.is_file():
+            raise LedgerError(f"no ledger at {path}: name the coordinator's state directory")
+        try:
+            if owner and str(path) != ":memory:":
+                path.parent.mkdir(parents=True, exist_ok=True)
+            # Read-only still opens read-write where it may: a WAL that a killed coordinator left must be replayed.
+            self._db = connect(str(path))
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        except OSError as error:
+            raise LedgerError(f"cannot use the ledger {path}: {error}") from error
+        try:
+            self._open(owner=owner, read_only=read_only)
+        except LedgerError:
+            self._db.close()
+            raise
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            # The latter where SQLite quotes a damaged schema.
+            self._db.close()
+            if isinstance(error, sqlite3.Error):
+                raise self._failed(error) from error
+            raise LedgerError(f"cannot use the ledger {path}: {error}; {ADVICE['SQLITE_CORRUPT']}") from error
+
+    def _open(self, *, owner: bool, read_only: bool) -> None:
+        """Look before anything is changed: the file may be somebody else's."""
+        self._db.execute("PRAGMA busy_timeout = 5000")
+        if read_only:
+            self._db.execute("PRAGMA query_only = 1")
+        found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if found == 0 and tables:
+            raise LedgerError(f"{self.path} is an SQLite file, but not a ledger of fedmq: name another state directory")
+        if found > SCHEMA_VERSION or (found and found < min(_MIGRATIONS)):
+            age = "newer" if found > SCHEMA_VERSION else "older"
+            raise LedgerError(
+                f"{self.path} has schema {found}, which is {age} than this software can read ({min(_MIGRATIONS)} to"
+                f" {SCHEMA_VERSION}): use the software that wrote it"
+            )
+        if not owner:
+            if found != SCHEMA_VERSION:
+                raise LedgerError(
+                    f"{self.path} has schema {found}, this software reads {SCHEMA_VERSION}: start its coordinator with"
+                    " this software once, which brings the file up to date"
+                )
+            return
+        self._check_pages()
+        # Only now: it changes the file, and a file that is refused stays as it was.
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        if not found:
+            self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif found < SCHEMA_VERSION:
+            self._migrate(found)
+
+    def _check_pages(self) -> None:
+        pages, size = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+        if pages * size > CHECKED_BYTES:
+            return
+        said = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if said != "ok":
+            text = " ".join(str(said).split())
+            raise LedgerError(f"cannot use the ledger {self.path}: {text}; {ADVICE['SQLITE_CORRUPT']}")
+
+    def _migrate(self, found: int) -> None:
+        """All steps in one transaction: a file is of the old schema, or of the new one."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for version in range(found, SCHEMA_VERSION):
+                _MIGRATIONS[version](self._db)
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self._db.execute("COMMIT")
+        except LedgerError as error:
+            self.rollback()
+            raise LedgerError(f"cannot bring {self.path} from schema {found} to {SCHEMA_VERSION}: {error}") from error
+        except sqlite3.Error:
+            self.rollback()
+            raise
+
+    def close(self) -> None:
+        self.rollback()
+        self._db.close()
+
+    # -- transactions ------------------------------------------------------------------------------------------
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to commit."""
+        return self._db.in_transaction
+
+    def commit(self) -> None:
+        """Durable when it returns. Does nothing where nothing changed.
+
+        Raises LedgerError where the disk does not take it; nothing of the transaction counts then.
+        """
+        if not self._db.in_transaction:
+            return
+        try:
+            self._execute("COMMIT")
+        except LedgerError:
+            self.rollback()
+            raise
+
+    def rollback(self) -> None:
+        # SQLite rolls back by itself where the disk is full, and a second time would be an error of its own.
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def write(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        """For this module and `retention`: a statement of the running transaction, which it begins."""
+        if not self._db.in_transaction:
+            self._execute("BEGIN IMMEDIATE")
+        return self._execute(sql, values)
+
+    def insert(self, table: str, row: object, *, replace: bool = False, **more: object) -> None:
+        names = [*type(row).__dataclass_fields__, *more]  # type: ignore[attr-defined]
+        values = [more[name] if name in more else getattr(row, name) for name in names]
+        verb = "INSERT OR REPLACE" if replace else "INSERT"
+        # Table and columns are names of this module, never data.
+        self.write(
+            f"{verb} INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(values))})",
+            [int(value) if isinstance(value, bool) else value for value in values],
+        )
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read inside comes from one moment, whatever the coordinator writes meanwhile.
+
+        Raises LedgerError where a page turns out to be damaged: opening to read looks at no more than the file's head.
+        """
+        self._execute("BEGIN")
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise LedgerError(f"cannot read the ledger {self.path}: {error}") from error
+        finally:
+            self.rollback()
+
+    # -- tasks -------------------------------------------------------------------------------------------------
+
+    def tasks(self) -> list[TaskRow]:
+        """In the order in which they came."""
+        return self._select(TaskRow, "tasks", "ORDER BY id")
+
+    def book(self, name: str, *, keep_payloads: bool = False) -> Book:
+        """The part of this task, which is entered where there is none yet.
+
+        Raises LedgerError for one that is not there while the file is only read.
+        """
+        if name not in self._books:
+            number = self._one("SELECT id FROM tasks WHERE name = ?", (name,))
+            if number is None:
+                if self._one("PRAGMA query_only"):
+                    known = ", ".join(task.name for task in self.tasks()) or "none yet"
+                    raise LedgerError(f"no task {name!r} in {self.path}; there is {known}")
+                self.write(
+                    "INSERT INTO tasks (name, state, configured, paused_tags) VALUES (?, 'running', 1, '')", (name,)
+                )
+                number = self._one("SELECT id FROM tasks WHERE name = ?", (name,))
+            self._books[name] = Book(self, int(number), name)
+        book = self._books[name]
+        book.keep_payloads = book.keep_payloads or keep_payloads
+        return book
+
+    @property
+    def only(self) -> Book:
+        """The part of the only task that is configured. Raises LedgerError where there are several, or none yet."""
+        tasks = [task for task in self.tasks() if task.configured]
+        if len(tasks) != 1:
+            named = ", ".join(task.name for task in tasks) or "none yet"
+            raise LedgerError(f"{self.path} holds {len(tasks)} tasks ({named}): name one")
+        return self.book(tasks[0].name)
+
+    def configure(self, names: Sequence[str], now: float) -> None:
+        """Only these tasks go on; a round of another that is open is given up."""
+        for task in self.tasks():
+            self.write("UPDATE tasks SET configured = ? WHERE id = ?", (int(task.name in names), task.id))
+            if task.name not in names:
+                self.write(
+                    "UPDATE rounds SET closed_at = ?, outcome = 'abandoned' WHERE task = ? AND outcome = 'open'",
+                    (now, task.id),
+                )
+
+    def task_of_round(self, round_id: int) -> str | None:
+        name = self._one("SELECT name FROM rounds JOIN tasks ON tasks.id = task WHERE rounds.id = ?", (round_id,))
+        return None if name is None else str(name)
+
+    def newest_round(self) -> int:
+        """Of all tasks; 0 before the first."""
+        return int(self._one("SELECT max(id) FROM rounds") or 0)
+
+    def newest_lineage(self) -> int:
+        """The highest number that any task of this ledger has had."""
+        return int(self._one("SELECT max(lineage) FROM versions") or 0)
+
+    # -- orders ------------------------------------------------------------------------------------------------
+
+    def order(self, verb: str, task: str, details: bytes, at: float) -> int:
+        """Put down what the coordinator shall do; returns the order's number."""
+        values = (at, verb, task, details)
+        return int(
+            self.write("INSERT INTO orders (at, verb, task, details) VALUES (?, ?, ?, ?)", values).lastrowid or 0
+        )
+
+    def orders_waiting(self) -> list[Order]:
+        return self._select(Order, "orders", "WHERE done_at IS NULL ORDER BY id")
+
+    def get_order(self, number: int) -> Order | None:
+        return next(iter(self._select(Order, "orders", "WHERE id = ?", (number,))), None)
+
+    def finish_order(self, number: int, *, at: float, done: bool, result: str) -> None:
+        values = (at, int(done), result, number)
+        self.write("UPDATE orders SET done_at = ?, done = ?, result = ? WHERE id = ?", values)
+
+    def touched(self) -> bool:
+        """Whether another connection has committed since the last look; true the first time."""
+        seen = int(self._one("PRAGMA data_version"))
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        return True
+
+    # -- state that belongs to no task -------------------------------------------------------------------------
+
+    def get(self, key: str) -> bytes | None:
+        value = self._one("SELECT value FROM state WHERE task = 0 AND key = ?", (key,))
+        return None if value is None else bytes(value)
+
+    def put(self, key: str, value: bytes) -> None:
+        self.write("INSERT OR REPLACE INTO state VALUES (0, ?, ?)", (key, value))
+
+    def forget(self, key: str) -> None:
+        self.write("DELETE FROM state WHERE task = 0 AND key = ?", (key,))
+
+    # -- the fleet ---------------------------------------------------------------------------------------------
+
+    def gateways(self) -> list[Gateway]:
+        """By place in the roster."""
+        return self._select(Gateway, "gateways", "ORDER BY roster")
+
+    def save_gateway(self, gateway: Gateway) -> None:
+        self.insert("gateways", gateway, replace=True)
+
+    def set_presence(self, name: str, present: bool, at: float) -> None:
+        self.write("UPDATE gateways SET present = ?, last_seen = ? WHERE name = ?", (int(present), at, name))
+
+    def wires(self) -> list[Wire]:
+        return self._select(Wire, "wire", "ORDER BY gateway, reported_at")
+
+    def save_wire(self, wire: Wire) -> None:
+        """Cumulative: an older report that arrives late never lowers a newer one."""
+        self.write(
+            "INSERT INTO wire VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (gateway, nonce) DO UPDATE SET"
+            " sent = max(sent, excluded.sent), received = max(received, excluded.received),"
+            " reported_at = max(reported_at, excluded.reported_at), final = max(final, excluded.final)",
+            (wire.gateway, wire.nonce, wire.sent, wire.received, wire.reported_at, int(wire.final)),
+        )
 
     def refused(self) -> list[tuple[str, str, int, int]]:
         """(channel, reason, messages, bytes)."""
-        return list(self._db.execute("SELECT channel, reason, messages, bytes FROM refused ORDER BY 1, 2"))
+        return list(self._execute("SELECT channel, reason, messages, bytes FROM refused ORDER BY 1, 2"))
 
-    def _select(self, kind: type[T], table: str, clause: str, values: Sequence[object] = ()) -> list[T]:
-        names = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-        rows = self._db.execute(f"SELECT {', '.join(names)} FROM {table} {clause}", values)  # noqa: S608
-        return [kind(**{n: bool(v) if n in _BOOLEANS else v for n, v in zip(names, row, strict=True)}) for row in rows]
+    def count_refused(self, channel: str, reason: str, size: int) -> None:
+        self.write(
+            "INSERT INTO refused VALUES (?, ?, 1, ?) ON CONFLICT (channel, reason) DO UPDATE SET"
+            " messages = messages + 1, bytes = bytes + excluded.bytes",
+            (channel, reason, size),
+        )
+
+    # -- what is summed up -------------------------------------------------------------------------------------
+
+    def marks(self) -> list[Mark]:
+        return self._select(Mark, "marks", "")
+
+    def unfolded(self, upto: int, before: float) -> list[Answer]:
+        """Answers to rounds up to this one that came before that time, and to no round that owes any of them."""
+        return self._select(
+            Answer,
+            "answers",
+            "WHERE round <= ? AND received_at < ? ORDER BY received_at, round, gateway",
+            (upto, before),
+        )
+
+    def owes_before(self, upto: int) -> bool:
+        return self._one("SELECT 1 FROM answers WHERE owed = 1 AND round <= ?", (upto,)) is not None
+
+    def fold_round(self, round_id: int, totals: bytes) -> None:
+        """The round's answers are summed up, and it takes no more."""
+        self.write("UPDATE rounds SET totals = ? WHERE id = ?", (totals, round_id))
+
+    def folded_of(self, task: int, gateway: str) -> bytes | None:
+        value = self._one("SELECT totals FROM folded WHERE task = ? AND gateway = ?", (task, gateway))
+        return None if value is None else bytes(value)
+
+    def save_folded(self, task: int, gateway: str, totals: bytes) -> None:
+        self.write("INSERT OR REPLACE INTO folded VALUES (?, ?, ?)", (task, gateway, totals))
+
+    def save_mark(self, mark: Mark) -> None:
+        self.insert("marks", mark, replace=True)
+
+    def erase_answer(self, round_id: int, gateway: str) -> None:
+        self.write("DELETE FROM answers WHERE round = ? AND gateway = ?", (round_id, gateway))
+
+    def task_id_of_round(self, round_id: int) -> int:
+        return int(self._one("SELECT task FROM rounds WHERE id = ?", (round_id,)))
+
+    def first_unfolded(self) -> int | None:
+        """The oldest round whose answers are still one by one."""
+        first = self._one("SELECT id FROM rounds WHERE id > ? ORDER BY id LIMIT 1", (int(self.get("folded") or 0),))
+        return None if first is None else int(first)
+
+
+class Book(_Records):
+    """One task's part of a ledger. Writing methods change the ledger's running transaction."""
+
+    def __init__(self, ledger: Ledger, number: int, name: str) -> None:
+        self.ledger = ledger
+        self.path = ledger.path
+        self.name = name
+        self.number = number
+        self.keep_payloads = False
+        self._task = number
+        self._db = ledger._db
+
+    def commit(self) -> None:
+        self.ledger.commit()
+
+    def row(self) -> TaskRow:
+        return self._select(TaskRow, "tasks", "WHERE id = ?", (self.number,))[0]
+
+    def set_state(self, state: str, paused_tags: str) -> None:
+        """running | paused | stopped, and tags of gateways that pause, one a line."""
+        values = (state, paused_tags, self.number)
+        self.ledger.write("UPDATE tasks SET state = ?, paused_tags = ? WHERE id = ?", values)
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> bytes | None:
+        value = self._one("SELECT value FROM state WHERE task = ? AND key = ?", (self.number, key))
+        return None if value is None else bytes(value)
+
+    def put(self, key: str, value: bytes) -> None:
+        self.ledger.write("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", (self.number, key, value))
+
+    def forget(self, key: str) -> None:
+        self.ledger.write("DELETE FROM state WHERE task = ? AND key = ?", (self.number, key))
+
+    # -- rounds ------------------------------------------------------------------------------------------------
+
+    def next_round(self) -> int:
+        """Number of the round that opens next: they count through all tasks."""
+        return self.ledger.newest_round() + 1
+
+    def open_round(self, round_: Round) -> None:
+        self.ledger.insert("rounds", round_, task=self.number)
+
+    def close_round(
+        self, round_id: int, *, at: float, outcome: str, version: int | None, training_loss: float | None = None
+    ) -> None:
+        self.ledger.write(
+            "UPDATE rounds SET closed_at = ?, outcome = ?, version = ?, training_loss = ? WHERE id = ?",
+            (at, outcome, version, training_loss, round_id),
+        )
+
+    def set_metric(self, round_id: int, *, metric: float | None, loss: float | None, source: str) -> None:
+        self.ledger.write(
+            "UPDATE rounds SET metric = ?, loss = ?, metric_source = ? WHERE id = ?", (metric, loss, source, round_id)
+        )
+
+    def has_round(self, round_id: int) -> bool:
+        """Whether this task has had the round, and its answers are still kept one by one."""
+        found = "SELECT 1 FROM rounds WHERE id = ? AND task = ? AND totals IS NULL"
+        return self._one(found, (round_id, self.number)) is not None
+
+    def training_rounds(self, lineage: int, *, after: int = 0, most: int = 1 << 40) -> int:
+        """How many training rounds the lineage has had since this one; counted no further than `most`."""
+        return int(
+            self._one(
+                "SELECT count(*) FROM"
+                " (SELECT 1 FROM rounds WHERE lineage = ? AND kind = 'training' AND id > ? LIMIT ?)",
+                (lineage, after, most),
+            )
+        )
+
+    def latest_training(self, lineage: int, last: int) -> list[Round]:
+        """The lineage's last training rounds, in order."""
+        clause = "WHERE lineage = ? AND kind = 'training' ORDER BY id DESC LIMIT ?"
+        return self._select(Round, "rounds", clause, (lineage, last))[::-1]
+
+    def metrics(self, lineage: int, *, after: int = 0, last: int = 2) -> list[float]:
+        """Metrics of the lineage's last training rounds since this one, behind the best of those before."""
+        found = self._execute(
+            "SELECT id, metric FROM rounds WHERE lineage = ? AND kind = 'training' AND id > ? AND metric IS NOT NULL"
+            " ORDER BY id DESC LIMIT ?",
+            (lineage, after, last),
+        ).fetchall()
+        latest = [float(metric) for _, metric in reversed(found)]
+        if len(found) < last:
+            return latest
+        best = self._one(
+            "SELECT metric FROM rounds WHERE lineage = ? AND metric IS NOT NULL AND kind = 'training' AND id > ?"
+            " AND id < ? ORDER BY metric DESC LIMIT 1",
+            (lineage, after, found[-1][0]),
+        )
+        return latest if best is None else [float(best), *latest]
+
+    def failures(self, most: int = 64) -> int:
+        """Rounds below quorum in a row, up to the last one; counted no further than `most`."""
+        outcomes = [row.outcome for row in self.rounds(last=most)]
+        while outcomes and outcomes[-1] == "below quorum":
+            outcomes.pop()
+        return min(most, len(self.rounds(last=most)) - len(outcomes))
+
+    def openings(self, last: int) -> list[float]:
+        """When the last rounds opened, in order."""
+        return [row.opened_at for row in self.rounds(last=last)]
+
+    def losses(self, lineage: int) -> list[float]:
+        """Training losses of a lineage's applied rounds, in order."""
+        rows = self._execute(
+            "SELECT training_loss FROM rounds WHERE lineage = ? AND outcome = 'applied' AND training_loss IS NOT NULL"
+            " ORDER BY id",
+            (lineage,),
+        )
+        return [float(loss) for (loss,) in rows]
+
+    # -- answers -----------------------------------------------------------------------------------------------
+
+    def save_answer(self, answer: Answer) -> None:
+        self.ledger.insert("answers", answer)
+
+    def updates_since(self, round_id: int) -> int:
+        """Accepted updates of this round and all later ones."""
+        return int(
+            self._one(
+                "SELECT count(*) FROM answers WHERE round >= ? AND kind = 'update' AND verdict = 'accepted'"  # noqa: S608
+                f" AND {self._of_rounds}",
+                (round_id,),
+            )
+        )
+
+    def accepted(self, round_id: int, lineage: int) -> list[str]:
+        """Gateways whose update to this round was accepted; none where the round was of another lineage."""
+        rows = self._execute(
+            "SELECT gateway FROM answers JOIN rounds ON rounds.id = answers.round"
+            " WHERE round = ? AND lineage = ? AND answers.kind = 'update' AND verdict = 'accepted' ORDER BY gateway",
+            (round_id, lineage),
+        )
+        return [str(name) for (name,) in rows]
+
+    def verdict(self, gateway: str) -> tuple[int, int, bytes, str] | None:
+        """(round, counter, digest, verdict) of the gateway's last answer."""
+        row = self._execute(
+            "SELECT round, counter, digest, verdict FROM verdicts WHERE task = ? AND gateway = ?",
+            (self.number, gateway),
+        ).fetchone()
+        return None if row is None else (int(row[0]), int(row[1]), bytes(row[2]), str(row[3]))
+
+    def save_verdict(self, gateway: str, round_id: int, counter: int, digest: bytes, verdict: str) -> None:
+        """The counter never goes back: what an old image of a gateway's disk sends does not replace what was newer."""
+        self.ledger.write(
+            "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (task, gateway) DO UPDATE SET"
+            " round = excluded.round, counter = excluded.counter, digest = excluded.digest, verdict = excluded.verdict"
+            " WHERE excluded.counter > counter",
+            (self.number, gateway, round_id, counter, digest, verdict),
+        )
+
+    def owe(self, round_id: int) -> None:
+        """The round's accepted updates count in the next round that is applied."""
+        self.ledger.write(
+            "UPDATE answers SET owed = 1 WHERE round = ? AND kind = 'update' AND verdict = 'accepted'", (round_id,)
+        )
+
+    def erase_payloads(self) -> None:
+        """In the transaction that commits a version: what it contains is no longer owed, and no longer kept."""
+        self.ledger.write(f"UPDATE answers SET owed = 0 WHERE owed = 1 AND {self._of_rounds}")  # noqa: S608
+        if not self.keep_payloads:
+            # Also what an earlier setting has kept.
+            self.ledger.write(f"UPDATE answers SET payload = NULL WHERE payload IS NOT NULL AND {self._of_rounds}")  # noqa: S608
+
+    def count_refused(self, channel: str, reason: str, size: int) -> None:
+        self.ledger.count_refused(channel, reason, size)
+
+    # -- versions ----------------------------------------------------------------------------------------------
+
+    def save_version(self, version: Version) -> None:
+        size = len(version.delta) if version.delta_bytes is None else version.delta_bytes
+        self.ledger.insert("versions", version, task=self.number, delta_bytes=size)
+
+    def empty_deltas(self, lineage: int, upto: int) -> None:
+        """Versions up to this one lose their deltas; what they were, and how many bytes they took, stays."""
+        # Only those that have not been emptied yet are touched: the newest few of them.
+        first = int(self.get("emptied") or 0)
+        if upto > first:
+            self.ledger.write(
+                "UPDATE versions SET delta = x'', steps = x'' WHERE lineage = ? AND number > ? AND number <= ?",
+                (lineage, first, upto),
+            )
+            self.put("emptied", str(upto).encode())
+
+    def lineages(self) -> list[int]:
+        """Of this task, in order."""
+        rows = self._execute("SELECT DISTINCT lineage FROM versions WHERE task = ? ORDER BY 1", (self.number,))
+        return [int(number) for (number,) in rows]
+
+    def owns(self, lineage: int) -> bool:
+        return self._one("SELECT 1 FROM versions WHERE task = ? AND lineage = ?", (self.number, lineage)) is not None
+
+    def save_catch_up(self, catch_up: CatchUp) -> None:
+        self.ledger.insert("catch_ups", catch_up, task=self.number)
+
+    # -- service -----------------------------------------------------------------------------------------------
+
+    def releases(self) -> list[Release]:
+        """In order."""
+        return self._select(Release, "releases", "WHERE task = ? ORDER BY number", (self.number,))
+
+    def last_release(self) -> int:
+        """Number of the newest one; 0 before the first."""
+        return int(self._one("SELECT max(number) FROM releases WHERE task = ?", (self.number,)) or 0)
+
+    def save_release(self, release: Release) -> None:
+        self.ledger.insert("releases", release, task=self.number)
+
+    def trials(self) -> list[Trial]:
+        return self._select(Trial, "trials", "WHERE task = ? ORDER BY gateway", (self.number,))
+
+    def save_trial(self, trial: Trial) -> None:
+        self.ledger.insert("trials", trial, replace=True, task=self.number)
+
+    def folded(self) -> dict[str, bytes]:
+        """`Folded` of each gateway."""
+        rows = self._execute("SELECT gateway, totals FROM folded WHERE task = ?", (self.number,))
+        return {str(name): bytes(totals) for name, totals in rows}

@@ -107,9 +107,9 @@ def write_plant(path: Path, rounds: int = 40) -> Ledger:
     sent = {name: 460 + draw.randrange(60) for name in names}
     received = {name: 900 + draw.randrange(60) for name in names}
     nonce = {name: b"1" + name.encode() for name in names}
-    ledger.put(METRIC_NAME, b"macro-F1")
+    ledger.book("bearings").put(METRIC_NAME, b"macro-F1")
     parent = b"\0" * 32
-    ledger.save_version(
+    ledger.book("bearings").save_version(
         Version(
             lineage=1, number=0, digest=b"0" * 32, parent=parent, round=None, created_at=START, delta=b"", steps=b""
         )
@@ -120,7 +120,7 @@ def write_plant(path: Path, rounds: int = 40) -> Ledger:
         opened_at = START + id_ * 62.0
         last = id_ == rounds - 1
         below = id_ == 17
-        ledger.open_round(
+        ledger.book("bearings").open_round(
             a_round(
                 id_,
                 kind="statistics" if statistics else "training",
@@ -160,20 +160,20 @@ def write_plant(path: Path, rounds: int = 40) -> Ledger:
             else:
                 payload = draw.randbytes(215 + draw.randrange(30))
                 answer = an_answer(id_, name, payload_bytes=len(payload), payload=payload, **shared)
-            ledger.save_answer(answer)
-            ledger.save_verdict(name, id_, id_ + 1, answer.digest, answer.verdict)
+            ledger.book("bearings").save_answer(answer)
+            ledger.book("bearings").save_verdict(name, id_, id_ + 1, answer.digest, answer.verdict)
             sent[name] += answer.payload_bytes + 70 + draw.randrange(12)
             received[name] += 345 + draw.randrange(40)
             ledger.save_wire(a_wire(name, sent[name], received[name], nonce=nonce[name], reported_at=at, final=False))
         if below:
-            ledger.close_round(id_, at=opened_at + 60, outcome="below quorum", version=None)
-            ledger.owe(id_)
+            ledger.book("bearings").close_round(id_, at=opened_at + 60, outcome="below quorum", version=None)
+            ledger.book("bearings").owe(id_)
         elif not last:
             number += 1
-            ledger.erase_payloads()
+            ledger.book("bearings").erase_payloads()
             delta = draw.randbytes(225 + draw.randrange(20)) if not statistics else b""
             digest = hashlib.sha256(bytes([number])).digest()
-            ledger.save_version(
+            ledger.book("bearings").save_version(
                 Version(
                     lineage=1,
                     number=number,
@@ -187,11 +187,11 @@ def write_plant(path: Path, rounds: int = 40) -> Ledger:
             )
             parent = digest
             closed = 60.0 if 20 <= id_ < 23 else 2.2 + draw.random()
-            ledger.close_round(id_, at=opened_at + closed, outcome="applied", version=number)
+            ledger.book("bearings").close_round(id_, at=opened_at + closed, outcome="applied", version=number)
             if not statistics:
                 metric = 0.992 - 0.62 * 0.83**id_ + draw.uniform(-0.008, 0.008)
                 loss = 0.06 + 1.2 * 0.87**id_
-                ledger.set_metric(id_, metric=metric, loss=loss, source="test set")
+                ledger.book("bearings").set_metric(id_, metric=metric, loss=loss, source="test set")
     end = START + (rounds - 1) * 62.0
     for place, name in enumerate(names):
         ledger.save_gateway(
@@ -208,7 +208,9 @@ def write_plant(path: Path, rounds: int = 40) -> Ledger:
     ledger.save_wire(
         a_wire("boiler-feed", sent["boiler-feed"] + 40, received["boiler-feed"] + 4, nonce=nonce["boiler-feed"])
     )
-    ledger.save_catch_up(CatchUp(at=START + 1430, kind="merged", from_version=19, to_version=22, bytes=1_210, askers=1))
+    ledger.book("bearings").save_catch_up(
+        CatchUp(at=START + 1430, kind="merged", from_version=19, to_version=22, bytes=1_210, askers=1)
+    )
     ledger.count_refused("answer", "truncated", 17)
     ledger.count_refused("answer", "truncated", 21)
     ledger.count_refused("status", "identity", 120)
@@ -304,9 +306,9 @@ def test_rounds_and_joining_sum_to_the_wire_table(history: tuple[list[Round], li
     rounds, answers, wires = history
     ledger = Ledger(Path(":memory:"))
     for round_ in rounds:
-        ledger.open_round(round_)
+        ledger.book("bearings").open_round(round_)
     for answer in answers:
-        ledger.save_answer(answer)
+        ledger.book("bearings").save_answer(answer)
     for wire in wires:
         ledger.save_wire(wire)
     ledger.commit()
@@ -335,10 +337,10 @@ def test_payload_dense_and_raw_are_counted_by_their_rules(ledger: Ledger) -> Non
     ledger.save_gateway(a_gateway("a", 0, signal_bytes=500))
     ledger.save_gateway(a_gateway("b", 1, signal_bytes=700))
     ledger.save_gateway(a_gateway("later", 2, first_seen=START + 9_999, signal_bytes=0))
-    ledger.open_round(a_round(1))
-    ledger.save_answer(an_answer(1, "a", payload_bytes=210))
-    ledger.save_answer(a_decline(1, "b", "battery"))
-    ledger.save_version(
+    ledger.book("bearings").open_round(a_round(1))
+    ledger.book("bearings").save_answer(an_answer(1, "a", payload_bytes=210))
+    ledger.book("bearings").save_answer(a_decline(1, "b", "battery"))
+    ledger.book("bearings").save_version(
         Version(lineage=1, number=1, digest=b"d", parent=b"p", round=1, created_at=START, delta=b"x" * 90, steps=b"")
     )
     ledger.commit()
@@ -355,8 +357,8 @@ def test_payload_dense_and_raw_are_counted_by_their_rules(ledger: Ledger) -> Non
 
 
 def test_an_update_that_was_not_accepted_counts_as_payload_but_not_as_dense(ledger: Ledger) -> None:
-    ledger.open_round(a_round(1))
-    ledger.save_answer(an_answer(1, "a", payload_bytes=210, verdict="late"))
+    ledger.book("bearings").open_round(a_round(1))
+    ledger.book("bearings").save_answer(an_answer(1, "a", payload_bytes=210, verdict="late"))
     ledger.commit()
 
     report = build(ledger)
@@ -368,8 +370,8 @@ def test_an_update_that_was_not_accepted_counts_as_payload_but_not_as_dense(ledg
 
 def test_factors_divide_dense_and_raw_by_what_was_sent(ledger: Ledger) -> None:
     ledger.save_gateway(a_gateway("a", 0, signal_bytes=3_000))
-    ledger.open_round(a_round(1))
-    ledger.save_answer(an_answer(1, "a", payload_bytes=100, dense_bytes=6_000))
+    ledger.book("bearings").open_round(a_round(1))
+    ledger.book("bearings").save_answer(an_answer(1, "a", payload_bytes=100, dense_bytes=6_000))
     ledger.save_wire(a_wire("a", 400, 600))
     ledger.commit()
 
@@ -384,8 +386,8 @@ def test_factors_divide_dense_and_raw_by_what_was_sent(ledger: Ledger) -> None:
 
 def test_federation_that_costs_more_than_uploading_says_so_and_by_how_much(ledger: Ledger) -> None:
     ledger.save_gateway(a_gateway("a", 0, signal_bytes=400))
-    ledger.open_round(a_round(1))
-    ledger.save_answer(an_answer(1, "a"))
+    ledger.book("bearings").open_round(a_round(1))
+    ledger.book("bearings").save_answer(an_answer(1, "a"))
     ledger.save_wire(a_wire("a", 400, 600))
     ledger.commit()
 
@@ -418,9 +420,9 @@ def test_a_gateway_without_a_last_word_has_a_tail_since_its_last_report(ledger: 
 
 
 def test_updates_of_a_round_below_quorum_are_owed_until_a_version_holds_them(ledger: Ledger) -> None:
-    ledger.open_round(a_round(1, outcome="below quorum", version=None))
-    ledger.save_answer(an_answer(1, "a", payload=b"payload"))
-    ledger.owe(1)
+    ledger.book("bearings").open_round(a_round(1, outcome="below quorum", version=None))
+    ledger.book("bearings").save_answer(an_answer(1, "a", payload=b"payload"))
+    ledger.book("bearings").owe(1)
     ledger.commit()
 
     report = build(ledger)
@@ -487,8 +489,8 @@ def test_text_fits_its_width_and_has_no_control_codes(report: Report, width: int
 
 
 def test_text_of_hostile_names_cannot_move_the_cursor(ledger: Ledger) -> None:
-    ledger.open_round(a_round(1))
-    ledger.save_answer(a_decline(1, "a", "\x1b[2J\x1b]0;owned\x07 [bold]reason[/bold]"))
+    ledger.book("bearings").open_round(a_round(1))
+    ledger.book("bearings").save_answer(a_decline(1, "a", "\x1b[2J\x1b]0;owned\x07 [bold]reason[/bold]"))
     ledger.commit()
 
     text = report_text.to_text(build(ledger)) + report_text.status(ledger, START)
@@ -541,12 +543,12 @@ def test_the_page_holds_its_figures_in_tables_for_readers_without_scripts(report
 
 def test_hostile_text_stays_text_in_the_page(ledger: Ledger) -> None:
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028'\"&"
-    ledger.put(METRIC_NAME, evil.encode())
+    ledger.book("bearings").put(METRIC_NAME, evil.encode())
     ledger.save_gateway(a_gateway(evil, 0))
-    ledger.open_round(a_round(1, metric=0.5, metric_source=evil, outcome=evil))
-    ledger.save_answer(a_decline(1, evil, evil))
+    ledger.book("bearings").open_round(a_round(1, metric=0.5, metric_source=evil, outcome=evil))
+    ledger.book("bearings").save_answer(a_decline(1, evil, evil))
     ledger.count_refused(evil, evil, 1)
-    ledger.save_catch_up(CatchUp(at=START, kind=evil, from_version=0, to_version=1, bytes=1, askers=1))
+    ledger.book("bearings").save_catch_up(CatchUp(at=START, kind=evil, from_version=0, to_version=1, bytes=1, askers=1))
     ledger.save_wire(a_wire(evil, 10, 10, final=False))
     ledger.commit()
 

@@ -1,22 +1,22 @@
 """A whole federation in one process, in virtual time: the real coordinator and gateways on a broker in memory.
 
     plant = Plant(tmp_path, gateways=4)
-    plant.run_until(lambda: plant.coordinator.resting)
+    plant.run_until(lambda: plant.job.resting)
 
 `lose` decides which messages never arrive. Killing and starting again keeps each one's files, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
 import numpy as np
 from fake_broker import FakeBroker, FakeSession
-from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.ledger import Book, Ledger
 from fedmq_coordinator.models import ModelStore
-from fedmq_coordinator.service import Coordinator
+from fedmq_coordinator.service import Coordinator, Job, TaskPlan
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
 from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import Memory
@@ -91,10 +91,15 @@ class Plant:
         rounds: int = 5,
         task: Task | None = None,
         settings: RoundSettings | None = None,
+        limits: LimitSettings | None = None,
+        more: Sequence[TaskPlan] = (),
     ) -> None:
         self.directory = directory
         self.task = task or make_task()
         self.settings = settings or RoundSettings(max_rounds=rounds, min_gateways=gateways)
+        self.limits = limits or LimitSettings(catch_up_gather_seconds=0.3)
+        self.more = more
+        """Further tasks beside the first."""
         self.now = START
         self.broker = FakeBroker()
         self.lose: Callable[[str, Received], bool] = lambda client, message: False
@@ -113,9 +118,8 @@ class Plant:
         self.coordinator_session = self._session("coordinator")
         self.coordinator = Coordinator(
             federation=FEDERATION,
-            task=self.task,
-            rounds=self.settings,
-            limits=LimitSettings(catch_up_gather_seconds=0.3),
+            tasks=[TaskPlan(task=self.task, rounds=self.settings), *self.more],
+            limits=self.limits,
             session=self.coordinator_session,
             ledger=self.ledger,
             models=ModelStore(self.directory / "models"),
@@ -193,20 +197,29 @@ class Plant:
 
     def run_to_rest(self) -> None:
         """The run ends, and everyone holds the model that it ended with."""
-        self.run_until(lambda: self.coordinator.resting is not None)
+        self.run_until(lambda: self.job.resting is not None)
         self.run_until(lambda: all(g.state.version == self.version for g in self.gateways.values()))
 
     @property
+    def job(self) -> Job:
+        """Of the first task."""
+        return self.coordinator.job(self.task.name)
+
+    @property
+    def book(self) -> Book:
+        return self.ledger.book(self.task.name)
+
+    @property
     def version(self) -> int:
-        return self.coordinator.version
+        return self.job.version
 
     @property
     def lineage(self) -> int:
-        return int(self.ledger.get("lineage") or 0)
+        return int(self.book.get("lineage") or 0)
 
     @property
     def digest(self) -> bytes:
-        return self.coordinator.model_digest
+        return self.job.model_digest
 
     def digests(self) -> dict[str, bytes]:
         return {name: model_digest(gateway.state.steps) for name, gateway in self.gateways.items()}
