@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import struct
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -25,7 +26,7 @@ from fedmq_coordinator.ledger import Ledger, LedgerError
 from fedmq_coordinator.lineage import Lineage
 from fedmq_coordinator.models import ModelError, ModelStore
 
-__all__ = ["FolderError", "hold", "recover"]
+__all__ = ["FolderError", "hold", "is_held", "recover"]
 
 LEDGER = "ledger.sqlite"
 MODELS = "models"
@@ -57,6 +58,8 @@ def hold(state_dir: Path, *, recovering: bool = False) -> IO[bytes]:
     except OSError as error:
         file.close()
         raise FolderError(f"another coordinator works in {state_dir}: stop it first, or name another folder") from error
+    # A second lock, of the kind that can be asked about without being taken; what counts is the first.
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if not recovering and (state_dir / RECOVERING).exists():
         file.close()
         raise FolderError(
@@ -64,6 +67,17 @@ def hold(state_dir: Path, *, recovering: bool = False) -> IO[bytes]:
             " coordinator starts"
         )
     return file
+
+
+def is_held(state_dir: Path) -> bool:
+    """Whether another process holds the folder. Takes nothing, so that it is in nobody's way."""
+    try:
+        with (state_dir / "lock").open("rb") as file:
+            asked = struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+            kind: int = struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_GETLK, asked)[: len(asked)])[0]
+            return kind != fcntl.F_UNLCK
+    except OSError:
+        return False  # no such folder, or nobody has worked in it yet
 
 
 def recover(state_dir: Path, backup: Path, federation: str, *, now: float) -> list[str]:

@@ -1032,12 +1032,19 @@ class Book(_Records):
         )
         return latest if best is None else [float(best), *latest]
 
+    def count_rounds(self) -> int:
+        return int(self._one("SELECT count(*) FROM rounds WHERE task = ?", (self.number,)))
+
+    def last_metric(self) -> float | None:
+        """Of the last round that has one."""
+        last = "SELECT metric FROM rounds WHERE task = ? AND metric IS NOT NULL ORDER BY id DESC LIMIT 1"
+        found = self._one(last, (self.number,))
+        return None if found is None else float(found)
+
     def failures(self, most: int = 64) -> int:
         """Rounds below quorum in a row, up to the last one; counted no further than `most`."""
         outcomes = [row.outcome for row in self.rounds(last=most)]
-        while outcomes and outcomes[-1] == "below quorum":
-            outcomes.pop()
-        return min(most, len(self.rounds(last=most)) - len(outcomes))
+        return next((n for n, outcome in enumerate(reversed(outcomes)) if outcome != "below quorum"), len(outcomes))
 
     def openings(self, last: int) -> list[float]:
         """When the last rounds opened, in order."""

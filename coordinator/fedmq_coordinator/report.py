@@ -369,8 +369,8 @@ def divide(
     return dict(shares)
 
 
-def to_json(report: Report) -> bytes:
-    """The report as indented JSON; a number that is not finite becomes null."""
+def to_json(report: Report | Sequence[Report]) -> bytes:
+    """The report, or those of several tasks, as indented JSON; a number that is not finite becomes null."""
     return msgspec.json.format(msgspec.json.encode(report), indent=2)
 
 

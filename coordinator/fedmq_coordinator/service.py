@@ -137,6 +137,7 @@ class Job:
         self.book = ledger.book(self.name, keep_payloads=limits.keep_payloads)
         # Before the first commit, which the lineage makes: whoever reads the ledger finds the names in it.
         self.book.put("metric_name", plan.metric_name.encode())
+        self.book.put("tags", "\n".join(plan.rounds.tags).encode())
         self._keep_same_task()
         self.book.put("task_body", msgspec.msgpack.encode(plan.task))
         self.line = Lineage(federation, plan.task, self.book, models, now=now, start_new=new_lineage)

@@ -8,16 +8,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 from fake_broker import FakeBroker, FakeSession
-from fedmq_coordinator.ledger import Book, Ledger
+from fedmq_coordinator.ledger import Book, Ledger, Order
 from fedmq_coordinator.models import ModelStore
 from fedmq_coordinator.service import Coordinator, Job, TaskPlan
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
+from fedmq_coordinator.tasks import Wish
 from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import Memory
 from fedmq_edge_node.samples import FEATURES, SampleError, Samples
@@ -93,11 +96,13 @@ class Plant:
         settings: RoundSettings | None = None,
         limits: LimitSettings | None = None,
         more: Sequence[TaskPlan] = (),
+        crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.directory = directory
         self.task = task or make_task()
         self.settings = settings or RoundSettings(max_rounds=rounds, min_gateways=gateways)
         self.limits = limits or LimitSettings(catch_up_gather_seconds=0.3)
+        self.crash_point = crash_point
         self.more = more
         """Further tasks beside the first."""
         self.now = START
@@ -116,16 +121,21 @@ class Plant:
     def start_coordinator(self, *, new_lineage: bool = False) -> None:
         self.ledger = Ledger(self.directory / "ledger.sqlite")
         self.coordinator_session = self._session("coordinator")
-        self.coordinator = Coordinator(
-            federation=FEDERATION,
-            tasks=[TaskPlan(task=self.task, rounds=self.settings), *self.more],
-            limits=self.limits,
-            session=self.coordinator_session,
-            ledger=self.ledger,
-            models=ModelStore(self.directory / "models"),
-            clock=lambda: self.now,
-            new_lineage=new_lineage,
-        )
+        try:
+            self.coordinator = Coordinator(
+                federation=FEDERATION,
+                tasks=[TaskPlan(task=self.task, rounds=self.settings), *self.more],
+                limits=self.limits,
+                session=self.coordinator_session,
+                ledger=self.ledger,
+                models=ModelStore(self.directory / "models"),
+                clock=lambda: self.now,
+                new_lineage=new_lineage,
+                crash_point=self.crash_point,
+            )
+        except BaseException:
+            self.ledger.close()  # as the end of a process does
+            raise
         self.coordinator_session.start()
 
     def kill_coordinator(self) -> None:
@@ -169,6 +179,23 @@ class Plant:
     def _session(self, client: str, nonce: bytes | None = None) -> FakeSession:
         last_will = None if nonce is None else will(FEDERATION, client, nonce)
         return self.broker.session(client, will=last_will)
+
+    # People.
+
+    def order(self, verb: str, task: str | None = None, **wish: Any) -> Order:
+        """Another program leaves an order; returns it as the coordinator has carried it out."""
+        with contextlib.closing(Ledger(self.directory / "ledger.sqlite", visit=True)) as visitor:
+            number = visitor.order(verb, task or self.task.name, Wish(verb=verb, **wish).write(), self.now)
+            visitor.commit()
+        found: list[Order] = []
+
+        def done() -> bool:
+            order = self.ledger.get_order(number)
+            found[:] = [order] if order is not None and order.done_at is not None else []
+            return bool(found)
+
+        self.run_until(done)
+        return found[0]
 
     # Time.
 
