@@ -61,7 +61,6 @@ class Lineage:
         if self.number == 0 or start_new or ledger.get("task") != task.digest:
             ledger.ledger.put("federation", federation.encode())
             self._start(now)
-            ledger.commit()
         else:
             self._restore()
 

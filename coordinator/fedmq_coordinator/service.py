@@ -135,7 +135,7 @@ class Job:
         self._outbox = outbox
         self._models = models
         self.book = ledger.book(self.name, keep_payloads=limits.keep_payloads)
-        # Before the first commit, which the lineage makes: whoever reads the ledger finds the names in it.
+        # Before the first commit: whoever reads the ledger finds the names in it.
         self.book.put("metric_name", plan.metric_name.encode())
         self.book.put("tags", "\n".join(plan.rounds.tags).encode())
         self._keep_same_task()

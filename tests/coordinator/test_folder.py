@@ -142,9 +142,10 @@ def test_a_recovery_that_was_cut_short_is_noticed_and_can_be_done_again(
             raise KeyboardInterrupt
         return rename(self, target)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "rename", cut)
+    monkeypatch.setattr(Path, "rename", cut)
+    with pytest.raises(KeyboardInterrupt):
         folder.recover(state, backup, FEDERATION, now=START + 1e6)
+    monkeypatch.undo()
     with pytest.raises(FolderError, match="was cut short: run"):
         folder.hold(state)
 

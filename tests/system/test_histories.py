@@ -128,6 +128,7 @@ class Histories(RuleBasedStateMachine):
         self.book = self.ledger.book("history")
         models = ModelStore(self.directory / "models")
         self.line = Lineage("federation", self.task, self.book, models, now=self.now, start_new=start_new)
+        self.ledger.commit()
         self.remember()
 
     def remember(self) -> None:
