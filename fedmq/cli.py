@@ -15,9 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fedmq import __version__
+
+if TYPE_CHECKING:
+    from fedmq_coordinator.ledger import Ledger
 
 __all__ = ["main"]
 
@@ -28,7 +31,16 @@ examples:
   fedmq coordinator --config coordinator.toml      opens rounds, aggregates, keeps the ledger
   fedmq gateway --config gateway.toml              trains on its own recordings when its gates allow
   fedmq report --state /var/lib/fedmq --html savings.html
+  fedmq task list --state /var/lib/fedmq           several tasks: how each stands; pause, promote, roll back
   fedmq bench codec --quick                        bytes and time of the codec beside its rivals
+"""
+
+
+_RECOVER_EPILOG = """\
+example:
+  systemctl stop fedmq-coordinator
+  fedmq coordinator recover /backup/2026-05-01 --config coordinator.toml
+  systemctl start fedmq-coordinator
 """
 
 
@@ -87,7 +99,22 @@ def _parser() -> argparse.ArgumentParser:
         "--new-lineage", action="store_true", help="learn afresh: a new scaler and the seeded start; the ledger stays"
     )
     coordinator.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
-    coordinator.set_defaults(run=_coordinator)
+    coordinator.set_defaults(run=_coordinator, action=None)
+    actions = coordinator.add_subparsers(dest="action", metavar="[recover]")
+    recover = actions.add_parser(
+        "recover",
+        help="put a backup in the place of the state directory",
+        description="Checks the backup, moves what is in the state directory aside (nothing is deleted), puts the "
+        "backup in its place and starts a new lineage from its newest version, for every task. Gateways follow when "
+        "the coordinator is started; what they have learnt and not sent is set to zero. No coordinator may run.",
+        epilog=_RECOVER_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    recover.add_argument(
+        "backup", type=Path, metavar="BACKUP", help="a copy of a state directory, or of its ledger with models beside"
+    )
+    _add_settings(recover, "coordinator.toml")
+    recover.set_defaults(run=_recover)
 
     gateway = commands.add_parser(
         "gateway",
@@ -109,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--json", action="store_true", help="print JSON instead of a table")
     report.add_argument("--csv", action="store_true", help="print one line a round as CSV")
     report.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page with charts")
+    report.add_argument("--task", metavar="NAME", help="of this task alone (default: of each)")
     report.set_defaults(run=_report)
 
     status = commands.add_parser(
@@ -118,8 +146,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_state(status)
     status.add_argument("--watch", type=float, metavar="SECONDS", help="print it again every so often")
+    status.add_argument("--task", metavar="NAME", help="of this task alone (default: of each)")
     status.set_defaults(run=_status)
 
+    from fedmq.tasks import add_parser as add_task
+
+    add_task(commands)
     _add_demo(commands)
     _add_bench(commands)
     return parser
@@ -416,6 +448,19 @@ def _coordinator(arguments: argparse.Namespace) -> None:
     coordinator.run()
 
 
+def _recover(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from fedmq_coordinator.settings import CoordinatorSettings
+    from fedmq_protocol.settings import load
+
+    settings = load(CoordinatorSettings, arguments.config, arguments.overrides)
+    _log(settings.log_level)
+    from fedmq.programs import recover
+
+    for sentence in recover(settings, arguments.backup):
+        print(sentence)
+
+
 def _broker(arguments: argparse.Namespace) -> None:
     from fedmq_broker_config.settings import BrokerTable
     from fedmq_protocol.settings import document
@@ -439,18 +484,22 @@ def _report(arguments: argparse.Namespace) -> None:
     from fedmq_coordinator import report
     from fedmq_coordinator.report_text import to_text
 
-    built = report.build(ledger)
+    names = _task_names(ledger, arguments.task)
+    if len(names) > 1 and (arguments.html is not None or arguments.csv):
+        raise ValueError(f"--task: name one for HTML or CSV, of {', '.join(filter(None, names))}")
+    every = [report.build(ledger, name) for name in names]
+    built = every[0]
     if arguments.html is not None:
         from fedmq_coordinator.report_html import to_html
 
         arguments.html.write_text(to_html(built), encoding="utf-8")
         print(f"wrote {arguments.html}", file=sys.stderr)
     if arguments.json:
-        print(report.to_json(built).decode())
+        print(report.to_json(built if len(every) == 1 else every).decode())
     elif arguments.csv:
         print(report.to_csv(built), end="")
     elif arguments.html is None:
-        print(to_text(built, _width()), end="")
+        print("\n".join(to_text(one, _width(), title=len(every) > 1) for one in every), end="")
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -464,10 +513,19 @@ def _status(arguments: argparse.Namespace) -> None:
     while True:
         if arguments.watch and sys.stdout.isatty():
             print("\x1b[2J\x1b[H", end="")
-        print(status(ledger, time.time(), _width()), end="", flush=True)
+        parts = [status(ledger, time.time(), _width(), name) for name in _task_names(ledger, arguments.task)]
+        print("\n".join(parts), end="", flush=True)
         if not arguments.watch:
             return
         time.sleep(arguments.watch)
+
+
+def _task_names(ledger: Ledger, named: str | None) -> list[str | None]:
+    """The task that was named, or each one; None stands for the only one, or for none at all."""
+    if named is not None:
+        return [named]
+    names = [row.name for row in ledger.tasks()]
+    return [None] if len(names) < 2 else list(names)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

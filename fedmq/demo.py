@@ -7,6 +7,7 @@ the baselines, which are trained in this process afterwards and are marked as wh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -325,7 +326,7 @@ class _Plant:
         ledger = Ledger(path, read_only=True)
         shown = 0
         stalled_since = time.monotonic()
-        progress = screen.rounds(self.options.rounds, (ledger.get(savings.METRIC_NAME) or b"metric").decode())
+        progress = screen.rounds(self.options.rounds, (ledger.only.get(savings.METRIC_NAME) or b"metric").decode())
         while True:
             for child in self.children:
                 child.look()
@@ -334,7 +335,7 @@ class _Plant:
                 progress.show(row, ledger.answers(row.id))
                 stalled_since = time.monotonic()
             shown = len(closed)
-            if ledger.get("rest") is not None:
+            if ledger.only.get("rest") is not None:
                 return ledger
             if time.monotonic() - stalled_since > START_SECONDS + 2 * self.options.closing:
                 raise DemoError(self._stall(START_SECONDS + 2 * self.options.closing))
@@ -362,7 +363,7 @@ class _Plant:
         until = time.monotonic() + LEAVE_SECONDS
         while time.monotonic() < until and any(g.present for g in ledger.gateways()):
             time.sleep(POLL_SECONDS)
-        newest = ledger.last_version(int(ledger.get("lineage") or 0))
+        newest = ledger.last_version(int(ledger.only.get("lineage") or 0))
         self.digest = newest.digest.hex() if newest is not None else ""
         ledger.close()
         coordinator.look()
@@ -396,7 +397,7 @@ def _figures(plant: _Plant, fleet: Fleet, built: savings.Report, broker: str) ->
     """What `--json` writes. Wire bytes are sums over gateways; lists have one entry a training round."""
     options = plant.options
     ledger = Ledger(ledger_path(plant.state), read_only=True)
-    task = load_task(ledger)
+    task = load_task(ledger.only)
     ledger.close()
     training = [row for row in built.rounds if row.kind == "training"]
     before = [row.metric for row in built.rounds if row.kind == "statistics" and row.metric is not None]
@@ -444,7 +445,7 @@ def _figures(plant: _Plant, fleet: Fleet, built: savings.Report, broker: str) ->
 def _baselines(plant: _Plant, fleet: Fleet, folders: dict[str, Path], rounds: int, screen: Screen) -> dict[str, Any]:
     """The same recipe without federation, on the same test set, trained in this process."""
     ledger = Ledger(ledger_path(plant.state), read_only=True)
-    task = load_task(ledger)
+    task = load_task(ledger.only)
     ledger.close()
     if fleet.test is None:
         screen.say("no test set, so no baselines to compare with")
@@ -465,10 +466,10 @@ def _baselines(plant: _Plant, fleet: Fleet, folders: dict[str, Path], rounds: in
 
 def _opens(path: Path) -> bool:
     try:
-        Ledger(path, read_only=True).close()
+        with contextlib.closing(Ledger(path, read_only=True)) as ledger:
+            return bool(ledger.only.name)
     except ValueError:
         return False  # being made at this moment
-    return True
 
 
 def _tail(path: Path, lines: int = 12) -> str:

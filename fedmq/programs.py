@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -12,24 +13,34 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from fedmq_protocol.session import Connection, MqttSession
-from fedmq_protocol.settings import ConnectionSettings, load
+from fedmq_protocol.settings import ConnectionSettings, Mistake, SettingsError, load
 from fedmq_protocol.task import Task
 
 from fedmq import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy as np
-    from fedmq_coordinator.ledger import Ledger
+    from fedmq_coordinator.ledger import Book, Ledger
     from fedmq_coordinator.run import Score
-    from fedmq_coordinator.service import Coordinator
-    from fedmq_coordinator.settings import CoordinatorSettings
+    from fedmq_coordinator.service import Coordinator, TaskPlan
+    from fedmq_coordinator.settings import CoordinatorSettings, RoundSettings, TaskSettings
     from fedmq_edge_node.service import Gateway
     from fedmq_edge_node.settings import GatewaySettings
     from numpy.typing import NDArray
 
-__all__ = ["build_coordinator", "build_gateway", "ledger_path", "load_task", "open_ledger", "run_broker"]
+__all__ = [
+    "build_coordinator",
+    "build_gateway",
+    "crash_point",
+    "ledger_path",
+    "load_task",
+    "open_ledger",
+    "recover",
+    "run_broker",
+    "task_plans",
+]
 
 
 def connection_of(settings: ConnectionSettings, client_id: str) -> Connection:
@@ -86,37 +97,87 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
 
 
 def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = False) -> Coordinator:
-    """A coordinator, not running yet. Raises ValueError for a ledger, a model or test data that cannot be used."""
+    """A coordinator, not running yet. Raises ValueError for a ledger, a model or test data that cannot be used, and
+    for a folder that another one works in."""
     from fedmq_compression import compiled
+    from fedmq_coordinator import folder
     from fedmq_coordinator.ledger import Ledger
     from fedmq_coordinator.models import ModelStore
-    from fedmq_coordinator.service import Coordinator
-
-    from fedmq.defaults import task_of
+    from fedmq_coordinator.service import CRASH_POINTS, Coordinator
 
     # Where numba is installed, it compiles now (once, for some seconds) and not while the first round waits.
     compiled.active()
-    task = task_of(
-        settings.task,
-        settings.rounds,
-        max_norm=settings.limits.max_norm,
-        held_out_reports=settings.test_data is None,
-    )
-    evaluate, metric_name = None, METRIC_NAMES["macro_f1" if task.classes else "r2"]
-    if settings.test_data is not None:
-        evaluate, metric_name = _evaluator(task, settings.test_data)
+    tasks = task_plans(settings)
+    crash = crash_point(CRASH_POINTS)
+    lock = folder.hold(settings.state_dir)
     return Coordinator(
         federation=settings.connection.federation,
-        task=task,
-        rounds=settings.rounds,
+        tasks=tasks,
         limits=settings.limits,
         session=MqttSession(connection_of(settings.connection, settings.name)),
         ledger=Ledger(ledger_path(settings.state_dir)),
-        models=ModelStore(settings.state_dir / "models"),
-        evaluate=evaluate,
-        metric_name=metric_name,
+        models=ModelStore(settings.state_dir / "models", crash_point=crash),
         new_lineage=new_lineage,
+        crash_point=crash,
+        holds=lock,
     )
+
+
+def task_plans(settings: CoordinatorSettings) -> list[TaskPlan]:
+    """The task of the settings, and those of the files that they name. Raises SettingsError, SampleError."""
+    from fedmq_coordinator.settings import MoreTaskSettings
+
+    more = [load(MoreTaskSettings, Path(file)) for file in settings.more_tasks]
+    parts = [(settings.task, settings.rounds, settings.test_data)]
+    parts += [(part.task, part.rounds, part.test_data) for part in more]
+    mistakes = [
+        Mistake("task.name", f'"{parts[place][0].name}" is the name of another task already (in {file})')
+        for place, file in enumerate(settings.more_tasks, start=1)
+        if any(parts[place][0].name == earlier[0].name for earlier in parts[:place])
+    ]
+    if mistakes:
+        raise SettingsError(mistakes)
+    return [_task_plan(settings.limits.max_norm, *part) for part in parts]
+
+
+def _task_plan(max_norm: float, settings: TaskSettings, rounds: RoundSettings, test_data: Path | None) -> TaskPlan:
+    from fedmq_coordinator.service import TaskPlan
+
+    from fedmq.defaults import task_of
+
+    task = task_of(settings, rounds, max_norm=max_norm, held_out_reports=test_data is None)
+    evaluate, metric_name = None, METRIC_NAMES["macro_f1" if task.classes else "r2"]
+    if test_data is not None:
+        evaluate, metric_name = _evaluator(task, test_data)
+    return TaskPlan(task=task, rounds=rounds, evaluate=evaluate, metric_name=metric_name)
+
+
+def crash_point(known: Sequence[str]) -> Callable[[str], None]:
+    """What the environment variable FEDMQ_CRASH_AT="NAME[:N]" makes of it: at the N-th passing of NAME this process
+    kills itself with SIGKILL, as a power cut would. Without it nothing happens. Raises ValueError for another name."""
+    wanted = os.environ.get("FEDMQ_CRASH_AT", "")
+    if not wanted:
+        return lambda name: None
+    name, _, number = wanted.partition(":")
+    if name not in known or not (number or "1").isdigit():
+        raise ValueError(f"FEDMQ_CRASH_AT: expected NAME or NAME:N with one of {', '.join(known)}; got {wanted!r}")
+    left = int(number or 1)
+
+    def passing(passed: str) -> None:
+        nonlocal left
+        if passed == name:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return passing
+
+
+def recover(settings: CoordinatorSettings, backup: Path) -> list[str]:
+    """`fedmq coordinator recover`: what was done, in sentences. Raises ValueError, and has changed nothing then."""
+    from fedmq_coordinator import folder
+
+    return folder.recover(settings.state_dir, backup, settings.connection.federation, now=time.time())
 
 
 METRIC_NAMES = {"macro_f1": "macro-F1", "auc": "AUC", "r2": "R2"}
@@ -154,9 +215,9 @@ def open_ledger(state_dir: Path) -> Ledger:
     return Ledger(ledger_path(state_dir), read_only=True)
 
 
-def load_task(ledger: Ledger) -> Task:
-    """The task in force."""
-    return msgspec.msgpack.decode(ledger.get("task_body") or b"", type=Task)
+def load_task(book: Book) -> Task:
+    """As it is in force."""
+    return msgspec.msgpack.decode(book.get("task_body") or b"", type=Task)
 
 
 def run_broker(arguments: argparse.Namespace) -> None:

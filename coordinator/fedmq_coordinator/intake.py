@@ -27,10 +27,10 @@ from fedmq_protocol.topics import Channel, Direction, topic
 from fedmq_protocol.transfer import Incoming, TransferError, refer
 
 from fedmq_coordinator import scaling
-from fedmq_coordinator.ledger import Answer, Ledger
+from fedmq_coordinator.ledger import Answer, Book
 from fedmq_coordinator.lineage import Lineage, statistics_of
 from fedmq_coordinator.outbox import Outbox
-from fedmq_coordinator.roster import Roster
+from fedmq_coordinator.roster import Members
 from fedmq_coordinator.rounds import Judgement, Record, admit, examine, verdict_name, verdict_of
 from fedmq_coordinator.run import Run
 
@@ -53,7 +53,7 @@ class _Transfer:
 
 class Intake:
     def __init__(
-        self, *, federation: str, ledger: Ledger, line: Lineage, roster: Roster, run: Run, outbox: Outbox
+        self, *, federation: str, ledger: Book, line: Lineage, roster: Members, run: Run, outbox: Outbox
     ) -> None:
         self._federation = federation
         self._ledger = ledger

@@ -1,137 +1,58 @@
-"""The coordinator's memory: one SQLite file with every round, answer, verdict and byte count.
+"""The coordinator's memory: one SQLite file with every round, answer, verdict and byte count of every task.
 
-Owns the schema and the transactions. Nothing is published before `commit` returns: the service collects what it
-wants to say, commits, and only then speaks, so one fsync serves all answers that came together (group commit).
-A gateway's payload is kept until the version that contains it is committed, and erased in that same transaction.
+Owns the file and its transactions; its tables are in `schema`. `Ledger` is the open file, and what belongs to the
+fleet: gateways, their bytes, refused junk, orders. `Book` is one task's part of the same file and of the same
+transaction. Nothing is published before `commit` returns: the service collects what it wants to say, commits, and only
+then speaks, so one fsync serves all answers that came together (group commit). A gateway's payload is kept until the
+version that contains it is committed, and erased in that same transaction unless the settings keep it.
 
-Refuses to know what an answer is worth (`rounds`) and how the report looks (`report`, which reads this file alone).
-Times are unix seconds by the coordinator's clock; sizes are bytes.
+Refuses to know what an answer is worth (`rounds`), how the report looks (`report`, which reads this file alone) and
+what of old rounds may be summed up (`retention`). Times are unix seconds by the coordinator's clock; sizes are bytes.
+
+A file is looked through as it is opened (`PRAGMA quick_check`), up to CHECKED_BYTES: that costs about a second for
+each 400 MB, and a coordinator shall be back in its round within seconds. In a larger one damage is found when a
+damaged page is read. Either way it is a LedgerError that names the file and what to do.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["Answer", "CatchUp", "Gateway", "Ledger", "LedgerError", "Round", "Version", "Wire"]
+import msgspec
 
-SCHEMA_VERSION = 3
+from fedmq_coordinator.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, SchemaError
+
+__all__ = [
+    "Answer",
+    "Book",
+    "CatchUp",
+    "Folded",
+    "Gateway",
+    "Ledger",
+    "LedgerError",
+    "Mark",
+    "Order",
+    "Release",
+    "Round",
+    "TaskRow",
+    "Trial",
+    "Version",
+    "Wire",
+]
+
+CHECKED_BYTES = 256 * 1024 * 1024
+"""Larger files are not looked through as they are opened."""
 
 T = TypeVar("T")
 
-_SCHEMA = """
-CREATE TABLE state (
-    key TEXT PRIMARY KEY,
-    value BLOB NOT NULL
-) STRICT;
-CREATE TABLE gateways (
-    name TEXT PRIMARY KEY,
-    roster INTEGER NOT NULL UNIQUE,       -- place in the plan's bitmap, for ever
-    first_seen REAL NOT NULL,
-    last_seen REAL NOT NULL,
-    present INTEGER NOT NULL,             -- 0 after the last will or a leave
-    software TEXT NOT NULL,
-    engines TEXT NOT NULL,                -- names, comma separated
-    windows INTEGER NOT NULL,             -- training windows at its last birth
-    signal_bytes INTEGER NOT NULL,        -- raw signal it holds, at 16 bits a sample
-    nonce BLOB NOT NULL                   -- boot nonce of its last birth
-) STRICT;
-CREATE TABLE verdicts (                   -- the last answer of every gateway, kept for ever
-    gateway TEXT PRIMARY KEY,
-    round INTEGER NOT NULL,
-    counter INTEGER NOT NULL,
-    digest BLOB NOT NULL,
-    verdict TEXT NOT NULL
-) STRICT;
-CREATE TABLE wire (                       -- socket bytes, cumulative, as one process of a gateway counted them
-    gateway TEXT NOT NULL,
-    nonce BLOB NOT NULL,
-    sent INTEGER NOT NULL,
-    received INTEGER NOT NULL,
-    reported_at REAL NOT NULL,
-    final INTEGER NOT NULL,               -- 1: said on leaving, nothing follows; 0: a tail may not be reported yet
-    PRIMARY KEY (gateway, nonce)
-) STRICT;
-CREATE TABLE rounds (
-    id INTEGER PRIMARY KEY,
-    lineage INTEGER NOT NULL,
-    kind TEXT NOT NULL,                   -- statistics | training
-    base INTEGER NOT NULL,                -- version trained from
-    opened_at REAL NOT NULL,
-    closes_at REAL NOT NULL,
-    closed_at REAL,                       -- NULL while open
-    outcome TEXT NOT NULL,                -- open | applied | below quorum | abandoned
-    drawn INTEGER NOT NULL,               -- gateways drawn
-    plan_bytes INTEGER NOT NULL,          -- the plan as published, model delta included
-    level INTEGER NOT NULL,               -- how dense its updates were asked for
-    training_loss REAL,                   -- weighted mean over its updates, of an applied one: what levels are set by
-    version INTEGER,                      -- the version that came of it
-    metric REAL,                          -- of that version
-    loss REAL,
-    metric_source TEXT                    -- test set | held-out windows
-) STRICT;
-CREATE TABLE answers (
-    round INTEGER NOT NULL,
-    gateway TEXT NOT NULL,
-    received_at REAL NOT NULL,
-    kind TEXT NOT NULL,                   -- update | decline | statistics
-    verdict TEXT NOT NULL,
-    reason TEXT,                          -- of a decline
-    counter INTEGER NOT NULL,
-    digest BLOB NOT NULL,
-    samples INTEGER NOT NULL,             -- windows: of an update as its gateway's birth told, of statistics as counted
-    weight INTEGER NOT NULL,
-    payload_bytes INTEGER NOT NULL,       -- the coded delta alone
-    dense_bytes INTEGER NOT NULL,         -- the same delta as float32
-    nonce BLOB NOT NULL,                  -- with sent and received: the gateway's cumulative socket bytes
-    sent INTEGER NOT NULL,
-    received INTEGER NOT NULL,
-    training_loss REAL,                   -- mean over the gateway's windows, as its update tells
-    held_out_metric REAL,
-    held_out_loss REAL,
-    held_out_windows INTEGER,
-    owed INTEGER NOT NULL DEFAULT 0,      -- accepted, and counts in the next round: its own closed below quorum
-    counted_in INTEGER,                   -- round in whose sum an accepted update was first: a later one where it was
-                                          -- late; NULL while it is late and waits for one to open
-    payload BLOB,                         -- NULL once its version is committed
-    PRIMARY KEY (round, gateway)
-) STRICT;
-CREATE TABLE versions (
-    lineage INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    digest BLOB NOT NULL,                 -- sha256 of the integer parameters
-    parent BLOB NOT NULL,                 -- digest of the version before: the chain
-    round INTEGER,
-    created_at REAL NOT NULL,
-    level INTEGER NOT NULL,               -- how dense its delta was coded, and the updates that start from it
-    delta BLOB NOT NULL,                  -- as broadcast; empty for the start of a lineage
-    steps BLOB NOT NULL,                  -- the same as whole numbers, which need no contexts to be read
-    PRIMARY KEY (lineage, number)
-) STRICT;
-CREATE TABLE catch_ups (                  -- answers to gateways that missed deltas, published once for all askers
-    at REAL NOT NULL,
-    kind TEXT NOT NULL,                   -- chain | merged | keyframe
-    from_version INTEGER NOT NULL,
-    to_version INTEGER NOT NULL,
-    bytes INTEGER NOT NULL,
-    askers INTEGER NOT NULL
-) STRICT;
-CREATE TABLE refused (                    -- junk, counted by topic channel and reason
-    channel TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    messages INTEGER NOT NULL,
-    bytes INTEGER NOT NULL,
-    PRIMARY KEY (channel, reason)
-) STRICT;
-"""
-
 
 class LedgerError(ValueError):
-    """The file cannot be used: it is not ours, of another schema, or damaged."""
+    """The file cannot be used: it is not ours, of another schema, damaged, or the disk does not take it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +67,13 @@ class Gateway:
     windows: int
     signal_bytes: int
     nonce: bytes
+    samples: int = 0
+    tags: str = ""
+    """One a line."""
+
+    @property
+    def tag_set(self) -> frozenset[str]:
+        return frozenset(self.tags.split("\n")) - {""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +94,8 @@ class Round:
     metric_source: str | None
     level: int = 0
     training_loss: float | None = None
+    totals: bytes | None = None
+    """`Folded` of its answers that are summed up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +150,8 @@ class Version:
     delta: bytes
     steps: bytes
     level: int = 0
+    delta_bytes: int | None = None
+    """Of the delta as it was broadcast; None: it is the one at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,266 +164,178 @@ class CatchUp:
     askers: int
 
 
-_BOOLEANS = {"present", "final", "owed"}
+@dataclass(frozen=True, kw_only=True)
+class TaskRow:
+    id: int
+    name: str
+    state: str
+    """running | paused | stopped"""
+    configured: bool
+    paused_tags: str
+    """One a line."""
 
 
-class Ledger:
-    """One open file. Writing methods change the running transaction; `commit` makes it durable."""
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    id: int
+    at: float
+    verb: str
+    task: str
+    details: bytes
+    done_at: float | None
+    done: bool | None
+    result: str | None
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Open, or create unless `read_only`. Raises LedgerError, naming the file and what to do."""
-        self.path = path
-        if read_only and not path.is_file():
-            raise LedgerError(f"no ledger at {path}: name the coordinator's state directory")
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    number: int
+    at: float
+    lineage: int
+    version: int
+    canary_pct: float
+    tags: str
+    forced: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    gateway: str
+    at: float
+    lineage: int
+    version: int
+    in_service: int
+    windows: int
+    metric: float
+    before: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """Where the counters of a process stood when the last answer of it that is summed up was sent."""
+
+    gateway: str
+    nonce: bytes
+    round: int
+    sent: int
+    received: int
+    joined_sent: int
+    joined_received: int
+
+
+class Folded(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Answers that are summed up: of one round, or of one gateway."""
+
+    answered: int = 0
+    kinds: dict[str, int] = msgspec.field(default_factory=dict)
+    """Answers by kind and verdict, a comma between."""
+    reasons: dict[str, int] = msgspec.field(default_factory=dict)
+    """Declines by reason."""
+    payload_bytes: int = 0
+    dense_bytes: int = 0
+    """Of accepted updates alone."""
+    sent: int = 0
+    received: int = 0
+    """Socket bytes that belong to rounds."""
+    last_round: int = 0
+
+
+_BOOLEANS = {"present", "final", "owed", "configured", "forced", "done"}
+
+ADVICE = {
+    "SQLITE_FULL": "the disk is full: make room, then start again",
+    "SQLITE_READONLY": "it cannot be written: mount its disk for writing and see to its owner, then start again",
+    "SQLITE_CANTOPEN": "see to the folder's owner and whether its disk is mounted for writing",
+    "SQLITE_CORRUPT": "it is damaged: put a backup in its place with `fedmq coordinator recover BACKUP`",
+    "SQLITE_NOTADB": "it is damaged, or no ledger: put a backup in its place with `fedmq coordinator recover BACKUP`",
+    "SQLITE_IOERR": "the disk does not answer as it should: look into the system's log, then start again",
+    "SQLITE_BUSY": "another program holds it: end that one first",
+}
+"""What to do, by the beginning of SQLite's own name of an error."""
+
+
+def connect_file(path: str) -> sqlite3.Connection:
+    """A file on this machine. Transactions are begun and ended here, and by nobody else."""
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+
+
+class _Records:
+    """What can be read of one task, or of all: rounds and lineages are numbered through all tasks."""
+
+    path: Path
+    _db: sqlite3.Connection
+    _task: int | None
+    """None: all tasks."""
+
+    def _execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
         try:
-            if not read_only:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            # Read-only still opens read-write where it may: a WAL that a killed coordinator left must be replayed.
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA busy_timeout = 5000")
-            if read_only:
-                self._db.execute("PRAGMA query_only = 1")
-            found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if found == 0 and not read_only:
-                tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-                if tables:
-                    raise LedgerError(
-                        f"{path} is an SQLite file, but not a ledger of fedmq: name another state directory"
-                    )
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-            elif found != SCHEMA_VERSION:
-                raise LedgerError(
-                    f"{path} has schema {found}, this software reads {SCHEMA_VERSION}: use the software that wrote it"
-                )
-            if not read_only:
-                # Only now: it changes the file, and a file that is refused stays as it was.
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
-        except (sqlite3.Error, OSError) as error:
-            raise LedgerError(f"cannot use the ledger {path}: {error}") from error
-
-    def close(self) -> None:
-        if self._db.in_transaction:
-            self._db.rollback()
-        self._db.close()
-
-    # -- transactions ------------------------------------------------------------------------------------------
-
-    def commit(self) -> None:
-        """Durable when it returns. Does nothing where nothing changed."""
-        if self._db.in_transaction:
-            self._db.execute("COMMIT")
-
-    def rollback(self) -> None:
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
-
-    def _write(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
-        if not self._db.in_transaction:
-            self._db.execute("BEGIN IMMEDIATE")
-        return self._db.execute(sql, values)
-
-    @contextmanager
-    def snapshot(self) -> Iterator[None]:
-        """Everything read inside comes from one moment, whatever the coordinator writes meanwhile.
-
-        Raises LedgerError where a page turns out to be damaged: opening reads no more than the file's head.
-        """
-        self._db.execute("BEGIN")
-        try:
-            yield
+            return self._db.execute(sql, values)
+        except sqlite3.IntegrityError:
+            raise
         except sqlite3.Error as error:
-            raise LedgerError(f"cannot read the ledger {self.path}: {error}") from error
-        finally:
-            self.rollback()
+            raise self._failed(error) from error
 
-    # -- state -------------------------------------------------------------------------------------------------
+    def _failed(self, error: sqlite3.Error) -> LedgerError:
+        name = getattr(error, "sqlite_errorname", "") or ""
+        advice = next((text for code, text in ADVICE.items() if name.startswith(code)), "")
+        if not advice:
+            advice = "look into the system's log, then start again"
+        return LedgerError(f"cannot use the ledger {self.path}: {error}; {advice}")
 
-    def get(self, key: str) -> bytes | None:
-        row = self._db.execute("SELECT value FROM state WHERE key = ?", (key,)).fetchone()
-        return None if row is None else bytes(row[0])
+    def _select(self, kind: type[T], table: str, clause: str, values: Sequence[object] = ()) -> list[T]:
+        names = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+        rows = self._execute(f"SELECT {', '.join(names)} FROM {table} {clause}", values)  # noqa: S608
+        try:
+            found = rows.fetchall()
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        kept = _BOOLEANS.intersection(names)
+        if not kept:
+            return [kind(**dict(zip(names, row, strict=True))) for row in found]
+        return [
+            kind(**{n: bool(v) if n in kept and v is not None else v for n, v in zip(names, row, strict=True)})
+            for row in found
+        ]
 
-    def put(self, key: str, value: bytes) -> None:
-        self._write("INSERT OR REPLACE INTO state VALUES (?, ?)", (key, value))
+    def _one(self, sql: str, values: Sequence[object] = ()) -> Any:
+        """The first column of the first row, or None."""
+        try:
+            row = self._execute(sql, values).fetchone()
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        return None if row is None else row[0]
 
-    def forget(self, key: str) -> None:
-        self._write("DELETE FROM state WHERE key = ?", (key,))
+    def _of_task(self, column: str = "task") -> str:
+        return "1" if self._task is None else f"{column} = {self._task}"
 
-    # -- writing -----------------------------------------------------------------------------------------------
+    @property
+    def _of_rounds(self) -> str:
+        return "1" if self._task is None else f"round IN (SELECT id FROM rounds WHERE task = {self._task})"  # noqa: S608 - a number of ours
 
-    def save_gateway(self, gateway: Gateway) -> None:
-        self._insert("gateways", gateway, replace=True)
-
-    def set_presence(self, name: str, present: bool, at: float) -> None:
-        self._write("UPDATE gateways SET present = ?, last_seen = ? WHERE name = ?", (int(present), at, name))
-
-    def save_wire(self, wire: Wire) -> None:
-        """Cumulative: an older report that arrives late never lowers a newer one."""
-        self._write(
-            "INSERT INTO wire VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (gateway, nonce) DO UPDATE SET"
-            " sent = max(sent, excluded.sent), received = max(received, excluded.received),"
-            " reported_at = max(reported_at, excluded.reported_at), final = max(final, excluded.final)",
-            (wire.gateway, wire.nonce, wire.sent, wire.received, wire.reported_at, int(wire.final)),
-        )
-
-    def open_round(self, round_: Round) -> None:
-        self._insert("rounds", round_)
-
-    def close_round(
-        self, round_id: int, *, at: float, outcome: str, version: int | None, training_loss: float | None = None
-    ) -> None:
-        self._write(
-            "UPDATE rounds SET closed_at = ?, outcome = ?, version = ?, training_loss = ? WHERE id = ?",
-            (at, outcome, version, training_loss, round_id),
-        )
-
-    def set_metric(self, round_id: int, *, metric: float | None, loss: float | None, source: str) -> None:
-        self._write(
-            "UPDATE rounds SET metric = ?, loss = ?, metric_source = ? WHERE id = ?", (metric, loss, source, round_id)
-        )
-
-    def save_answer(self, answer: Answer) -> None:
-        self._insert("answers", answer)
-
-    def save_verdict(self, gateway: str, round_id: int, counter: int, digest: bytes, verdict: str) -> None:
-        """The counter never goes back: what an old image of a gateway's disk sends does not replace what was newer."""
-        self._write(
-            "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?) ON CONFLICT (gateway) DO UPDATE SET round = excluded.round,"
-            " counter = excluded.counter, digest = excluded.digest, verdict = excluded.verdict"
-            " WHERE excluded.counter > counter",
-            (gateway, round_id, counter, digest, verdict),
-        )
-
-    def owe(self, round_id: int) -> None:
-        """What is in the round's sum counts in the next round that is applied."""
-        self._write(
-            "UPDATE answers SET owed = 1 WHERE counted_in = ? AND kind = 'update' AND verdict = 'accepted'", (round_id,)
-        )
-
-    def count_owed(self, round_id: int) -> None:
-        """Updates that came late, while no round was open, are in the sum of this one."""
-        self._write("UPDATE answers SET counted_in = ? WHERE owed = 1 AND counted_in IS NULL", (round_id,))
-
-    def erase_payloads(self) -> None:
-        """In the transaction that commits a version: what it contains is no longer owed, and no longer kept."""
-        self._write("UPDATE answers SET owed = 0, payload = NULL WHERE payload IS NOT NULL")
-
-    def save_version(self, version: Version) -> None:
-        self._insert("versions", version)
-
-    def save_catch_up(self, catch_up: CatchUp) -> None:
-        self._insert("catch_ups", catch_up)
-
-    def count_refused(self, channel: str, reason: str, size: int) -> None:
-        self._write(
-            "INSERT INTO refused VALUES (?, ?, 1, ?) ON CONFLICT (channel, reason) DO UPDATE SET"
-            " messages = messages + 1, bytes = bytes + excluded.bytes",
-            (channel, reason, size),
-        )
-
-    def _insert(self, table: str, row: object, *, replace: bool = False) -> None:
-        names = type(row).__dataclass_fields__  # type: ignore[attr-defined]
-        values = [int(v) if isinstance(v := getattr(row, name), bool) else v for name in names]
-        verb = "INSERT OR REPLACE" if replace else "INSERT"
-        # Table and columns are names of this module, never data.
-        self._write(
-            f"{verb} INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(values))})",
-            values,
-        )
-
-    # -- reading -----------------------------------------------------------------------------------------------
-
-    def gateways(self) -> list[Gateway]:
-        """By place in the roster."""
-        return self._select(Gateway, "gateways", "ORDER BY roster")
-
-    def rounds(self) -> list[Round]:
-        return self._select(Round, "rounds", "ORDER BY id")
+    def rounds(self, last: int | None = None) -> list[Round]:
+        """In order; all, or the last so many."""
+        limit = "" if last is None else f"DESC LIMIT {last}"
+        found = self._select(Round, "rounds", f"WHERE {self._of_task()} ORDER BY id {limit}")
+        return found if last is None else found[::-1]
 
     def last_round(self) -> Round | None:
-        return next(iter(self._select(Round, "rounds", "ORDER BY id DESC LIMIT 1")), None)
+        return next(iter(self.rounds(last=1)), None)
 
     def round(self, round_id: int) -> Round | None:
         return next(iter(self._select(Round, "rounds", "WHERE id = ?", (round_id,))), None)
 
-    def has_round(self, round_id: int) -> bool:
-        return self._db.execute("SELECT 1 FROM rounds WHERE id = ?", (round_id,)).fetchone() is not None
+    def answers(self, round_id: int | None = None) -> list[Answer]:
+        """In order of round and arrival; payloads only where they are not erased yet."""
+        if round_id is None:
+            return self._select(Answer, "answers", f"WHERE {self._of_rounds} ORDER BY round, received_at, gateway")
+        return self._select(Answer, "answers", "WHERE round = ? ORDER BY received_at, gateway", (round_id,))
 
     def answer(self, round_id: int, gateway: str) -> Answer | None:
         clause = "WHERE round = ? AND gateway = ?"
         return next(iter(self._select(Answer, "answers", clause, (round_id, gateway))), None)
 
-    def losses(self, lineage: int) -> list[float]:
-        """Training losses of a lineage's applied rounds, in order."""
-        rows = self._db.execute(
-            "SELECT training_loss FROM rounds WHERE lineage = ? AND outcome = 'applied' AND training_loss IS NOT NULL"
-            " ORDER BY id",
-            (lineage,),
-        )
-        return [float(loss) for (loss,) in rows]
-
-    def updates_since(self, round_id: int) -> int:
-        """Updates of this round and all later ones that were accepted while their round was open."""
-        row = self._db.execute(
-            "SELECT count(*) FROM answers WHERE round >= ? AND kind = 'update' AND verdict = 'accepted'"
-            " AND counted_in = round",
-            (round_id,),
-        ).fetchone()
-        return int(row[0])
-
-    def accepted(self, round_id: int, lineage: int) -> list[str]:
-        """Gateways whose update to this round was accepted; none where the round was of another lineage."""
-        rows = self._db.execute(
-            "SELECT gateway FROM answers JOIN rounds ON rounds.id = answers.round"
-            " WHERE round = ? AND lineage = ? AND answers.kind = 'update' AND verdict = 'accepted' ORDER BY gateway",
-            (round_id, lineage),
-        )
-        return [str(name) for (name,) in rows]
-
-    def answers(self, round_id: int | None = None) -> list[Answer]:
-        """In order of round and arrival; payloads only where they are not erased yet."""
-        if round_id is None:
-            return self._select(Answer, "answers", "ORDER BY round, received_at, gateway")
-        return self._select(Answer, "answers", "WHERE round = ? ORDER BY received_at, gateway", (round_id,))
-
     def owed(self) -> list[Answer]:
-        return self._select(Answer, "answers", "WHERE owed = 1 ORDER BY round, gateway")
-
-    def summed(self, round_id: int) -> list[Answer]:
-        """Updates in the sum of this training round, the newest: its own, late ones of others, and what is owed."""
-        return self._select(
-            Answer,
-            "answers",
-            "WHERE kind = 'update' AND verdict = 'accepted' AND (counted_in = ? OR owed = 1) ORDER BY round, gateway",
-            (round_id,),
-        )
-
-    def summed_losses(self, round_id: int) -> list[tuple[int, int, float]]:
-        """Of the same updates the round that each answers, its weight and its training loss."""
-        return list(
-            self._db.execute(
-                "SELECT round, weight, training_loss FROM answers WHERE kind = 'update' AND verdict = 'accepted'"
-                " AND (counted_in = ? OR owed = 1) AND training_loss IS NOT NULL ORDER BY round, gateway",
-                (round_id,),
-            )
-        )
-
-    def rounds_between(self, lineage: int, earlier: int, later: int) -> int:
-        """How many rounds of a lineage came after the earlier one, up to the later one."""
-        row = self._db.execute(
-            "SELECT count(*) FROM rounds WHERE lineage = ? AND id > ? AND id <= ?", (lineage, earlier, later)
-        ).fetchone()
-        return int(row[0])
-
-    def verdict(self, gateway: str) -> tuple[int, int, bytes, str] | None:
-        """(round, counter, digest, verdict) of the gateway's last answer."""
-        row = self._db.execute(
-            "SELECT round, counter, digest, verdict FROM verdicts WHERE gateway = ?", (gateway,)
-        ).fetchone()
-        return None if row is None else (int(row[0]), int(row[1]), bytes(row[2]), str(row[3]))
-
-    def wires(self) -> list[Wire]:
-        return self._select(Wire, "wire", "ORDER BY gateway, reported_at")
+        return self._select(Answer, "answers", f"WHERE owed = 1 AND {self._of_rounds} ORDER BY round, gateway")
 
     def versions(self, lineage: int, after: int = -1) -> list[Version]:
         return self._select(Version, "versions", "WHERE lineage = ? AND number > ? ORDER BY number", (lineage, after))
@@ -505,13 +349,601 @@ class Ledger:
         return next(iter(rows), None)
 
     def catch_ups(self) -> list[CatchUp]:
-        return self._select(CatchUp, "catch_ups", "ORDER BY at")
+        return self._select(CatchUp, "catch_ups", f"WHERE {self._of_task()} ORDER BY at")
+
+
+class Ledger(_Records):
+    """One open file. Writing methods change the running transaction; `commit` makes it durable.
+
+    `connect` opens the file; a simulation hands in another.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        read_only: bool = False,
+        visit: bool = False,
+        connect: Callable[[str], sqlite3.Connection] = connect_file,
+    ) -> None:
+        """Open; create or bring up to date unless `read_only`. Raises LedgerError, naming the file and what to do.
+
+        `visit`: to write an order beside the coordinator that owns the file. It is taken as it is, or not at all.
+        """
+        self.path = path
+        self._task = None
+        self._books: dict[str, Book] = {}
+        self._seen = -1
+        owner = not read_only and not visit
+        if not owner and not path.is_file():
+            raise LedgerError(f"no ledger at {path}: name the coordinator's state directory")
+        try:
+            if owner and str(path) != ":memory:":
+                path.parent.mkdir(parents=True, exist_ok=True)
+            # Read-only still opens read-write where it may: a WAL that a killed coordinator left must be replayed.
+            self._db = connect(str(path))
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        except OSError as error:
+            raise LedgerError(f"cannot use the ledger {path}: {error}") from error
+        try:
+            self._open(owner=owner, read_only=read_only)
+        except LedgerError:
+            self._db.close()
+            raise
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            # The latter where SQLite quotes a damaged schema.
+            self._db.close()
+            if isinstance(error, sqlite3.Error):
+                raise self._failed(error) from error
+            raise LedgerError(f"cannot use the ledger {path}: {error}; {ADVICE['SQLITE_CORRUPT']}") from error
+
+    def _open(self, *, owner: bool, read_only: bool) -> None:
+        """Look before anything is changed: the file may be somebody else's."""
+        self._db.execute("PRAGMA busy_timeout = 5000")
+        if read_only:
+            self._db.execute("PRAGMA query_only = 1")
+        found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if found == 0 and tables:
+            raise LedgerError(f"{self.path} is an SQLite file, but not a ledger of fedmq: name another state directory")
+        if found > SCHEMA_VERSION or (found and found < min(MIGRATIONS)):
+            age = "newer" if found > SCHEMA_VERSION else "older"
+            raise LedgerError(
+                f"{self.path} has schema {found}, which is {age} than this software can read ({min(MIGRATIONS)} to"
+                f" {SCHEMA_VERSION}): use the software that wrote it"
+            )
+        if not owner:
+            if found != SCHEMA_VERSION:
+                raise LedgerError(
+                    f"{self.path} has schema {found}, this software reads {SCHEMA_VERSION}: start its coordinator with"
+                    " this software once, which brings the file up to date"
+                )
+            return
+        self._check_pages()
+        # Only now: it changes the file, and a file that is refused stays as it was.
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        if not found:
+            self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif found < SCHEMA_VERSION:
+            self._migrate(found)
+
+    def _check_pages(self) -> None:
+        pages, size = (self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+        if pages * size > CHECKED_BYTES:
+            return
+        said = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if said != "ok":
+            text = " ".join(str(said).split())
+            raise LedgerError(f"cannot use the ledger {self.path}: {text}; {ADVICE['SQLITE_CORRUPT']}")
+
+    def _migrate(self, found: int) -> None:
+        """All steps in one transaction: a file is of the old schema, or of the new one."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for version in range(found, SCHEMA_VERSION):
+                MIGRATIONS[version](self._db.execute)
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self._db.execute("COMMIT")
+        except SchemaError as error:
+            self.rollback()
+            raise LedgerError(f"cannot bring {self.path} from schema {found} to {SCHEMA_VERSION}: {error}") from error
+        except sqlite3.Error:
+            self.rollback()
+            raise
+
+    def close(self) -> None:
+        self.rollback()
+        self._db.close()
+
+    # -- transactions ------------------------------------------------------------------------------------------
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is anything to commit."""
+        return self._db.in_transaction
+
+    def commit(self) -> None:
+        """Durable when it returns. Does nothing where nothing changed.
+
+        Raises LedgerError where the disk does not take it; nothing of the transaction counts then.
+        """
+        if not self._db.in_transaction:
+            return
+        try:
+            self._execute("COMMIT")
+        except LedgerError:
+            self.rollback()
+            raise
+
+    def rollback(self) -> None:
+        # SQLite rolls back by itself where the disk is full, and a second time would be an error of its own.
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def write(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        """For this module and `retention`: a statement of the running transaction, which it begins."""
+        if not self._db.in_transaction:
+            self._execute("BEGIN IMMEDIATE")
+        return self._execute(sql, values)
+
+    def insert(self, table: str, row: object, *, replace: bool = False, **more: object) -> None:
+        names = [*type(row).__dataclass_fields__, *more]  # type: ignore[attr-defined]
+        values = [more[name] if name in more else getattr(row, name) for name in names]
+        verb = "INSERT OR REPLACE" if replace else "INSERT"
+        # Table and columns are names of this module, never data.
+        self.write(
+            f"{verb} INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(values))})",
+            [int(value) if isinstance(value, bool) else value for value in values],
+        )
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read inside comes from one moment, whatever the coordinator writes meanwhile.
+
+        Raises LedgerError where a page turns out to be damaged: opening to read looks at no more than the file's head.
+        """
+        self._execute("BEGIN")
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise LedgerError(f"cannot read the ledger {self.path}: {error}") from error
+        finally:
+            self.rollback()
+
+    # -- tasks -------------------------------------------------------------------------------------------------
+
+    def tasks(self) -> list[TaskRow]:
+        """In the order in which they came."""
+        return self._select(TaskRow, "tasks", "ORDER BY id")
+
+    def book(self, name: str, *, keep_payloads: bool = False) -> Book:
+        """The part of this task, which is entered where there is none yet.
+
+        Raises LedgerError for one that is not there while the file is only read.
+        """
+        if name not in self._books:
+            number = self._one("SELECT id FROM tasks WHERE name = ?", (name,))
+            if number is None:
+                if self._one("PRAGMA query_only"):
+                    known = ", ".join(task.name for task in self.tasks()) or "none yet"
+                    raise LedgerError(f"no task {name!r} in {self.path}; there is {known}")
+                self.write(
+                    "INSERT INTO tasks (name, state, configured, paused_tags) VALUES (?, 'running', 1, '')", (name,)
+                )
+                number = self._one("SELECT id FROM tasks WHERE name = ?", (name,))
+            self._books[name] = Book(self, int(number), name)
+        book = self._books[name]
+        book.keep_payloads = book.keep_payloads or keep_payloads
+        return book
+
+    @property
+    def only(self) -> Book:
+        """The part of the only task that is configured. Raises LedgerError where there are several, or none yet."""
+        tasks = [task for task in self.tasks() if task.configured]
+        if len(tasks) != 1:
+            named = ", ".join(task.name for task in tasks) or "none yet"
+            raise LedgerError(f"{self.path} holds {len(tasks)} tasks ({named}): name one")
+        return self.book(tasks[0].name)
+
+    def configure(self, names: Sequence[str], now: float) -> None:
+        """Only these tasks go on; a round of another that is open is given up."""
+        for task in self.tasks():
+            self.write("UPDATE tasks SET configured = ? WHERE id = ?", (int(task.name in names), task.id))
+            if task.name not in names:
+                self.write(
+                    "UPDATE rounds SET closed_at = ?, outcome = 'abandoned' WHERE task = ? AND outcome = 'open'",
+                    (now, task.id),
+                )
+
+    def task_of_round(self, round_id: int) -> str | None:
+        name = self._one("SELECT name FROM rounds JOIN tasks ON tasks.id = task WHERE rounds.id = ?", (round_id,))
+        return None if name is None else str(name)
+
+    def newest_round(self) -> int:
+        """Of all tasks; 0 before the first."""
+        return int(self._one("SELECT max(id) FROM rounds") or 0)
+
+    def newest_lineage(self) -> int:
+        """The highest number that any task of this ledger has had."""
+        return int(self._one("SELECT max(lineage) FROM versions") or 0)
+
+    # -- orders ------------------------------------------------------------------------------------------------
+
+    def order(self, verb: str, task: str, details: bytes, at: float) -> int:
+        """Put down what the coordinator shall do; returns the order's number."""
+        values = (at, verb, task, details)
+        return int(
+            self.write("INSERT INTO orders (at, verb, task, details) VALUES (?, ?, ?, ?)", values).lastrowid or 0
+        )
+
+    def orders_waiting(self) -> list[Order]:
+        return self._select(Order, "orders", "WHERE done_at IS NULL ORDER BY id")
+
+    def get_order(self, number: int) -> Order | None:
+        return next(iter(self._select(Order, "orders", "WHERE id = ?", (number,))), None)
+
+    def finish_order(self, number: int, *, at: float, done: bool, result: str) -> None:
+        values = (at, int(done), result, number)
+        self.write("UPDATE orders SET done_at = ?, done = ?, result = ? WHERE id = ?", values)
+
+    def touched(self) -> bool:
+        """Whether another connection has committed since the last look; true the first time."""
+        seen = int(self._one("PRAGMA data_version"))
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        return True
+
+    # -- state that belongs to no task -------------------------------------------------------------------------
+
+    def get(self, key: str) -> bytes | None:
+        value = self._one("SELECT value FROM state WHERE task = 0 AND key = ?", (key,))
+        return None if value is None else bytes(value)
+
+    def put(self, key: str, value: bytes) -> None:
+        self.write("INSERT OR REPLACE INTO state VALUES (0, ?, ?)", (key, value))
+
+    def forget(self, key: str) -> None:
+        self.write("DELETE FROM state WHERE task = 0 AND key = ?", (key,))
+
+    # -- the fleet ---------------------------------------------------------------------------------------------
+
+    def gateways(self) -> list[Gateway]:
+        """By place in the roster."""
+        return self._select(Gateway, "gateways", "ORDER BY roster")
+
+    def save_gateway(self, gateway: Gateway) -> None:
+        self.insert("gateways", gateway, replace=True)
+
+    def set_presence(self, name: str, present: bool, at: float) -> None:
+        self.write("UPDATE gateways SET present = ?, last_seen = ? WHERE name = ?", (int(present), at, name))
+
+    def wires(self) -> list[Wire]:
+        return self._select(Wire, "wire", "ORDER BY gateway, reported_at")
+
+    def save_wire(self, wire: Wire) -> None:
+        """Cumulative: an older report that arrives late never lowers a newer one."""
+        self.write(
+            "INSERT INTO wire VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (gateway, nonce) DO UPDATE SET"
+            " sent = max(sent, excluded.sent), received = max(received, excluded.received),"
+            " reported_at = max(reported_at, excluded.reported_at), final = max(final, excluded.final)",
+            (wire.gateway, wire.nonce, wire.sent, wire.received, wire.reported_at, int(wire.final)),
+        )
 
     def refused(self) -> list[tuple[str, str, int, int]]:
         """(channel, reason, messages, bytes)."""
-        return list(self._db.execute("SELECT channel, reason, messages, bytes FROM refused ORDER BY 1, 2"))
+        return list(self._execute("SELECT channel, reason, messages, bytes FROM refused ORDER BY 1, 2"))
 
-    def _select(self, kind: type[T], table: str, clause: str, values: Sequence[object] = ()) -> list[T]:
-        names = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-        rows = self._db.execute(f"SELECT {', '.join(names)} FROM {table} {clause}", values)  # noqa: S608
-        return [kind(**{n: bool(v) if n in _BOOLEANS else v for n, v in zip(names, row, strict=True)}) for row in rows]
+    def count_refused(self, channel: str, reason: str, size: int) -> None:
+        self.write(
+            "INSERT INTO refused VALUES (?, ?, 1, ?) ON CONFLICT (channel, reason) DO UPDATE SET"
+            " messages = messages + 1, bytes = bytes + excluded.bytes",
+            (channel, reason, size),
+        )
+
+    # -- what is summed up -------------------------------------------------------------------------------------
+
+    def marks(self) -> list[Mark]:
+        return self._select(Mark, "marks", "")
+
+    def unfolded(self, upto: int, before: float) -> list[Answer]:
+        """Answers to rounds up to this one that came before that time, and to no round that owes any of them."""
+        return self._select(
+            Answer,
+            "answers",
+            "WHERE round <= ? AND received_at < ? ORDER BY received_at, round, gateway",
+            (upto, before),
+        )
+
+    def owes_before(self, upto: int) -> bool:
+        return self._one("SELECT 1 FROM answers WHERE owed = 1 AND round <= ?", (upto,)) is not None
+
+    def fold_round(self, round_id: int, totals: bytes) -> None:
+        """The round's answers are summed up, and it takes no more."""
+        self.write("UPDATE rounds SET totals = ? WHERE id = ?", (totals, round_id))
+
+    def folded_of(self, task: int, gateway: str) -> bytes | None:
+        value = self._one("SELECT totals FROM folded WHERE task = ? AND gateway = ?", (task, gateway))
+        return None if value is None else bytes(value)
+
+    def save_folded(self, task: int, gateway: str, totals: bytes) -> None:
+        self.write("INSERT OR REPLACE INTO folded VALUES (?, ?, ?)", (task, gateway, totals))
+
+    def save_mark(self, mark: Mark) -> None:
+        self.insert("marks", mark, replace=True)
+
+    def erase_answer(self, round_id: int, gateway: str) -> None:
+        self.write("DELETE FROM answers WHERE round = ? AND gateway = ?", (round_id, gateway))
+
+    def task_id_of_round(self, round_id: int) -> int:
+        return int(self._one("SELECT task FROM rounds WHERE id = ?", (round_id,)))
+
+    def first_unfolded(self) -> int | None:
+        """The oldest round whose answers are still one by one."""
+        first = self._one("SELECT id FROM rounds WHERE id > ? ORDER BY id LIMIT 1", (int(self.get("folded") or 0),))
+        return None if first is None else int(first)
+
+
+class Book(_Records):
+    """One task's part of a ledger. Writing methods change the ledger's running transaction."""
+
+    def __init__(self, ledger: Ledger, number: int, name: str) -> None:
+        self.ledger = ledger
+        self.path = ledger.path
+        self.name = name
+        self.number = number
+        self.keep_payloads = False
+        self._task = number
+        self._db = ledger._db
+
+    def commit(self) -> None:
+        self.ledger.commit()
+
+    def row(self) -> TaskRow:
+        return self._select(TaskRow, "tasks", "WHERE id = ?", (self.number,))[0]
+
+    def set_state(self, state: str, paused_tags: str) -> None:
+        """running | paused | stopped, and tags of gateways that pause, one a line."""
+        values = (state, paused_tags, self.number)
+        self.ledger.write("UPDATE tasks SET state = ?, paused_tags = ? WHERE id = ?", values)
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> bytes | None:
+        value = self._one("SELECT value FROM state WHERE task = ? AND key = ?", (self.number, key))
+        return None if value is None else bytes(value)
+
+    def put(self, key: str, value: bytes) -> None:
+        self.ledger.write("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", (self.number, key, value))
+
+    def forget(self, key: str) -> None:
+        self.ledger.write("DELETE FROM state WHERE task = ? AND key = ?", (self.number, key))
+
+    # -- rounds ------------------------------------------------------------------------------------------------
+
+    def next_round(self) -> int:
+        """Number of the round that opens next: they count through all tasks."""
+        return self.ledger.newest_round() + 1
+
+    def open_round(self, round_: Round) -> None:
+        self.ledger.insert("rounds", round_, task=self.number)
+
+    def close_round(
+        self, round_id: int, *, at: float, outcome: str, version: int | None, training_loss: float | None = None
+    ) -> None:
+        self.ledger.write(
+            "UPDATE rounds SET closed_at = ?, outcome = ?, version = ?, training_loss = ? WHERE id = ?",
+            (at, outcome, version, training_loss, round_id),
+        )
+
+    def set_metric(self, round_id: int, *, metric: float | None, loss: float | None, source: str) -> None:
+        self.ledger.write(
+            "UPDATE rounds SET metric = ?, loss = ?, metric_source = ? WHERE id = ?", (metric, loss, source, round_id)
+        )
+
+    def has_round(self, round_id: int) -> bool:
+        """Whether this task has had the round, and its answers are still kept one by one."""
+        found = "SELECT 1 FROM rounds WHERE id = ? AND task = ? AND totals IS NULL"
+        return self._one(found, (round_id, self.number)) is not None
+
+    def training_rounds(self, lineage: int, *, after: int = 0, most: int = 1 << 40) -> int:
+        """How many training rounds the lineage has had since this one; counted no further than `most`."""
+        return int(
+            self._one(
+                "SELECT count(*) FROM"
+                " (SELECT 1 FROM rounds WHERE lineage = ? AND kind = 'training' AND id > ? LIMIT ?)",
+                (lineage, after, most),
+            )
+        )
+
+    def latest_training(self, lineage: int, last: int) -> list[Round]:
+        """The lineage's last training rounds, in order."""
+        clause = "WHERE lineage = ? AND kind = 'training' ORDER BY id DESC LIMIT ?"
+        return self._select(Round, "rounds", clause, (lineage, last))[::-1]
+
+    def metrics(self, lineage: int, *, after: int = 0, last: int = 2) -> list[float]:
+        """Metrics of the lineage's last training rounds since this one, behind the best of those before."""
+        found = self._execute(
+            "SELECT id, metric FROM rounds WHERE lineage = ? AND kind = 'training' AND id > ? AND metric IS NOT NULL"
+            " ORDER BY id DESC LIMIT ?",
+            (lineage, after, last),
+        ).fetchall()
+        latest = [float(metric) for _, metric in reversed(found)]
+        if len(found) < last:
+            return latest
+        best = self._one(
+            "SELECT metric FROM rounds WHERE lineage = ? AND metric IS NOT NULL AND kind = 'training' AND id > ?"
+            " AND id < ? ORDER BY metric DESC LIMIT 1",
+            (lineage, after, found[-1][0]),
+        )
+        return latest if best is None else [float(best), *latest]
+
+    def count_rounds(self) -> int:
+        return int(self._one("SELECT count(*) FROM rounds WHERE task = ?", (self.number,)))
+
+    def last_metric(self) -> float | None:
+        """Of the last round that has one."""
+        last = "SELECT metric FROM rounds WHERE task = ? AND metric IS NOT NULL ORDER BY id DESC LIMIT 1"
+        found = self._one(last, (self.number,))
+        return None if found is None else float(found)
+
+    def failures(self, most: int = 64) -> int:
+        """Rounds below quorum in a row, up to the last one; counted no further than `most`."""
+        newest_first = "SELECT outcome FROM rounds WHERE task = ? ORDER BY id DESC LIMIT ?"
+        outcomes = [str(outcome) for (outcome,) in self._execute(newest_first, (self.number, most))]
+        return next((n for n, outcome in enumerate(outcomes) if outcome != "below quorum"), len(outcomes))
+
+    def openings(self, last: int) -> list[float]:
+        """When the last rounds opened, in order."""
+        return [row.opened_at for row in self.rounds(last=last)]
+
+    def losses(self, lineage: int) -> list[float]:
+        """Training losses of a lineage's applied rounds, in order."""
+        rows = self._execute(
+            "SELECT training_loss FROM rounds WHERE lineage = ? AND outcome = 'applied' AND training_loss IS NOT NULL"
+            " ORDER BY id",
+            (lineage,),
+        )
+        return [float(loss) for (loss,) in rows]
+
+    # -- answers -----------------------------------------------------------------------------------------------
+
+    def save_answer(self, answer: Answer) -> None:
+        self.ledger.insert("answers", answer)
+
+    def updates_since(self, round_id: int) -> int:
+        """Updates of this round and all later ones that were accepted while their round was open."""
+        return int(
+            self._one(
+                "SELECT count(*) FROM answers WHERE round >= ? AND kind = 'update' AND verdict = 'accepted'"  # noqa: S608
+                f" AND counted_in = round AND {self._of_rounds}",
+                (round_id,),
+            )
+        )
+
+    def accepted(self, round_id: int, lineage: int) -> list[str]:
+        """Gateways whose update to this round was accepted; none where the round was of another lineage."""
+        rows = self._execute(
+            "SELECT gateway FROM answers JOIN rounds ON rounds.id = answers.round"
+            " WHERE round = ? AND lineage = ? AND answers.kind = 'update' AND verdict = 'accepted' ORDER BY gateway",
+            (round_id, lineage),
+        )
+        return [str(name) for (name,) in rows]
+
+    def verdict(self, gateway: str) -> tuple[int, int, bytes, str] | None:
+        """(round, counter, digest, verdict) of the gateway's last answer."""
+        row = self._execute(
+            "SELECT round, counter, digest, verdict FROM verdicts WHERE task = ? AND gateway = ?",
+            (self.number, gateway),
+        ).fetchone()
+        return None if row is None else (int(row[0]), int(row[1]), bytes(row[2]), str(row[3]))
+
+    def save_verdict(self, gateway: str, round_id: int, counter: int, digest: bytes, verdict: str) -> None:
+        """The counter never goes back: what an old image of a gateway's disk sends does not replace what was newer."""
+        self.ledger.write(
+            "INSERT INTO verdicts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (task, gateway) DO UPDATE SET"
+            " round = excluded.round, counter = excluded.counter, digest = excluded.digest, verdict = excluded.verdict"
+            " WHERE excluded.counter > counter",
+            (self.number, gateway, round_id, counter, digest, verdict),
+        )
+
+    def owe(self, round_id: int) -> None:
+        """What is in the round's sum counts in the next round that is applied."""
+        self.ledger.write(
+            "UPDATE answers SET owed = 1 WHERE counted_in = ? AND kind = 'update' AND verdict = 'accepted'", (round_id,)
+        )
+
+    def count_owed(self, round_id: int) -> None:
+        """Updates that came late, while no round was open, are in the sum of this one."""
+        self.ledger.write(
+            f"UPDATE answers SET counted_in = ? WHERE owed = 1 AND counted_in IS NULL AND {self._of_rounds}",  # noqa: S608
+            (round_id,),
+        )
+
+    def summed(self, round_id: int) -> list[Answer]:
+        """Updates in the sum of this training round, the newest: its own, late ones of others, and what is owed."""
+        return self._select(Answer, "answers", f"WHERE {self._in_sum} ORDER BY round, gateway", (round_id,))
+
+    def summed_losses(self, round_id: int) -> list[tuple[int, int, float]]:
+        """Of the same updates the round that each answers, its weight and its training loss."""
+        return list(
+            self._execute(
+                f"SELECT round, weight, training_loss FROM answers WHERE {self._in_sum}"  # noqa: S608
+                " AND training_loss IS NOT NULL ORDER BY round, gateway",
+                (round_id,),
+            )
+        )
+
+    @property
+    def _in_sum(self) -> str:
+        return f"kind = 'update' AND verdict = 'accepted' AND (counted_in = ? OR (owed = 1 AND {self._of_rounds}))"
+
+    def rounds_between(self, lineage: int, earlier: int, later: int) -> int:
+        """How many rounds of a lineage came after the earlier one, up to the later one."""
+        return int(
+            self._one("SELECT count(*) FROM rounds WHERE lineage = ? AND id > ? AND id <= ?", (lineage, earlier, later))
+        )
+
+    def erase_payloads(self) -> None:
+        """In the transaction that commits a version: what it contains is no longer owed, and no longer kept."""
+        self.ledger.write(f"UPDATE answers SET owed = 0 WHERE owed = 1 AND {self._of_rounds}")  # noqa: S608
+        if not self.keep_payloads:
+            # Also what an earlier setting has kept.
+            self.ledger.write(f"UPDATE answers SET payload = NULL WHERE payload IS NOT NULL AND {self._of_rounds}")  # noqa: S608
+
+    def count_refused(self, channel: str, reason: str, size: int) -> None:
+        self.ledger.count_refused(channel, reason, size)
+
+    # -- versions ----------------------------------------------------------------------------------------------
+
+    def save_version(self, version: Version) -> None:
+        size = len(version.delta) if version.delta_bytes is None else version.delta_bytes
+        self.ledger.insert("versions", version, task=self.number, delta_bytes=size)
+
+    def empty_deltas(self, lineage: int, upto: int) -> None:
+        """Versions up to this one lose their deltas; what they were, and how many bytes they took, stays."""
+        # Only those that have not been emptied yet are touched: the newest few of them.
+        first = int(self.get("emptied") or 0)
+        if upto > first:
+            self.ledger.write(
+                "UPDATE versions SET delta = x'', steps = x'' WHERE lineage = ? AND number > ? AND number <= ?",
+                (lineage, first, upto),
+            )
+            self.put("emptied", str(upto).encode())
+
+    def lineages(self) -> list[int]:
+        """Of this task, in order."""
+        rows = self._execute("SELECT DISTINCT lineage FROM versions WHERE task = ? ORDER BY 1", (self.number,))
+        return [int(number) for (number,) in rows]
+
+    def owns(self, lineage: int) -> bool:
+        return self._one("SELECT 1 FROM versions WHERE task = ? AND lineage = ?", (self.number, lineage)) is not None
+
+    def save_catch_up(self, catch_up: CatchUp) -> None:
+        self.ledger.insert("catch_ups", catch_up, task=self.number)
+
+    # -- service -----------------------------------------------------------------------------------------------
+
+    def releases(self) -> list[Release]:
+        """In order."""
+        return self._select(Release, "releases", "WHERE task = ? ORDER BY number", (self.number,))
+
+    def last_release(self) -> int:
+        """Number of the newest one; 0 before the first."""
+        return int(self._one("SELECT max(number) FROM releases WHERE task = ?", (self.number,)) or 0)
+
+    def save_release(self, release: Release) -> None:
+        self.ledger.insert("releases", release, task=self.number)
+
+    def trials(self) -> list[Trial]:
+        return self._select(Trial, "trials", "WHERE task = ? ORDER BY gateway", (self.number,))
+
+    def save_trial(self, trial: Trial) -> None:
+        self.ledger.insert("trials", trial, replace=True, task=self.number)
+
+    def folded(self) -> dict[str, bytes]:
+        """`Folded` of each gateway."""
+        rows = self._execute("SELECT gateway, totals FROM folded WHERE task = ?", (self.number,))
+        return {str(name): bytes(totals) for name, totals in rows}

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from fedmq_coordinator import scaling
 from fedmq_coordinator.aggregate import AggregationRule, ServerState, server_step
 from fedmq_coordinator.density import Course
-from fedmq_coordinator.ledger import Ledger, LedgerError, Version
-from fedmq_coordinator.models import ModelStore, Route, catch_up
+from fedmq_coordinator.ledger import Book, LedgerError, Version
+from fedmq_coordinator.models import ModelError, ModelStore, Route, catch_up
 
 __all__ = ["Lineage", "spec_of", "statistics_of"]
 
@@ -42,7 +42,7 @@ class Lineage:
     """
 
     def __init__(
-        self, federation: str, task: Task, ledger: Ledger, models: ModelStore, *, now: float, start_new: bool = False
+        self, federation: str, task: Task, ledger: Book, models: ModelStore, *, now: float, start_new: bool = False
     ) -> None:
         self.task = task
         self._ledger = ledger
@@ -55,7 +55,7 @@ class Lineage:
         """What the past of a version tells, by its digest, the one used last at the end."""
         self.scaler: bytes | None = None
         """Means, then scales, little-endian float32."""
-        known = ledger.get("federation")
+        known = ledger.ledger.get("federation")
         if known is not None and known.decode() != federation:
             raise LedgerError(
                 f"{ledger.path} belongs to federation {known.decode()!r}, not {federation!r}: "
@@ -63,33 +63,83 @@ class Lineage:
             )
         self.number = int(ledger.get("lineage") or 0)
         if self.number == 0 or start_new or ledger.get("task") != task.digest:
-            self._start(federation, now)
+            ledger.ledger.put("federation", federation.encode())
+            self._start(now)
         else:
             self._restore()
 
-    def _start(self, federation: str, now: float) -> None:
+    def _start(self, now: float) -> None:
         newest = self._ledger.last_round()
         if newest is not None and newest.closed_at is None:
             self._ledger.close_round(newest.id, at=now, outcome="abandoned", version=None)
         # The time, not a count: a coordinator that lost its disk would count from 1 again, and its gateways would take
         # the new line for the old one.
-        self.number = max(self.number + 1, int(now))
+        self.number = max(self.number + 1, self._ledger.ledger.newest_lineage() + 1, int(now))
         self.version, self.steps, self.level = 0, self.initial, 0
         self.digest = model_digest(self.steps)
         if short(self.digest) != self.task.initial:
             raise ValueError("the task's initial digest is not that of its seed: build the task again")
         self._server = ServerState.start(self.task.model.parameters)
         self._models.save(self.number, 0, self.steps)
-        self._ledger.put("federation", federation.encode())
         self._ledger.put("lineage", str(self.number).encode())
         self._ledger.put("task", self.task.digest)
-        for key in ("scaler", "opened", "rest", "began"):
+        self.scaler = None
+        for key in ("scaler", "opened", "rest", "began", "emptied"):
             self._ledger.forget(key)
         self._save_server()
         self._ledger.erase_payloads()
         self._save_version(parent=b"", round_id=None, delta=b"", steps=b"", now=now)
-        self._ledger.commit()
+        self._course = Course(sparse=self.task.sparse_levels, highest=self.task.levels)
+        self._ranked = {}
         log.info("started lineage %d: %d parameters", self.number, self.task.model.parameters)
+
+    def start_afresh(self, now: float) -> None:
+        """Another lineage from the seed, in the running transaction."""
+        self._start(now)
+
+    def go_back(self, lineage: int, number: int, now: float) -> None:
+        """Another lineage, whose version 1 is this older version, in the running transaction; the scaler stays.
+
+        Version 0 is the seed as ever, and version 1 has no delta: whoever is at 0 asks, and gets a keyframe. Raises
+        ModelError, before anything is changed, for a version that cannot be had any more.
+        """
+        steps, scaler = self.model(lineage, number), self.scaler
+        came_from = self._ledger.version(lineage, number)
+        assert came_from is not None  # its model was found by it
+        self._start(now)
+        seed = self.digest
+        self.version, self.steps, self.level = 1, steps, came_from.level
+        self.digest = model_digest(steps)
+        self._models.save(self.number, 1, steps)
+        if scaler is not None:
+            self.scaler = scaler
+            self._ledger.put("scaler", scaler)
+        self._save_version(parent=seed, round_id=None, delta=b"", steps=encode_integers(steps - self.initial), now=now)
+        log.info("lineage %d goes on from version %d of lineage %d", self.number, number, lineage)
+
+    def model(self, lineage: int, number: int) -> NDArray[np.int32]:
+        """`(P,) int32` of a version, old ones too. Raises ModelError for one that cannot be had.
+
+        From its file where that is still kept, else by taking back from the lineage's newest what came after it: that
+        needs no more than the whole numbers of the versions between, which are kept for LONGEST_CHAIN versions.
+        """
+        wanted, newest = self._ledger.version(lineage, number), self._ledger.last_version(lineage)
+        if wanted is None or newest is None:
+            raise ModelError(f"there is no version {number} in lineage {lineage} of task {self.task.name!r}")
+        if self._models.path(lineage, number).is_file():
+            return self._models.load(lineage, number, wanted.digest)
+        steps = self._models.load(lineage, newest.number, newest.digest)
+        for version in self._ledger.versions(lineage, after=number):
+            if not version.steps and version.digest != version.parent:
+                raise ModelError(
+                    f"version {number} of lineage {lineage} cannot be had any more: the last {LONGEST_CHAIN} versions"
+                    " can, and those that were released"
+                )
+            if version.steps:
+                steps = steps - decode_integers(version.steps, self.task.model.parameters)
+        if model_digest(steps) != wanted.digest:
+            raise ModelError(f"version {number} of lineage {lineage} cannot be made again: restore a backup")
+        return steps
 
     def _restore(self) -> None:
         newest = self._ledger.last_version(self.number)
@@ -183,14 +233,18 @@ class Lineage:
         return self.version
 
     def prune(self) -> None:
-        """Delete old versions' files; only once the newest is committed."""
-        self._models.prune(self.number, self.version)
+        """Delete old versions' files, but for released ones; and deltas that are too old to be asked for."""
+        released = {r.version for r in self._ledger.releases() if r.lineage == self.number}
+        self._models.prune(self.number, self.version, pinned=released)
+        self._ledger.empty_deltas(self.number, self.version - LONGEST_CHAIN - self.task.staleness)
 
     def route(self, have: int) -> Route:
         """The cheapest lossless way from version `have` to the newest; a negative one knows nothing of this line."""
         missed: list[Version] = []
         if 0 <= have < self.version and self.version - have <= LONGEST_CHAIN:
             missed = self._ledger.versions(self.number, after=have)
+            if not all(version.delta for version in missed):
+                missed = []  # the first version after the plant went back has none
         length = self.task.model.parameters
         return catch_up(
             have,
@@ -200,38 +254,30 @@ class Lineage:
             self.initial,
         )
 
+    def keyframe(self, number: int) -> bytes:
+        """A version of this line, as its difference to the seeded start. Raises ModelError."""
+        return encode_integers(self.model(self.number, number) - self.initial)
+
+    def digest_of(self, number: int) -> bytes:
+        """Raises ModelError for a version that never was."""
+        version = self._ledger.version(self.number, number)
+        if version is None:
+            raise ModelError(f"there is no version {number} in lineage {self.number} of task {self.task.name!r}")
+        return version.digest
+
     def _contexts(self, spec: CodecSpec, version: int) -> Contexts | None:
         """Of a version; a dense delta has no use for them."""
         if spec.density == 1:
             return None
-        digest = self.digest if version == self.version else self._digest_of(version)
+        digest = self.digest if version == self.version else self.digest_of(version)
         contexts = self._ranked.pop(digest, None)
         if contexts is None:
-            contexts = Contexts.of(self._steps_of(version, digest) - self.initial, self.task.model.shapes)
+            steps = self.steps if version == self.version else self.model(self.number, version)
+            contexts = Contexts.of(steps - self.initial, self.task.model.shapes)
         self._ranked[digest] = contexts
         while len(self._ranked) > RANKED_VERSIONS:
             del self._ranked[next(iter(self._ranked))]
         return contexts
-
-    def _digest_of(self, version: int) -> bytes:
-        row = self._ledger.version(self.number, version)
-        if row is None:
-            raise LedgerError(f"{self._ledger.path} lacks version {version} of lineage {self.number}")
-        return row.digest
-
-    def _steps_of(self, version: int, digest: bytes) -> NDArray[np.int32]:
-        """The integer model of a version, backwards from the one in force: exact, for whole numbers only are taken."""
-        if version == self.version:
-            return self.steps
-        steps = self.steps.copy()
-        for later in self._ledger.versions(self.number, after=version):
-            steps -= decode_integers(later.steps, self.task.model.parameters)
-        if model_digest(steps) != digest:
-            raise LedgerError(
-                f"{self._ledger.path}: the versions of lineage {self.number} do not lead back to version {version}:"
-                " restore it from a backup"
-            )
-        return steps
 
     def _save_version(self, *, parent: bytes, round_id: int | None, delta: bytes, steps: bytes, now: float) -> None:
         self._ledger.save_version(

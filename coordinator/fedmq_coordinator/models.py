@@ -7,7 +7,7 @@ against the ledger's digest whenever it is read. All ways of catching up are los
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,30 +26,46 @@ class ModelError(ValueError):
 
 
 class ModelStore:
-    """The folder of versions. `keep` newest files of a lineage stay."""
+    """The folder of versions. `keep` newest files of a lineage stay, and those that are pinned."""
 
-    def __init__(self, directory: Path, *, keep: int = 5) -> None:
+    def __init__(
+        self, directory: Path, *, keep: int = 5, crash_point: Callable[[str], None] = lambda name: None
+    ) -> None:
+        """Raises ModelError where the folder cannot be made."""
         self._directory = directory
         self._keep = keep
-        directory.mkdir(parents=True, exist_ok=True)
+        self.crash_point = crash_point
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritten(directory, error) from error
 
     def path(self, lineage: int, number: int) -> Path:
         return self._directory / f"model-{lineage}-{number}.i32"
 
     def save(self, lineage: int, number: int, steps: NDArray[np.int32]) -> None:
-        """Durable when it returns; saving the same version again after a crash is harmless."""
+        """Durable when it returns; saving the same version again after a crash is harmless.
+
+        Raises ModelError where the disk does not take it; the version is then as it was, absent or whole.
+        """
         path = self.path(lineage, number)
         partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.write(steps.astype("<i4").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(self._directory, os.O_RDONLY)
+        self.crash_point("before model file")
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            with partial.open("wb") as file:
+                file.write(steps.astype("<i4").tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            self.crash_point("before model rename")
+            partial.replace(path)
+            folder = os.open(self._directory, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise _unwritten(path, error) from error
+        self.crash_point("after model file")
 
     def load(self, lineage: int, number: int, digest: bytes) -> NDArray[np.int32]:
         """`(P,) int32`. Raises ModelError when the file is absent or its digest is not the ledger's."""
@@ -65,12 +81,18 @@ class ModelStore:
             raise ModelError(f"{path} is not version {number} as the ledger has it: restore it from a backup")
         return steps
 
-    def prune(self, lineage: int, newest: int) -> None:
-        """Delete what is older than the newest few, and what crashes left half written."""
-        keep = {self.path(lineage, number) for number in range(newest - self._keep + 1, newest + 1)}
+    def prune(self, lineage: int, newest: int, *, pinned: Set[int] = frozenset()) -> None:
+        """Delete what is older than the newest few and not pinned, and what crashes left half written."""
+        keep = {self.path(lineage, number) for number in {*range(newest - self._keep + 1, newest + 1), *pinned}}
         for file in [*self._directory.glob(f"model-{lineage}-*.i32"), *self._directory.glob("*.partial")]:
             if file not in keep:
                 file.unlink()
+
+
+def _unwritten(path: Path, error: OSError) -> ModelError:
+    return ModelError(
+        f"cannot write {path}: {error.strerror or error}; see to room and rights on its disk, then start again"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,10 @@ class Outgoing:
     retain: bool
     expiry_seconds: int | None
 
+    @property
+    def channel(self) -> str:
+        return self.topic.rpartition("/")[2]
+
 
 class Outbox:
     """In the order in which things were said."""

@@ -10,6 +10,7 @@ charged its bare parameters without one packet header, and a signal uploaded raw
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import statistics
@@ -20,7 +21,8 @@ from typing import Literal
 import msgspec
 
 from fedmq_coordinator.absent import ABSENT, from_bytes, set_aside
-from fedmq_coordinator.ledger import Answer, Gateway, Ledger, Round, Version, Wire
+from fedmq_coordinator.ledger import Answer, Folded, Gateway, Ledger, Mark, Round, Version, Wire
+from fedmq_coordinator.retention import LATE, add, read
 
 __all__ = [
     "METRIC_NAME",
@@ -186,12 +188,13 @@ class RefusedLine(_Line, frozen=True, kw_only=True):
 class Report(_Line, frozen=True, kw_only=True):
     """Everything the ledger can say about bytes and accuracy. Sizes in bytes, times in unix seconds."""
 
+    task: str
     metric_name: str
     findings: list[str]
     """The result in sentences, the most important one first."""
     wire: Traffic
     joining: Traffic
-    """The part of `wire` that belongs to no round."""
+    """The part of `wire` that belongs to no round, and so to no task: nothing where there are several."""
     payload: Traffic
     dense: Traffic
     raw_bytes: int
@@ -202,6 +205,8 @@ class Report(_Line, frozen=True, kw_only=True):
     metric_first: float | None
     metric_last: float | None
     metric_last_round: int | None
+    folded_rounds: int
+    """Whose answers are summed up in the ledger."""
     below_quorum: list[int]
     owed: int
     declines: dict[str, int]
@@ -224,62 +229,95 @@ _RULES = [
     " too. What was reported after the last answer belongs to the last round answered.",
     "Payload up is the coded delta of every answer, whatever its verdict. Payload down is the model delta that came of"
     " a round, once for every gateway that answered the round or was about while it ran.",
+    "Of old rounds the ledger keeps sums (the setting limits.keep_rounds). They are in all figures but the median of"
+    " one gateway's bytes in one round.",
     "Dense is plain FedAvg in float32: for every accepted update the model once down and once up, without overhead.",
     "Raw is the signal that the gateways hold, uploaded once at 16 bits a sample, without overhead.",
 ]
 
 
-def build(ledger: Ledger) -> Report:
-    """The report of one moment. Raises LedgerError where the file is damaged."""
+def build(ledger: Ledger, task: str | None = None) -> Report:
+    """The report of one moment, of this task or the only one.
+
+    Raises LedgerError where the file is damaged, for an unknown task, and where there are several and none is named.
+    """
     with ledger.snapshot():
-        metric_name = (ledger.get(METRIC_NAME) or b"metric").decode("utf-8", "replace")
+        tasks = ledger.tasks()
+        # A coordinator may have made the file and not worked with it yet.
+        book = None if task is None and not tasks else ledger.only if task is None else ledger.book(task)
+        alone = len(tasks) <= 1
+        metric_name = (b"metric" if book is None else book.get(METRIC_NAME) or b"metric").decode("utf-8", "replace")
         gateways = ledger.gateways()
-        rounds = ledger.rounds()
-        answers = ledger.answers()
+        rounds = [] if book is None else book.rounds()
+        # The bytes between two answers belong to the first, of whichever task.
+        everything = ledger.answers()
         wires = ledger.wires()
-        versions = [v for lineage in sorted({r.lineage for r in rounds}) for v in ledger.versions(lineage)]
-        catch_ups = ledger.catch_ups()
+        marks = ledger.marks()
+        folded = {} if book is None else {name: read(totals) for name, totals in book.folded().items()}
+        versions = [] if book is None else [v for lineage in book.lineages() for v in book.versions(lineage)]
+        catch_ups = [] if book is None else book.catch_ups()
         refused = ledger.refused()
-        absences = from_bytes(ledger.get(ABSENT))
+        absences = from_bytes(None if book is None else book.get(ABSENT))
+        every_round = {row.id for row in ledger.rounds()}
 
     known = {r.id for r in rounds}
-    shares = divide(wires, [a for a in answers if a.round in known])
+    shares = divide(wires, [a for a in everything if a.round in every_round], marks)
+    if not alone:
+        shares = {key: traffic for key, traffic in shares.items() if key[1] in known}
+    answers = everything if alone else [a for a in everything if a.round in known]
     by_round: dict[int, list[Answer]] = defaultdict(list)
     by_gateway: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
         by_round[answer.round].append(answer)
         by_gateway[answer.gateway].append(answer)
-    wires_by_gateway: dict[str, list[Wire]] = defaultdict(list)
-    for wire in wires:
-        wires_by_gateway[wire.gateway].append(wire)
+    shares_by_gateway: dict[str, dict[int | None, Traffic]] = defaultdict(dict)
+    shares_by_round: dict[int | None, Traffic] = defaultdict(Traffic)
+    for (name, number), traffic in shares.items():
+        shares_by_gateway[name][number] = traffic
+        shares_by_round[number] += traffic
+    processes = Counter(wire.gateway for wire in wires)
     down_by_gateway, down_by_round = _delivered(gateways, rounds, versions, by_round)
 
-    round_lines = [_round_line(r, by_round[r.id], shares, down_by_round[r.id]) for r in rounds]
+    round_lines = [_round_line(r, by_round[r.id], shares_by_round[r.id], down_by_round[r.id]) for r in rounds]
     seen = {g.name: g for g in gateways}
-    others = sorted((wires_by_gateway.keys() | by_gateway.keys()) - seen.keys())
+    others = sorted((shares_by_gateway.keys() | by_gateway.keys() | folded.keys()) - seen.keys())
     gateway_lines = [
-        _gateway_line(name, seen.get(name), by_gateway[name], wires_by_gateway[name], shares, down_by_gateway[name])
+        _gateway_line(
+            name,
+            seen.get(name),
+            by_gateway[name],
+            _counted(folded.get(name), by_gateway[name]),
+            processes[name],
+            shares_by_gateway[name],
+            down_by_gateway[name],
+        )
         for name in (*seen, *others)
     ]
 
-    total = _sum(shares.values())
+    total = _sum(line.wire for line in gateway_lines)
     payload = _sum(line.payload for line in gateway_lines)
     dense = _sum(line.dense for line in gateway_lines)
+    counted = [_counted(folded.get(name), by_gateway[name]) for name in folded.keys() | by_gateway.keys()]
     raw = sum(g.signal_bytes for g in gateways)
     scored = [line for line in round_lines if line.metric is not None]
-    per_round = [t.total for (_, round_id), t in shares.items() if round_id is not None]
+    kept = {r.id for r in rounds if r.totals is None}
+    per_round = [t.total for (_, round_id), t in shares.items() if round_id in kept]
     seconds = [line.seconds for line in round_lines if line.seconds is not None]
     tails = _tails(gateways, wires)
     below = [line.id for line in round_lines if line.outcome == "below quorum"]
+    kinds: Counter[str] = Counter()
+    for totals in counted:
+        kinds.update(totals.kinds)
     return Report(
+        task="" if book is None else book.name,
         metric_name=metric_name,
         findings=_findings(metric_name, total, dense, raw, round_lines, gateway_lines, below, tails),
         wire=total,
-        joining=_sum(t for (_, round_id), t in shares.items() if round_id is None),
+        joining=_sum(line.joining for line in gateway_lines),
         payload=payload,
         dense=dense,
         raw_bytes=raw,
-        ip=_ip(total.total, len(answers)),
+        ip=_ip(total.total, sum(totals.answered for totals in counted)),
         factors=Factors(
             dense_over_wire=_ratio(dense.total, total.total),
             raw_over_wire=_ratio(raw, total.total),
@@ -290,14 +328,15 @@ def build(ledger: Ledger) -> Report:
         metric_first=scored[0].metric if scored else None,
         metric_last=scored[-1].metric if scored else None,
         metric_last_round=scored[-1].id if scored else None,
+        folded_rounds=len(rounds) - len(kept),
         below_quorum=below,
         owed=sum(a.owed for a in answers),
-        declines=_reasons(answers),
+        declines=_reasons(counted),
         verdicts=[
             VerdictLine(kind=kind, verdict=verdict, answers=count)
-            for (kind, verdict), count in sorted(
-                Counter((a.kind, a.verdict) for a in answers if a.verdict != "accepted").items()
-            )
+            for name, count in sorted(kinds.items())
+            for kind, _, verdict in [name.partition(",")]
+            if verdict != "accepted" and name != LATE
         ],
         catch_ups=[
             CatchUpLine(
@@ -320,20 +359,28 @@ def build(ledger: Ledger) -> Report:
     )
 
 
-def divide(wires: Iterable[Wire], answers: Iterable[Answer]) -> dict[tuple[str, int | None], Traffic]:
+def divide(
+    wires: Iterable[Wire], answers: Iterable[Answer], marks: Iterable[Mark] = ()
+) -> dict[tuple[str, int | None], Traffic]:
     """What each (gateway, round) cost on the wire; round None is joining. Sums to the wires, whatever answers claim.
 
     An answer carries its process's counter from just before it was sent, so all that follows belongs to its round. A
     counter that falls back, or exceeds what the wire table holds, divides nothing anew: shares are never negative.
+    Where the first answers of a process are summed up already, its mark says where the others go on.
     """
-    marks: dict[tuple[str, bytes], list[Answer]] = defaultdict(list)
+    of_process: dict[tuple[str, bytes], list[Answer]] = defaultdict(list)
     for answer in sorted(answers, key=lambda a: (a.received_at, a.round)):
-        marks[answer.gateway, answer.nonce].append(answer)
+        of_process[answer.gateway, answer.nonce].append(answer)
+    begun = {(mark.gateway, mark.nonce): mark for mark in marks}
     shares: dict[tuple[str, int | None], Traffic] = defaultdict(Traffic)
     for wire in wires:
         holder: int | None = None
         sent = received = 0
-        for answer in marks[wire.gateway, wire.nonce]:
+        mark = begun.get((wire.gateway, wire.nonce))
+        if mark is not None:
+            shares[wire.gateway, None] += Traffic(up=mark.joined_sent, down=mark.joined_received)
+            holder, sent, received = mark.round, mark.sent, mark.received
+        for answer in of_process[wire.gateway, wire.nonce]:
             upto_sent = min(max(answer.sent, sent), wire.sent)
             upto_received = min(max(answer.received, received), wire.received)
             shares[wire.gateway, holder] += Traffic(up=upto_sent - sent, down=upto_received - received)
@@ -342,8 +389,8 @@ def divide(wires: Iterable[Wire], answers: Iterable[Answer]) -> dict[tuple[str, 
     return dict(shares)
 
 
-def to_json(report: Report) -> bytes:
-    """The report as indented JSON; a number that is not finite becomes null."""
+def to_json(report: Report | Sequence[Report]) -> bytes:
+    """The report, or those of several tasks, as indented JSON; a number that is not finite becomes null."""
     return msgspec.json.format(msgspec.json.encode(report), indent=2)
 
 
@@ -386,7 +433,7 @@ def _delivered(
     by_round: dict[int, list[Answer]],
 ) -> tuple[Counter[str], Counter[int]]:
     """Bytes of broadcast delta by gateway, and by the round it came of: all who are about hear it, drawn or not."""
-    lengths = {v.round: len(v.delta) for v in versions if v.round is not None}
+    lengths = {v.round: v.delta_bytes or 0 for v in versions if v.round is not None}
     by_gateway: Counter[str] = Counter()
     total_by_round: Counter[int] = Counter()
     for round_ in rounds:
@@ -401,14 +448,17 @@ def _delivered(
     return by_gateway, total_by_round
 
 
-def _round_line(
-    round_: Round,
-    answers: Sequence[Answer],
-    shares: dict[tuple[str, int | None], Traffic],
-    payload_down: int,
-) -> RoundLine:
-    names = {a.gateway for a in answers}
-    late = sum(a.late for a in answers)
+def _counted(totals: Folded | None, answers: Iterable[Answer]) -> Folded:
+    """What is summed up already, and the answers that are not."""
+    counted = Folded() if totals is None else copy.deepcopy(totals)
+    for answer in answers:
+        add(counted, answer)
+    return counted
+
+
+def _round_line(round_: Round, answers: Sequence[Answer], share: Traffic, payload_down: int) -> RoundLine:
+    before = read(round_.totals)
+    counted = _counted(before, answers)
     return RoundLine(
         id=round_.id,
         lineage=round_.lineage,
@@ -420,20 +470,20 @@ def _round_line(
         closed_at=round_.closed_at,
         seconds=None if round_.closed_at is None else max(0.0, round_.closed_at - round_.opened_at),
         drawn=round_.drawn,
-        answered=len(answers) - late,
-        accepted=len(_accepted(answers)) - late,
-        declined=sum(a.kind == "decline" for a in answers),
+        answered=counted.answered - counted.kinds.get(LATE, 0),
+        accepted=counted.kinds.get("update,accepted", 0),
+        declined=_declined(counted),
         owed=sum(a.owed for a in answers),
-        declines=_reasons(answers),
+        declines=_reasons([counted]),
         plan_bytes=round_.plan_bytes,
-        wire=_sum(shares.get((name, round_.id), _NONE) for name in names),
-        payload=Traffic(up=sum(a.payload_bytes for a in answers), down=payload_down),
-        dense=_dense(answers),
+        wire=share + Traffic(up=before.sent, down=before.received),
+        payload=Traffic(up=counted.payload_bytes, down=payload_down),
+        dense=Traffic(up=counted.dense_bytes, down=counted.dense_bytes),
         metric=round_.metric,
         loss=round_.loss,
         metric_source=round_.metric_source,
         level=round_.level,
-        late=late,
+        late=counted.kinds.get(LATE, 0),
     )
 
 
@@ -441,8 +491,9 @@ def _gateway_line(
     name: str,
     gateway: Gateway | None,
     answers: Sequence[Answer],
-    wires: Sequence[Wire],
-    shares: dict[tuple[str, int | None], Traffic],
+    counted: Folded,
+    processes: int,
+    shares: dict[int | None, Traffic],
     payload_down: int,
 ) -> GatewayLine:
     return GatewayLine(
@@ -450,32 +501,30 @@ def _gateway_line(
         present=gateway is not None and gateway.present,
         first_seen=None if gateway is None else gateway.first_seen,
         last_seen=None if gateway is None else gateway.last_seen,
-        processes=len(wires),
-        answered=len(answers),
-        accepted=len(_accepted(answers)),
-        declined=sum(a.kind == "decline" for a in answers),
-        declines=_reasons(answers),
-        last_round=max((a.round for a in answers), default=None),
-        wire=Traffic(up=sum(w.sent for w in wires), down=sum(w.received for w in wires)),
-        joining=shares.get((name, None), _NONE),
-        payload=Traffic(up=sum(a.payload_bytes for a in answers), down=payload_down),
-        dense=_dense(answers),
+        processes=processes,
+        answered=counted.answered,
+        accepted=counted.kinds.get("update,accepted", 0) + counted.kinds.get(LATE, 0),
+        declined=_declined(counted),
+        declines=_reasons([counted]),
+        # Rounds may be numbered from 0, and a gateway may have answered none.
+        last_round=max([counted.last_round, *(a.round for a in answers)]) if counted.answered else None,
+        wire=_sum(shares.values()) + Traffic(up=counted.sent, down=counted.received),
+        joining=shares.get(None, _NONE),
+        payload=Traffic(up=counted.payload_bytes, down=payload_down),
+        dense=Traffic(up=counted.dense_bytes, down=counted.dense_bytes),
         raw_bytes=0 if gateway is None else gateway.signal_bytes,
     )
 
 
-def _accepted(answers: Iterable[Answer]) -> list[Answer]:
-    return [a for a in answers if a.kind == "update" and a.verdict == "accepted"]
+def _declined(counted: Folded) -> int:
+    return sum(counted.reasons.values())
 
 
-def _dense(answers: Iterable[Answer]) -> Traffic:
-    bare = sum(a.dense_bytes for a in _accepted(answers))
-    return Traffic(up=bare, down=bare)
-
-
-def _reasons(answers: Iterable[Answer]) -> dict[str, int]:
+def _reasons(counted: Iterable[Folded]) -> dict[str, int]:
     """Declines by reason, the most frequent first."""
-    counts = Counter(a.reason or "not said" for a in answers if a.kind == "decline")
+    counts: Counter[str] = Counter()
+    for totals in counted:
+        counts.update(totals.reasons)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 

@@ -32,10 +32,13 @@ class MissingExtraError(ImportError):
     """rich is not installed."""
 
 
-def to_text(report: Report, width: int = 80) -> str:
-    """Findings, totals, rounds, gateways and what went otherwise, in lines of at most `width` characters."""
+def to_text(report: Report, width: int = 80, *, title: bool = False) -> str:
+    """Findings, totals, rounds, gateways and what went otherwise, in lines of at most `width` characters.
+
+    `title`: with the task's name at the top, where there are several.
+    """
     page = _Page(width)
-    page.heading("Bandwidth report")
+    page.heading("Bandwidth report" if not title else f"Bandwidth report of task {report.task}")
     page.lines(report.findings, bullet="-")
     if not report.rounds:
         return page.text()
@@ -64,19 +67,25 @@ def to_text(report: Report, width: int = 80) -> str:
     return page.text()
 
 
-def status(ledger: Ledger, now: float, width: int = 80) -> str:
-    """The round in progress, the model, who is there, and bytes so far. `now`: unix seconds."""
-    report = build(ledger)
+def status(ledger: Ledger, now: float, width: int = 80, task: str | None = None) -> str:
+    """The round in progress, the model, who is there, and bytes so far, of one task. `now`: unix seconds."""
+    report = build(ledger, task)
     with ledger.snapshot():
         gateways = ledger.gateways()
-        round_ = ledger.last_round()
+        book = ledger.book(report.task) if report.task else None
+        row = None if book is None else book.row()
+        round_ = None if book is None else book.last_round()
         answers = [] if round_ is None else ledger.answers(round_.id)
         version = None if round_ is None else ledger.last_version(round_.lineage)
-        verdicts = {g.name: ledger.verdict(g.name) for g in gateways}
+        verdicts = {g.name: book.verdict(g.name) for g in gateways} if book is not None else {}
+        alone = len(ledger.tasks()) == 1
     page = _Page(width)
     fields = [("round", "No round has been opened yet")]
+    if row is not None and not (alone and row.state == "running" and not row.paused_tags):
+        tags = ", ".join(row.paused_tags.split("\n"))
+        fields.insert(0, ("task", f"{row.name}, {row.state}{f'; gateways tagged {tags} pause' if tags else ''}"))
     if round_ is not None:
-        fields = _round_state(round_, answers, gateways, now)
+        fields[-1:] = _round_state(round_, answers, gateways, now)
     model = "none yet" if version is None else f"version {version.number}, made {_ago(version.created_at, now)}"
     if version is not None and version.level:
         model += f"; updates thickened to level {version.level}"
@@ -97,7 +106,7 @@ def status(ledger: Ledger, now: float, width: int = 80) -> str:
         shown = sorted(gateways, key=lambda g: (g.present, g.last_seen, g.name))[:GATEWAYS_SHOWN]
         page.table(
             ("gateway", "", "last seen", "last answer", "windows", "wire"),
-            [_presence_row(g, last[g.name], verdicts[g.name], now) for g in shown],
+            [_presence_row(g, last[g.name], verdicts.get(g.name), now) for g in shown],
             left=(0, 1, 2, 3),
         )
         if len(gateways) > len(shown):

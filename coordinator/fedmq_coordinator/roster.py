@@ -7,6 +7,7 @@ raw signal are as its last birth has them. Written through to the ledger.
 from __future__ import annotations
 
 import logging
+from collections.abc import Set
 from dataclasses import replace
 
 from fedmq_protocol.messages import Birth, Leave
@@ -14,13 +15,13 @@ from fedmq_protocol.task import Windowing
 
 from fedmq_coordinator.ledger import Gateway, Ledger, Wire
 
-__all__ = ["Roster"]
+__all__ = ["Members", "Roster"]
 
 log = logging.getLogger("fedmq.coordinator")
 
 
 class Roster:
-    """`windowing` is the task's: what turns a signal into windows, and says how many of its channels are used."""
+    """`windowing` is the first task's: by it the ledger and the report count windows and raw signal."""
 
     def __init__(self, ledger: Ledger, *, windowing: Windowing) -> None:
         self._ledger = ledger
@@ -39,16 +40,8 @@ class Roster:
         gateway = self._gateways.get(name)
         return None if gateway is None else gateway.roster
 
-    def present(self) -> dict[str, int]:
-        """Names of those who are here, each with its place."""
-        return {gateway.name: gateway.roster for gateway in self._gateways.values() if gateway.present}
-
-    def windows(self, name: str) -> int:
-        return self._gateways[name].windows
-
-    @property
-    def all_windows(self) -> int:
-        return sum(gateway.windows for gateway in self._gateways.values())
+    def all(self) -> list[Gateway]:
+        return list(self._gateways.values())
 
     def born(self, name: str, birth: Birth, now: float) -> Gateway:
         """A gateway has come, for the first time or again."""
@@ -69,6 +62,8 @@ class Roster:
             windows=samples // self._windowing.hop,
             signal_bytes=2 * samples * self._windowing.channels,
             nonce=birth.nonce,
+            samples=samples,
+            tags="\n".join(sorted(tag for tag in birth.tags if "\n" not in tag)),
         )
         self._gateways[name] = gateway
         self._ledger.save_gateway(gateway)
@@ -106,3 +101,55 @@ class Roster:
                 final=final,
             )
         )
+
+
+class Members:
+    """The gateways that take part in one task: those with one of its tags, or all where it has none.
+
+    `windowing` is the task's: what turns a signal into windows.
+    """
+
+    def __init__(self, roster: Roster, *, windowing: Windowing, tags: Set[str] = frozenset()) -> None:
+        self._roster = roster
+        self._windowing = windowing
+        self._tags = tags
+        self.paused_tags: Set[str] = frozenset()
+        """Gateways with one of these are not drawn. In a fleet of more than 64 the plan cannot leave them out: what
+        they send is taken, only nobody waits for it."""
+
+    def __len__(self) -> int:
+        """Places given in the whole roster: by place the plan's bitmap counts."""
+        return len(self._roster)
+
+    def belongs(self, gateway: Gateway) -> bool:
+        return not self._tags or not self._tags.isdisjoint(gateway.tag_set)
+
+    def get(self, name: str) -> Gateway | None:
+        """None for a gateway that is no member."""
+        gateway = self._roster.get(name)
+        return gateway if gateway is not None and self.belongs(gateway) else None
+
+    def place(self, name: str) -> int | None:
+        gateway = self.get(name)
+        return None if gateway is None else gateway.roster
+
+    def present(self) -> dict[str, int]:
+        """Names of those who are here and do not pause, each with its place."""
+        return {
+            gateway.name: gateway.roster
+            for gateway in self._roster.all()
+            if gateway.present and self.belongs(gateway) and self.paused_tags.isdisjoint(gateway.tag_set)
+        }
+
+    def windows(self, name: str) -> int:
+        """As this task cuts them, at the gateway's last birth."""
+        gateway = self._roster.get(name)
+        return 0 if gateway is None else gateway.samples // self._windowing.hop
+
+    @property
+    def all_windows(self) -> int:
+        return sum(self.windows(gateway.name) for gateway in self._roster.all() if self.belongs(gateway))
+
+    def heard(self, name: str, sent: int, received: int, now: float) -> bytes:
+        """A gateway has answered; returns the boot nonce that its byte counts belong to."""
+        return self._roster.heard(name, sent, received, now)

@@ -37,11 +37,11 @@ from fedmq_coordinator.absent import ABSENT, Absence, after_round, from_bytes, s
 from fedmq_coordinator.absent import to_bytes as absences_to_bytes
 from fedmq_coordinator.aggregate import AggregationRule, most_windows, rule_named, staleness, weigh
 from fedmq_coordinator.cohort import BITMAP_FLEET, Turn, draw, following
-from fedmq_coordinator.ledger import Answer, Ledger
+from fedmq_coordinator.ledger import Answer, Book
 from fedmq_coordinator.ledger import Round as RoundRow
 from fedmq_coordinator.lineage import Lineage
 from fedmq_coordinator.outbox import Outbox
-from fedmq_coordinator.roster import Roster
+from fedmq_coordinator.roster import Members
 from fedmq_coordinator.rounds import Round, verdict_name
 from fedmq_coordinator.schedule import may_resume, next_opening, reason_to_rest, rounds_tonight
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
@@ -102,9 +102,9 @@ class Run:
     def __init__(
         self,
         *,
-        ledger: Ledger,
+        ledger: Book,
         line: Lineage,
-        roster: Roster,
+        roster: Members,
         outbox: Outbox,
         settings: RoundSettings,
         limits: LimitSettings,
@@ -136,6 +136,8 @@ class Run:
         self.opens_at: float | None = None
         self.resting: str | None = None
         """Why no round opens, or None."""
+        self.paused = False
+        """No round opens; one that is open goes on to its close."""
         opened = ledger.get("opened")
         if opened:
             self._reopen(msgspec.msgpack.decode(opened, type=_Opened))
@@ -242,8 +244,28 @@ class Run:
                 self._close(self.round, now)
             else:
                 return
-        if self.round is None:
+        if self.round is None and not self.paused:
             self._open_if_due(now)
+
+    def abandon(self, now: float) -> None:
+        """The open round is given up, and what its lineage was still owed: nothing more comes of either."""
+        if self.round is not None:
+            self._ledger.close_round(self.round.plan.round_id, at=now, outcome="abandoned", version=None)
+        self._ledger.forget("opened")
+        self._ledger.erase_payloads()
+        self.round = self.mean = self.opens_at = self.receipts_at = None
+
+    def tell_release(self, now: float) -> None:
+        """The plan at hand goes out again, with the number of the newest release."""
+        opened = self._ledger.get("opened")
+        if self.round is not None and opened:
+            plan = msgspec.structs.replace(self.round.plan, release=self._ledger.last_release() or None)
+            self.round.plan = plan
+            kept = msgspec.structs.replace(msgspec.msgpack.decode(opened, type=_Opened), plan=plan)
+            self._ledger.put("opened", msgspec.msgpack.encode(kept))
+            self.publish_plan(plan, now)
+        elif self._line.version > 0:
+            self.publish_plan(self.rest_plan(now), now)
 
     def _open_if_due(self, now: float) -> None:
         self.opens_at = None
@@ -253,11 +275,10 @@ class Run:
             needed = max(needed, self._settings.first_gateways)
         if len(present) < needed:
             return
-        rounds = [r for r in self._ledger.rounds() if r.lineage == self._line.number and r.kind == "training"]
         windows = self._roster.all_windows
-        if not self._may_go_on(rounds, windows, now):
+        if not self._may_go_on(windows, now):
             return
-        if not self._is_due(rounds, windows, now):
+        if not self._is_due(windows, now):
             return
         kind = RoundKind.TRAINING if self._line.has_scaling else RoundKind.STATISTICS
         fraction = self._settings.fraction if kind is RoundKind.TRAINING else 1.0
@@ -265,7 +286,7 @@ class Run:
         turn = following(
             None if stood is None else msgspec.json.decode(stood, type=Turn),
             fraction=fraction,
-            answer_rate=self._answer_rate(rounds) if fraction < 1 else 1.0,
+            answer_rate=self._answer_rate() if fraction < 1 else 1.0,
         )
         active = self._not_set_aside(present)
         cohort = draw(active, len(self._roster), fraction=fraction, seed=self._line.task.seed, turn=turn)
@@ -273,7 +294,7 @@ class Run:
             return
         names = sorted(cohort.asked)
         closes_at = math.ceil(now + self._settings.closing_seconds)
-        plan = self._plan(kind, self.newest_round() + 1, cohort.drawn, closes_at)
+        plan = self._plan(kind, self._ledger.next_round(), cohort.drawn, closes_at)
         target = cohort.target
         quorum = max(self._settings.quorum_gateways, math.ceil(self._settings.quorum_share * target))
         if self._buffered and kind is RoundKind.TRAINING:
@@ -335,20 +356,24 @@ class Run:
         """When `receipts_at` is, for the round that opens with this plan."""
         opened = self._ledger.last_round()
         assert opened is not None  # a round is in the ledger before it begins
-        openings = [] if self._pace.nightly is None else [r.opened_at for r in self._ledger.rounds()]
         next_plan = next_opening(
             self._pace,
             last_opened=opened.opened_at,
             last_closed=opened.opened_at
             if self._settings.close_when_all_answered or self._buffered
             else plan.closes_at,
-            tonight=rounds_tonight(self._pace, openings),
+            tonight=self._tonight(),
         )
         # A receipt costs half of a question with its answer, so it shall come before the first is asked.
         due = opened.opened_at + RECEIPTS_BEFORE_QUESTIONS * ask_after_seconds(plan.closes_at - opened.opened_at)
         return due if next_plan <= due and len(self._roster) <= BITMAP_FLEET else None
 
-    def _is_due(self, rounds: list[RoundRow], windows: int, now: float) -> bool:
+    def _tonight(self) -> int:
+        """Rounds of the night's series so far; counted no further than the series is long."""
+        openings = [] if self._pace.nightly is None else self._ledger.openings(self._pace.rounds_per_night)
+        return rounds_tonight(self._pace, openings)
+
+    def _is_due(self, windows: int, now: float) -> bool:
         """Whether the schedule lets the next round open, and enough new windows have come where it asks for any."""
         last = self._ledger.last_round()
         if last is not None:
@@ -357,7 +382,7 @@ class Run:
                 last_opened=last.opened_at,
                 last_closed=last.closed_at or last.opened_at,
                 failures=self._failures(),
-                tonight=rounds_tonight(self._pace, [r.opened_at for r in self._ledger.rounds()]),
+                tonight=self._tonight(),
             )
         elif self._pace.nightly is not None:
             # A series of nights begins with a night, not with the start of this program.
@@ -366,20 +391,26 @@ class Run:
             due = now
         self.opens_at = due if due > now else None
         fresh = windows - int(self._ledger.get("windows") or 0)
-        return due <= now and (not rounds or fresh >= self._pace.new_windows_min)
+        if due > now:
+            return False
+        return fresh >= self._pace.new_windows_min or not self._ledger.training_rounds(self._line.number, most=1)
 
-    def _may_go_on(self, rounds: list[RoundRow], windows: int, now: float) -> bool:
+    def _may_go_on(self, windows: int, now: float) -> bool:
         """Whether the run goes on. When it comes to rest, that is said once, with the last delta, to everyone."""
         stored = self._ledger.get("rest")
+        # The last round of the run before this one: it rested, and new windows woke it up.
         began = int(self._ledger.get("began") or 0)
-        made = rounds[began:]
-        metrics = [r.metric for r in made if r.metric is not None]
-        reason = reason_to_rest(self._pace, rounds=len(made), metrics=metrics)
+        made = self._ledger.training_rounds(self._line.number, after=began, most=self._pace.max_rounds)
+        metrics: list[float] = []
+        if self._pace.target_metric is not None or self._pace.plateau_rounds:
+            last = max(2, self._pace.plateau_rounds)
+            metrics = self._ledger.metrics(self._line.number, after=began, last=last)
+        reason = reason_to_rest(self._pace, rounds=made, metrics=metrics)
         if stored is not None:
             windows_at_rest = msgspec.json.decode(stored, type=_Rest).windows
             if may_resume(self._pace, windows_at_rest=windows_at_rest, windows_now=windows):
                 log.info("%d new windows since the run came to rest: going on", windows - windows_at_rest)
-                self._ledger.put("began", str(len(rounds)).encode())
+                self._ledger.put("began", str(self.newest_round()).encode())
                 reason = None
             if reason is None:
                 self._ledger.forget("rest")
@@ -498,6 +529,7 @@ class Run:
         """The small JSON topic for Telegraf, Node-RED and the like."""
         row = self._ledger.round(round_.plan.round_id)
         body = {
+            "task": self._line.task.name,
             "round": round_.plan.round_id,
             "kind": round_.plan.kind.name.lower(),
             "outcome": outcome,
@@ -521,7 +553,8 @@ class Run:
             delta = refer(delta, self._limits.chunk_bytes)
         # The first training plan brings the scaler that the statistics round has just learnt.
         first = kind is RoundKind.TRAINING and self._line.version == 0
-        accepted = self._ledger.accepted(round_id - 1, self._line.number) if len(self._roster) <= BITMAP_FLEET else []
+        last = self.newest_round()
+        accepted = self._ledger.accepted(last, self._line.number) if len(self._roster) <= BITMAP_FLEET else []
         places = [place for name in accepted if (place := self._roster.place(name)) is not None]
         return RoundPlan(
             round_id=round_id,
@@ -532,10 +565,11 @@ class Run:
             closes_after=closes_at - self._line.number,
             drawn=drawn,
             accepted=bitmap(places),
-            since=1,
+            since=round_id - last if last else 1,
             level=self._line.level,
             delta=delta,
             scaler=self._line.scaler if first else None,
+            release=self._ledger.last_release() or None,
         )
 
     def rest_plan(self, now: float) -> RoundPlan:
@@ -548,23 +582,21 @@ class Run:
             for chunk in chunks(self._line.newest_delta, plan.delta):
                 self._outbox.broadcast(Channel.CHUNK, chunk, expiry_seconds=expiry)
 
-    def _answer_rate(self, rounds: list[RoundRow]) -> float:
+    def _answer_rate(self) -> float:
         """Share of the drawn that answered with an update, over the last rounds."""
-        lately = [r for r in rounds if r.closed_at is not None][-ANSWER_RATE_ROUNDS:]
+        lately = self._ledger.latest_training(self._line.number, ANSWER_RATE_ROUNDS)
         drawn = sum(r.drawn for r in lately)
         return self._ledger.updates_since(lately[0].id) / drawn if drawn else 1.0
 
     def _failures(self) -> int:
         """Rounds below quorum in a row, up to the last one; a buffered one that got updates has come further."""
-        count = 0
-        for row in reversed(self._ledger.rounds()):
-            if row.outcome != "below quorum":
-                break
-            if self._buffered and self._ledger.accepted(row.id, row.lineage):
-                break
-            count += 1
-        return count
+        failures = self._ledger.failures()
+        if not self._buffered or not failures:
+            return failures
+        latest = reversed(self._ledger.rounds(last=failures))
+        return next((n for n, row in enumerate(latest) if self._ledger.accepted(row.id, row.lineage)), failures)
 
     def newest_round(self) -> int:
+        """Of this task; 0 before the first."""
         newest = self._ledger.last_round()
         return 0 if newest is None else newest.id

@@ -1,19 +1,24 @@
 """The loop of the coordinator: events and the time come in, messages go out, the ledger stands between.
 
-Every pass handles all events at hand, commits the ledger once, and only then publishes what it has to say: no receipt
-before its commit, one fsync for many answers. A message that cannot be sent is not kept; whoever misses it asks. What
-to decide is in `rounds`, `cohort`, `aggregate`, `schedule` and `scaling`; what becomes of it on record is in `run` (the
-rounds), `intake` (the answers), `roster` (who is here) and `lineage` (the model). `step` never waits; only `run` does.
+One `Job` for each task, side by side on one fleet: an answer goes to the job of its round, a question for a model to
+the job of its lineage. Every pass handles all events at hand, carries out what people have ordered, commits the ledger
+once, and only then publishes what it has to say: no receipt before its commit, one fsync for many answers. A message
+that cannot be sent is not kept; whoever misses it asks. What to decide is in `rounds`, `cohort`, `aggregate`,
+`schedule` and `scaling`; what becomes of it on record is in `run` (the rounds), `intake` (the answers), `roster` (who
+is here), `lineage` (the model), `tasks` (orders and releases) and `retention` (what is summed up). `step` never waits;
+only `run` does.
 
-After a restart everything is as the ledger has it: the open round goes on, its sum is built again from the stored
+After a restart everything is as the ledger has it: each open round goes on, its sum is built again from the stored
 payloads to the same integers, and its plan is published again.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -24,14 +29,18 @@ from fedmq_protocol.messages import (
     Assignment,
     Birth,
     CatchUp,
+    CatchUpKind,
     Chunk,
     Decline,
+    Held,
     Leave,
     RoundPlan,
     Statistics,
+    Trial,
     Update,
     Welcome,
     from_bytes,
+    to_bytes,
 )
 from fedmq_protocol.session import (
     Connected,
@@ -44,155 +53,457 @@ from fedmq_protocol.session import (
     Session,
 )
 from fedmq_protocol.task import Task, short
-from fedmq_protocol.topics import Channel, coordinator_filters, parse
+from fedmq_protocol.topics import Channel, Direction, coordinator_filters, parse, spec
 from fedmq_protocol.transfer import chunks, refer
 from numpy.typing import NDArray
 
+from fedmq_coordinator import retention
 from fedmq_coordinator.intake import Intake
 from fedmq_coordinator.ledger import CatchUp as CatchUpRow
-from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.ledger import Gateway, Ledger, Release
+from fedmq_coordinator.ledger import Trial as TrialRow
 from fedmq_coordinator.lineage import Lineage
-from fedmq_coordinator.models import ModelStore
+from fedmq_coordinator.models import ModelError, ModelStore
 from fedmq_coordinator.outbox import Outbox
-from fedmq_coordinator.roster import Roster
+from fedmq_coordinator.roster import Members, Roster
 from fedmq_coordinator.run import Run, Score
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
+from fedmq_coordinator.tasks import OrderError, Wish, release_for
 
-__all__ = ["Coordinator"]
+__all__ = ["CRASH_POINTS", "Coordinator", "Job", "TaskPlan"]
 
 log = logging.getLogger("fedmq.coordinator")
 
+ORDERS_EVERY_SECONDS = 1.0
+"""Between two looks whether another program has written an order."""
 
-class Coordinator:
-    """One federation with one task.
+CRASH_POINTS = (
+    "before model file",
+    "before model rename",
+    "after model file",
+    "before commit",
+    "after commit",
+    *(
+        f"{when} {channel.value}"
+        for channel in (
+            Channel.WELCOME,
+            Channel.PLAN,
+            Channel.RECEIPT,
+            Channel.CHUNK,
+            Channel.MODEL,
+            Channel.REPORT,
+        )
+        for when in ("before", "after")
+    ),
+)
+"""What `crash_point` is called with: around each durable step, and around each message, by its channel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPlan:
+    """One task, and how its rounds go.
 
     `evaluate` scores `(P,) float32` with a scaler on a test set, where there is one.
+    """
+
+    task: Task
+    rounds: RoundSettings = field(default_factory=RoundSettings)
+    evaluate: Callable[[NDArray[np.float32], bytes | None], Score] | None = None
+    metric_name: str = "metric"
+
+
+class Job:
+    """One task that goes on: its line of versions, its rounds and the answers to them, and who waits for a model."""
+
+    def __init__(
+        self,
+        plan: TaskPlan,
+        *,
+        federation: str,
+        limits: LimitSettings,
+        ledger: Ledger,
+        models: ModelStore,
+        roster: Roster,
+        outbox: Outbox,
+        now: float,
+        new_lineage: bool,
+    ) -> None:
+        self.plan = plan
+        self.name = plan.task.name
+        self._federation = federation
+        self._limits = limits
+        self._outbox = outbox
+        self._models = models
+        self.book = ledger.book(self.name, keep_payloads=limits.keep_payloads)
+        # Before the first commit: whoever reads the ledger finds the names in it.
+        self.book.put("metric_name", plan.metric_name.encode())
+        self.book.put("tags", "\n".join(plan.rounds.tags).encode())
+        self._keep_same_task()
+        self.book.put("task_body", msgspec.msgpack.encode(plan.task))
+        self.line = Lineage(federation, plan.task, self.book, models, now=now, start_new=new_lineage)
+        self.members = Members(roster, windowing=plan.task.windowing, tags=frozenset(plan.rounds.tags))
+        self._askers: dict[int, set[str]] = {}
+        self._wanted: dict[int, set[str]] = {}
+        self.asked_at: float | None = None
+        self._sent: dict[bytes, bytes] = {}
+        """Released versions that were sent lately, by the first bytes of their digest: chunks may be missing."""
+        self._begin(now)
+
+    def _keep_same_task(self) -> None:
+        """A task that other software wrote is the same one where only fields have come that hold their defaults."""
+        body = self.book.get("task_body")
+        if body is None or self.book.get("task") == self.plan.task.digest:
+            return
+        try:
+            if msgspec.msgpack.decode(body, type=Task) == self.plan.task:
+                self.book.put("task", self.plan.task.digest)
+        except msgspec.MsgspecError:
+            return  # of another making: it starts another lineage
+
+    def _begin(self, now: float) -> None:
+        """The rounds of the line in force, from what is on record."""
+        self.run = Run(
+            ledger=self.book,
+            line=self.line,
+            roster=self.members,
+            outbox=self._outbox,
+            settings=self.plan.rounds,
+            limits=self._limits,
+            evaluate=self.plan.evaluate,
+            now=now,
+        )
+        self.intake = Intake(
+            federation=self._federation,
+            ledger=self.book,
+            line=self.line,
+            roster=self.members,
+            run=self.run,
+            outbox=self._outbox,
+        )
+        self.heed()
+
+    def heed(self) -> None:
+        """Take over whether the task pauses, and for whom."""
+        row = self.book.row()
+        self.run.paused = row.state != "running"
+        self.members.paused_tags = frozenset(row.paused_tags.split("\n")) - {""}
+
+    def go_back(self, lineage: int, number: int, now: float) -> None:
+        """Start another lineage from an older version. Raises ModelError, before anything is changed."""
+        self.line.model(lineage, number)
+        self.run.abandon(now)
+        self.line.go_back(lineage, number, now)
+        self._askers, self._wanted, self.asked_at = {}, {}, None
+        self._begin(now)
+
+    def pin(self, number: int) -> None:
+        """See to it that a version's file is there as long as it is released. Raises ModelError."""
+        steps = self.line.model(self.line.number, number)
+        if not self._models.path(self.line.number, number).is_file():
+            self._models.save(self.line.number, number, steps)
+
+    @property
+    def resting(self) -> str | None:
+        """Why no round opens, or None."""
+        return self.run.resting
+
+    @property
+    def version(self) -> int:
+        """Number of the model version in force."""
+        return self.line.version
+
+    @property
+    def model_digest(self) -> bytes:
+        """sha256 of the model in force."""
+        return self.line.digest
+
+    def wait_seconds(self, now: float) -> float:
+        wait = 1.0
+        if self.run.round is not None:
+            wait = min(wait, self.run.round.plan.closes_at - now)
+            if self.run.receipts_at is not None:
+                wait = min(wait, self.run.receipts_at - now)
+        elif self.run.opens_at is not None and not self.run.paused:
+            wait = min(wait, self.run.opens_at - now)
+        if self.asked_at is not None:
+            wait = min(wait, self.asked_at + self._limits.catch_up_gather_seconds - now)
+        return wait
+
+    def proceed(self, now: float) -> None:
+        """What is due."""
+        self._answer_askers(now)
+        self.intake.ask_for_chunks(now)
+        self.run.proceed(now)
+        self.intake.tell_accepted(now)
+
+    def plan_at_hand(self, now: float) -> RoundPlan | None:
+        """The open round's, or one that asks nobody and brings what the last round came to; None before the first."""
+        if self.run.round is not None:
+            return self.run.round.plan
+        return self.run.rest_plan(now) if self.line.version > 0 else None
+
+    def assignment(self, gateway: Gateway, held: Sequence[Held], now: float) -> Assignment:
+        """How the task stands, for one gateway."""
+        record = self.book.verdict(gateway.name)
+        plan = self.plan_at_hand(now)
+        if plan is not None and plan.scaler is not None:
+            plan = msgspec.structs.replace(plan, scaler=None)  # the assignment brings it
+        mine = (self.line.number, short(self.line.task.digest))
+        return Assignment(
+            lineage=self.line.number,
+            counter=record[1] if record is not None else 0,
+            task=None if any((h.lineage, h.task) == mine for h in held) else self.line.task,
+            scaler=self.line.scaler,
+            plan=plan,
+            releases=self.book.last_release(),
+            release=release_for(self.book, self.line.number, gateway),
+        )
+
+    # -- questions ---------------------------------------------------------------------------------------------
+
+    def on_ask_model(self, name: str, ask: AskModel, now: float) -> None:
+        if self.members.get(name) is None:
+            return
+        if ask.wanted is not None:
+            if ask.lineage != self.line.number:
+                return  # a welcome tells it of the new one
+            self._wanted.setdefault(ask.wanted, set()).add(name)
+        else:
+            have = ask.version if ask.lineage == self.line.number else -1
+            self._askers.setdefault(have, set()).add(name)
+        if self.asked_at is None:
+            self.asked_at = now
+
+    def _answer_askers(self, now: float) -> None:
+        """Once for all who asked within a short while; one keyframe where that is cheaper than several ways."""
+        if self.asked_at is None or now < self.asked_at + self._limits.catch_up_gather_seconds:
+            return
+        askers, self._askers, self.asked_at = self._askers, {}, None
+        wanted, self._wanted = self._wanted, {}
+        if askers:
+            routes = {have: self.line.route(have) for have in askers}
+            keyframe = self.line.route(-1)
+            if len(routes) > 1 and sum(len(route.body) for route in routes.values()) >= len(keyframe.body):
+                routes = {-1: keyframe}
+            for have, route in routes.items():
+                count = len(askers.get(have, set())) or sum(map(len, askers.values()))
+                self._send(route.kind, route.start, self.line.version, self.line.digest, route.body, count, now)
+        for number, names in wanted.items():
+            if any(release.version == number for release in self._releases()):
+                try:
+                    body = self.line.keyframe(number)
+                except ModelError as error:
+                    log.error("%s", error)
+                    continue
+                digest = self.line.digest_of(number)
+                self._sent = dict([*self._sent.items(), (short(refer(body, 256).digest), body)][-4:])
+                self._send(CatchUpKind.KEYFRAME, 0, number, digest, body, len(names), now)
+            else:
+                log.warning("%s ask for version %d, which is not released", ", ".join(sorted(names)[:5]), number)
+
+    def _releases(self) -> Iterator[Release]:
+        return (release for release in self.book.releases() if release.lineage == self.line.number)
+
+    def _send(
+        self, kind: CatchUpKind, start: int, number: int, digest: bytes, body: bytes, askers: int, now: float
+    ) -> None:
+        ref = refer(body, self._limits.chunk_bytes)
+        chunked = len(body) > self._limits.chunk_bytes
+        self._outbox.broadcast(
+            Channel.MODEL,
+            CatchUp(
+                lineage=self.line.number,
+                kind=kind,
+                start=start,
+                number=number,
+                model=short(digest),
+                body=ref if chunked else body,
+            ),
+        )
+        if chunked:
+            for chunk in chunks(body, ref):
+                self._outbox.broadcast(Channel.MODEL, chunk)
+        log.info("catch-up to version %d by %s for %d", number, kind.name.lower(), askers)
+        self.book.save_catch_up(
+            CatchUpRow(
+                at=now,
+                kind=kind.name.lower(),
+                from_version=start,
+                to_version=number,
+                bytes=len(body),
+                askers=askers,
+            )
+        )
+
+    def on_ask_chunks(self, name: str, ask: AskChunks) -> bool:
+        """Chunks of the newest delta, or of a catch-up that can be made again; False where it is none of this job."""
+        for blob in filter(None, [self.line.newest_delta, self.line.route(-1).body, self._sent.get(ask.transfer)]):
+            ref = refer(blob, self._limits.chunk_bytes)
+            if short(ref.digest) == ask.transfer:
+                for chunk in chunks(blob, ref, ask.missing):
+                    self._outbox.command(name, Channel.CHUNK, chunk)
+                return True
+        return False
+
+    def on_trial(self, name: str, trial: Trial, now: float) -> None:
+        """A gateway tells what it has in service now."""
+        self.book.save_trial(
+            TrialRow(
+                gateway=name,
+                at=now,
+                lineage=trial.lineage,
+                version=trial.version,
+                in_service=trial.in_service,
+                windows=trial.windows,
+                metric=trial.metric / 1e4,
+                before=None if trial.before is None else trial.before / 1e4,
+            )
+        )
+
+
+class Coordinator:
+    """One federation, and the tasks that its gateways learn side by side.
+
+    `crash_point` is called with each of CRASH_POINTS as it is passed. `holds` is kept as long as the coordinator is:
+    the lock on its folder. Raises LedgerError and ModelError where what is on disk cannot be used.
     """
 
     def __init__(
         self,
         *,
         federation: str,
-        task: Task,
-        rounds: RoundSettings | None = None,
+        tasks: Sequence[TaskPlan],
         limits: LimitSettings | None = None,
         session: Session,
         ledger: Ledger,
         models: ModelStore,
         clock: Callable[[], float] = time.time,
-        evaluate: Callable[[NDArray[np.float32], bytes | None], Score] | None = None,
-        metric_name: str = "metric",
         new_lineage: bool = False,
+        crash_point: Callable[[str], None] = lambda name: None,
+        holds: object = None,
     ) -> None:
+        names = [plan.task.name for plan in tasks]
+        if len(set(names)) != len(names) or not names:
+            raise ValueError(f"expected one task or more, each with a name of its own, got {names}")
         self._federation = federation
-        self._task = task
         self._limits = limits or LimitSettings()
         self._session = session
         self._ledger = ledger
         self._clock = clock
+        self._crash_point = crash_point
+        self._holds = holds
+        models.crash_point = crash_point
         self._outbox = Outbox(federation)
-        # Before the first commit, which the lineage makes: whoever reads the ledger finds the names in it.
-        ledger.put("metric_name", metric_name.encode())
-        ledger.put("task_body", msgspec.msgpack.encode(task))
-        self._line = Lineage(federation, task, ledger, models, now=clock(), start_new=new_lineage)
-        self._roster = Roster(ledger, windowing=task.windowing)
-        self._run = Run(
-            ledger=ledger,
-            line=self._line,
-            roster=self._roster,
-            outbox=self._outbox,
-            settings=rounds or RoundSettings(),
-            limits=self._limits,
-            evaluate=evaluate,
-            now=clock(),
-        )
-        self._intake = Intake(
-            federation=federation,
-            ledger=ledger,
-            line=self._line,
-            roster=self._roster,
-            run=self._run,
-            outbox=self._outbox,
-        )
-        self._welcomed: dict[str, bytes] = {}
-        self._askers: dict[int, set[str]] = {}
-        self._asked_at: float | None = None
+        now = clock()
+        self._roster = Roster(ledger, windowing=tasks[0].task.windowing)
+        self._jobs: dict[str, Job] = {}
+        stopped = {row.name for row in ledger.tasks() if row.state == "stopped"}
+        for plan in tasks:
+            if plan.task.name in stopped:
+                log.info("task %r was stopped: its settings have no effect", plan.task.name)
+                continue
+            self._jobs[plan.task.name] = Job(
+                plan,
+                federation=federation,
+                limits=self._limits,
+                ledger=ledger,
+                models=models,
+                roster=self._roster,
+                outbox=self._outbox,
+                now=now,
+                new_lineage=new_lineage,
+            )
+        ledger.configure(names, now)
+        self._welcomed: dict[str, Birth] = {}
+        """The birth of each gateway that was answered."""
+        self._untold = False
+        """Whether gateways are still to hear that a task of theirs has come to an end, or begun anew."""
+        self._orders_at = 0.0
+        self._newest_round = ledger.newest_round()
         self._connected = False
         self.stopping = False
-        ledger.commit()
+        self._commit()
         session.subscribe(*coordinator_filters(federation))
 
-    @property
-    def resting(self) -> str | None:
-        """Why no round opens, or None."""
-        return self._run.resting
+    def job(self, name: str) -> Job:
+        """Raises KeyError for a task that does not go on."""
+        return self._jobs[name]
 
     @property
-    def version(self) -> int:
-        """Number of the model version in force."""
-        return self._line.version
+    def jobs(self) -> list[Job]:
+        """Of all tasks that go on."""
+        return list(self._jobs.values())
 
     @property
-    def model_digest(self) -> bytes:
-        """sha256 of the model in force."""
-        return self._line.digest
+    def only(self) -> Job:
+        """The job of the only task. Raises ValueError where there are several, or none."""
+        (job,) = self._jobs.values()
+        return job
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Work until `stopping` is set by a signal."""
+        """Work until `stopping` is set by a signal. Raises LedgerError and ModelError where the disk fails."""
         self._session.start()
-        while not self.stopping:
-            first = self._session.next(self.wait_seconds(self._clock()))
-            events = [] if first is None else [first]
-            while events and len(events) < 1000 and (event := self._session.next(0.0)) is not None:
-                events.append(event)
-            self.step(events, self._clock())
-        self._session.stop(flush_seconds=5.0)
-        self._ledger.commit()
-        self._ledger.close()
+        try:
+            while not self.stopping:
+                first = self._session.next(self.wait_seconds(self._clock()))
+                events = [] if first is None else [first]
+                while events and len(events) < 1000 and (event := self._session.next(0.0)) is not None:
+                    events.append(event)
+                self.step(events, self._clock())
+            self._commit()
+        finally:
+            self._session.stop(flush_seconds=5.0)
+            # What a failure has left undone is nothing that was said to anybody.
+            self._ledger.close()
 
     def wait_seconds(self, now: float) -> float:
         """How long nothing is due, unless an event comes; a second at most, to look whether to stop."""
         if not self._connected:
             return 1.0
-        wait = 1.0
-        if self._run.round is not None:
-            wait = min(wait, self._run.round.plan.closes_at - now)
-            if self._run.receipts_at is not None:
-                wait = min(wait, self._run.receipts_at - now)
-        elif self._run.opens_at is not None:
-            wait = min(wait, self._run.opens_at - now)
-        if self._asked_at is not None:
-            wait = min(wait, self._asked_at + self._limits.catch_up_gather_seconds - now)
-        return max(0.0, wait)
+        return max(0.0, min([1.0, *(job.wait_seconds(now) for job in self._jobs.values())]))
 
     def step(self, events: Iterable[Event], now: float) -> None:
         """Handle events, then what is due; commit; speak."""
         for event in events:
             self._handle(event, now)
+        self._carry_out_orders(now)
         if self._connected:
-            self._answer_askers(now)
-            self._intake.ask_for_chunks(now)
-            self._run.proceed(now)
-            self._intake.tell_accepted(now)
-        self._ledger.commit()
+            for job in self._jobs.values():
+                job.proceed(now)
+            newest = self._ledger.newest_round()
+            if newest != self._newest_round:
+                self._newest_round = newest
+                retention.fold(self._ledger, keep_rounds=self._limits.keep_rounds)
+        self._commit()
         for said in self._outbox.take():
+            self._crash_point(f"before {said.channel}")
             self._session.publish(
                 said.topic, said.payload, qos=said.qos, retain=said.retain, expiry_seconds=said.expiry_seconds
             )
+            self._crash_point(f"after {said.channel}")
+
+    def _commit(self) -> None:
+        if self._ledger.changed:
+            self._crash_point("before commit")
+            self._ledger.commit()
+            self._crash_point("after commit")
 
     def _handle(self, event: Event, now: float) -> None:
         match event:
             case Connected():
                 log.info("connected with MQTT %s", event.protocol)
                 self._connected = True
+                if self._untold:
+                    self._welcome_all(now)
                 if not event.session_present:
                     # A broker that has forgotten us keeps only births that came since: each waits for its welcome.
                     self._welcomed.clear()
-                plan = self._plan_at_hand(now)
-                if plan is not None:
-                    self._run.publish_plan(plan, now)
+                for job in self._jobs.values():
+                    plan = job.plan_at_hand(now)
+                    if plan is not None:
+                        job.run.publish_plan(plan, now)
             case Disconnected() | ConnectFailed():
                 self._connected = False
                 log.warning("%s", event.reason)
@@ -221,119 +532,126 @@ class Coordinator:
                 self._on_birth(gateway, message, event.retained, now)
             case Leave():
                 self._roster.left(gateway, message, now)
-            case Update():
-                self._intake.on_update(gateway, message, now)
-            case Decline():
-                self._intake.on_decline(gateway, message, now)
-            case Statistics():
-                self._intake.on_statistics(gateway, message, now)
-            case AskVerdict():
-                self._intake.on_ask_verdict(gateway, message)
+            case Update() | Decline() | Statistics() | AskVerdict():
+                self._on_answer(gateway, message, now)
             case AskModel():
-                self._on_ask_model(gateway, message, now)
+                for job in self._of_lineage(message.lineage, gateway):
+                    job.on_ask_model(gateway, message, now)
+            case Trial():
+                for job in self._of_lineage(message.lineage, gateway):
+                    job.on_trial(gateway, message, now)
             case AskChunks():
-                self._on_ask_chunks(gateway, message)
+                if not any(job.on_ask_chunks(gateway, message) for job in self._jobs.values()):
+                    log.info("%s asks for chunks of a transfer that is over", gateway)
             case Chunk():
-                self._intake.on_chunk(gateway, message, now)
+                for job in self._jobs.values():
+                    job.intake.on_chunk(gateway, message, now)
             case _:
                 log.warning("dropped a %s on %s: not for the coordinator", type(message).__name__, event.topic)
+
+    # -- whose it is -------------------------------------------------------------------------------------------
+
+    def _on_answer(self, gateway: str, message: Update | Decline | Statistics | AskVerdict, now: float) -> None:
+        job = self._of_round(message.round_id)
+        if job is None:
+            log.info("%s speaks of round %d, whose task is over", gateway, message.round_id)
+            return
+        match message:
+            case Update():
+                job.intake.on_update(gateway, message, now)
+            case Decline():
+                job.intake.on_decline(gateway, message, now)
+            case Statistics():
+                job.intake.on_statistics(gateway, message, now)
+            case AskVerdict():
+                job.intake.on_ask_verdict(gateway, message)
+
+    def _of_round(self, round_id: int) -> Job | None:
+        """Of a round that never was any job can say so."""
+        for job in self._jobs.values():
+            if job.run.round is not None and job.run.round.plan.round_id == round_id:
+                return job
+        name = self._ledger.task_of_round(round_id)
+        return next(iter(self._jobs.values()), None) if name is None else self._jobs.get(name)
+
+    def _of_lineage(self, lineage: int, gateway: str) -> list[Job]:
+        """One job or none. Who asks by a number that is no longer in force is helped where there is no doubt."""
+        jobs = [job for job in self._jobs.values() if job.line.number == lineage] or self.jobs
+        if len(jobs) != 1:
+            log.info("%s speaks of lineage %d, which is over", gateway, lineage)
+            return []
+        return jobs
 
     # -- who is there ------------------------------------------------------------------------------------------
 
     def _on_birth(self, name: str, birth: Birth, retained: bool, now: float) -> None:
         gateway = self._roster.born(name, birth, now)
-        if retained and self._welcomed.get(name) == birth.nonce:
+        answered = self._welcomed.get(name)
+        if retained and answered is not None and answered.nonce == birth.nonce:
             return  # the broker's copy of what was answered already
-        self._welcomed[name] = birth.nonce
-        record = self._ledger.verdict(name)
-        plan = self._plan_at_hand(now)
-        if plan is not None and plan.scaler is not None:
-            plan = msgspec.structs.replace(plan, scaler=None)  # the welcome brings it
-        mine = (self._line.number, short(self._line.task.digest))
-        knows = any((held.lineage, held.task) == mine for held in birth.held)
-        self._outbox.command(
-            name,
-            Channel.WELCOME,
-            Welcome(
-                nonce=birth.nonce,
-                now=now,
-                roster=gateway.roster,
-                spread=0,
-                tasks=(
-                    Assignment(
-                        lineage=self._line.number,
-                        counter=record[1] if record is not None else 0,
-                        task=None if knows else self._line.task,
-                        scaler=self._line.scaler,
-                        plan=plan,
-                    ),
-                ),
+        self._welcomed[name] = birth
+        self._welcome(gateway, birth, now)
+
+    def _welcome(self, gateway: Gateway, birth: Birth, now: float) -> None:
+        welcome = Welcome(
+            nonce=birth.nonce,
+            now=now,
+            roster=gateway.roster,
+            spread=self._spread(),
+            tasks=tuple(
+                job.assignment(gateway, birth.held, now) for job in self._jobs.values() if job.members.belongs(gateway)
             ),
         )
+        if len(to_bytes(welcome)) > spec(Direction.CMD, Channel.WELCOME).max_bytes:
+            # Of many tasks at once: the next plan of each says it again.
+            tasks = tuple(msgspec.structs.replace(assignment, plan=None) for assignment in welcome.tasks)
+            welcome = msgspec.structs.replace(welcome, tasks=tasks)
+        self._outbox.command(gateway.name, Channel.WELCOME, welcome)
 
-    def _plan_at_hand(self, now: float) -> RoundPlan | None:
-        """The open round's, or one that asks nobody and brings what the last round came to; None before the first."""
-        if self._run.round is not None:
-            return self._run.round.plan
-        return self._run.rest_plan(now) if self._line.version > 0 else None
-
-    # -- questions ---------------------------------------------------------------------------------------------
-
-    def _on_ask_model(self, name: str, ask: AskModel, now: float) -> None:
-        if self._roster.get(name) is None:
+    def _welcome_all(self, now: float) -> None:
+        """Every gateway that is here hears anew how its tasks stand."""
+        self._untold = not self._connected
+        if self._untold:
             return
-        have = ask.version if ask.lineage == self._line.number else -1
-        self._askers.setdefault(have, set()).add(name)
-        if self._asked_at is None:
-            self._asked_at = now
+        for name, birth in self._welcomed.items():
+            gateway = self._roster.get(name)
+            if gateway is not None and gateway.present and gateway.nonce == birth.nonce:
+                self._welcome(gateway, birth, now)
 
-    def _answer_askers(self, now: float) -> None:
-        """Once for all who asked within a short while; one keyframe where that is cheaper than several ways."""
-        if self._asked_at is None or now < self._asked_at + self._limits.catch_up_gather_seconds:
+    def _spread(self) -> int:
+        """Seconds over which the fleet comes back, so that the broker's queue of new connections does not overflow."""
+        rate = self._limits.reconnects_per_second
+        return 0 if len(self._roster) <= rate else min(86_400, math.ceil(len(self._roster) / rate))
+
+    # -- orders ------------------------------------------------------------------------------------------------
+
+    def _carry_out_orders(self, now: float) -> None:
+        if now < self._orders_at:
             return
-        askers, self._askers, self._asked_at = self._askers, {}, None
-        routes = {have: self._line.route(have) for have in askers}
-        keyframe = self._line.route(-1)
-        if len(routes) > 1 and sum(len(route.body) for route in routes.values()) >= len(keyframe.body):
-            routes = {-1: keyframe}
-        for have, route in routes.items():
-            chunked = len(route.body) > self._limits.chunk_bytes
-            ref = refer(route.body, self._limits.chunk_bytes)
-            message = CatchUp(
-                lineage=self._line.number,
-                kind=route.kind,
-                start=route.start,
-                number=self._line.version,
-                model=short(self._line.digest),
-                body=ref if chunked else route.body,
-            )
-            self._outbox.broadcast(Channel.MODEL, message)
-            if chunked:
-                for chunk in chunks(route.body, ref):
-                    self._outbox.broadcast(Channel.MODEL, chunk)
-            count = len(askers.get(have, set())) or sum(map(len, askers.values()))
-            log.info("catch-up to version %d by %s for %d", self._line.version, route.kind.name.lower(), count)
-            self._ledger.save_catch_up(
-                CatchUpRow(
-                    at=now,
-                    kind=route.kind.name.lower(),
-                    from_version=route.start,
-                    to_version=self._line.version,
-                    bytes=len(route.body),
-                    askers=count,
-                )
-            )
+        self._orders_at = now + ORDERS_EVERY_SECONDS
+        if not self._ledger.touched():
+            return
+        for order in self._ledger.orders_waiting():
+            try:
+                wish = Wish.read(order)
+                job = self._jobs.get(order.task)
+                if job is None:
+                    raise OrderError(self._unknown(order.task))
+                result = wish.carry_out(job, now)
+                done = True
+            except (OrderError, ModelError) as error:
+                result, done = str(error), False
+            log.log(logging.INFO if done else logging.ERROR, "%s %s: %s", order.verb, order.task, result)
+            self._ledger.finish_order(order.id, at=now, done=done, result=result)
+            if not done:
+                continue
+            if order.verb == "stop":
+                del self._jobs[order.task]
+            if order.verb in ("stop", "rollback"):
+                self._welcome_all(now)
 
-    def _on_ask_chunks(self, name: str, ask: AskChunks) -> None:
-        """Chunks of the newest delta, or of a catch-up that can be made again."""
-        for blob in filter(None, [self._line.newest_delta, self._line.route(-1).body]):
-            ref = refer(blob, self._limits.chunk_bytes)
-            if short(ref.digest) == ask.transfer:
-                for chunk in chunks(blob, ref, ask.missing):
-                    self._outbox.command(name, Channel.CHUNK, chunk)
-                return
-        log.info("%s asks for chunks of a transfer that is over", name)
-
-    # -- rounds ------------------------------------------------------------------------------------------------
-
-    # -- coding and sending ------------------------------------------------------------------------------------
+    def _unknown(self, name: str) -> str:
+        known = {row.name: row.state for row in self._ledger.tasks()}
+        if name in known:
+            return f"task {name!r} is {'stopped' if known[name] == 'stopped' else 'in the settings no longer'}"
+        return f"no task {name!r}; there is {', '.join(known)}"

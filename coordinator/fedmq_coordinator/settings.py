@@ -12,6 +12,7 @@ from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal
 
+from fedmq_protocol.messages import MAX_TASKS
 from fedmq_protocol.settings import ConnectionSettings, Table, named
 from fedmq_protocol.task import Recipe, Windowing
 from fedmq_protocol.topics import CHUNK_BYTES
@@ -24,6 +25,7 @@ __all__ = [
     "CodecSettings",
     "CoordinatorSettings",
     "LimitSettings",
+    "MoreTaskSettings",
     "RecipeSettings",
     "RoundSettings",
     "TaskSettings",
@@ -447,6 +449,15 @@ class RoundSettings(Table):
             " (1 + s) to the power of minus this. 0: as much as a fresh one.",
         ),
     ] = 0.5
+    tags: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=32)], ...],
+        Meta(
+            max_length=16,
+            examples=[("pump",)],
+            description="Which gateways take part: those with at least one of these tags in their own settings. Empty:"
+            " every gateway.",
+        ),
+    ] = ()
 
     @property
     def staleness(self) -> int:
@@ -513,6 +524,47 @@ class LimitSettings(Table):
             " once.",
         ),
     ] = 1.0
+    reconnects_per_second: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Gateways that the broker can take in within a second. When a larger fleet comes back all at"
+            " once, as after a restart of the broker, its gateways spread out over as many seconds as that makes.",
+        ),
+    ] = 200
+    keep_payloads: Annotated[
+        bool,
+        Meta(
+            description="Whether the updates of single gateways are kept in the ledger. Without, each is erased with"
+            " the version that contains it; what is kept lets people look into what one site has sent."
+        ),
+    ] = False
+    keep_rounds: Annotated[
+        int,
+        Meta(
+            ge=100,
+            le=1 << 40,
+            description="Newest rounds, of all tasks together, whose answers stay in the ledger one by one. Those of"
+            " older rounds are summed up, which keeps the report as it is, but for single answers and the median of"
+            " one gateway's bytes.",
+        ),
+    ] = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoreTaskSettings(Table):
+    """Settings of one more task on the same fleet. The coordinator's own settings name this file in `more_tasks`."""
+
+    test_data: Annotated[
+        Path | None,
+        Meta(
+            examples=["/var/lib/fedmq/test-data"],
+            description="Folder of labelled recordings to measure this task's model with: one folder for each label.",
+        ),
+    ] = None
+    task: TaskSettings
+    rounds: RoundSettings = field(default_factory=RoundSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -539,6 +591,16 @@ class CoordinatorSettings(Table):
             " gateways' own held-out metrics are averaged.",
         ),
     ] = None
+    more_tasks: Annotated[
+        tuple[str, ...],
+        Meta(
+            max_length=MAX_TASKS - 1,
+            examples=[("pumps.toml",)],
+            extra={"paths": True},
+            description="Files of further tasks on the same fleet, each with a [task] and a [rounds] of its own. They"
+            " learn side by side with the one below. Relative paths start where this file is.",
+        ),
+    ] = ()
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"

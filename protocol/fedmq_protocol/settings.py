@@ -380,6 +380,8 @@ class _Builder:
         """A path of the file, from the file's folder."""
         if setting.kind is Path and isinstance(value, str) and value and self.path is not None:
             return self.path.parent / value
+        if (setting.said("extra") or {}).get("paths") and isinstance(value, list) and self.path is not None:
+            return [str(self.path.parent / part) if isinstance(part, str) else part for part in value]
         return value
 
     def parsed(self, text: str, setting: _Setting) -> tuple[Any, str]:

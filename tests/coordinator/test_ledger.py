@@ -60,8 +60,8 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_was_committed_is_there_after_opening_again(path: Path) -> None:
     ledger = Ledger(path)
-    ledger.open_round(ROUND)
-    ledger.save_answer(ANSWER)
+    ledger.book("bearings").open_round(ROUND)
+    ledger.book("bearings").save_answer(ANSWER)
     ledger.put("key", b"value")
     ledger.commit()
     ledger.close()
@@ -76,10 +76,10 @@ def test_what_was_committed_is_there_after_opening_again(path: Path) -> None:
 
 def test_what_was_not_committed_is_gone_after_rollback_and_after_closing(path: Path) -> None:
     ledger = Ledger(path)
-    ledger.open_round(ROUND)
+    ledger.book("bearings").open_round(ROUND)
     ledger.rollback()
     assert ledger.rounds() == []
-    ledger.open_round(ROUND)
+    ledger.book("bearings").open_round(ROUND)
     ledger.close()
 
     assert Ledger(path).rounds() == []
@@ -88,7 +88,7 @@ def test_what_was_not_committed_is_gone_after_rollback_and_after_closing(path: P
 def test_another_reader_sees_nothing_before_the_commit(path: Path) -> None:
     ledger = Ledger(path)
     reader = Ledger(path, read_only=True)
-    ledger.open_round(ROUND)
+    ledger.book("bearings").open_round(ROUND)
     assert reader.rounds() == []
 
     ledger.commit()
@@ -101,7 +101,7 @@ def test_a_snapshot_stays_at_its_moment_while_the_coordinator_writes(path: Path)
     reader = Ledger(path, read_only=True)
     with reader.snapshot():
         assert reader.rounds() == []
-        ledger.open_round(ROUND)
+        ledger.book("bearings").open_round(ROUND)
         ledger.commit()
         assert reader.rounds() == []
 
@@ -110,10 +110,10 @@ def test_a_snapshot_stays_at_its_moment_while_the_coordinator_writes(path: Path)
 
 def test_a_second_answer_of_a_gateway_to_a_round_is_refused_by_the_file(path: Path) -> None:
     ledger = Ledger(path)
-    ledger.save_answer(ANSWER)
+    ledger.book("bearings").save_answer(ANSWER)
 
     with pytest.raises(sqlite3.IntegrityError):
-        ledger.save_answer(replace(ANSWER, digest=b"other"))
+        ledger.book("bearings").save_answer(replace(ANSWER, digest=b"other"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -142,12 +142,13 @@ def test_each_process_of_a_gateway_has_its_own_counter(path: Path) -> None:
 
 def test_erasing_payloads_settles_what_was_owed_and_keeps_the_record(path: Path) -> None:
     ledger = Ledger(path)
-    ledger.save_answer(ANSWER)
-    ledger.save_answer(replace(ANSWER, gateway="b", verdict="late", payload=None))
-    ledger.owe(1)
+    ledger.book("bearings").open_round(ROUND)
+    ledger.book("bearings").save_answer(ANSWER)
+    ledger.book("bearings").save_answer(replace(ANSWER, gateway="b", verdict="late", payload=None))
+    ledger.book("bearings").owe(1)
     assert [a.gateway for a in ledger.owed()] == ["a"]
 
-    ledger.erase_payloads()
+    ledger.book("bearings").erase_payloads()
     ledger.commit()
 
     assert ledger.owed() == []
@@ -157,9 +158,9 @@ def test_erasing_payloads_settles_what_was_owed_and_keeps_the_record(path: Path)
 
 def test_a_roll_back_brings_erased_payloads_again(path: Path) -> None:
     ledger = Ledger(path)
-    ledger.save_answer(ANSWER)
+    ledger.book("bearings").save_answer(ANSWER)
     ledger.commit()
-    ledger.erase_payloads()
+    ledger.book("bearings").erase_payloads()
     ledger.rollback()
 
     assert [a.payload for a in ledger.answers()] == [b"abc"]
@@ -173,7 +174,7 @@ def test_a_foreign_sqlite_file_is_refused_and_left_as_it_was(path: Path) -> None
 
     with pytest.raises(LedgerError, match="not a ledger of fedmq"):
         Ledger(path)
-    with pytest.raises(LedgerError, match="schema 0"):
+    with pytest.raises(LedgerError, match="not a ledger of fedmq"):
         Ledger(path, read_only=True)
 
     assert path.read_bytes() == before
@@ -186,7 +187,7 @@ def test_a_ledger_of_another_schema_is_refused(path: Path, read_only: bool) -> N
         other.execute("PRAGMA user_version = 99")
     other.close()
 
-    with pytest.raises(LedgerError, match="schema 99, this software reads 3"):
+    with pytest.raises(LedgerError, match="schema 99, which is newer than this software can read"):
         Ledger(path, read_only=read_only)
 
 
@@ -198,18 +199,35 @@ def test_a_file_that_is_no_database_is_refused_by_name(path: Path, read_only: bo
         Ledger(path, read_only=read_only)
 
 
-def test_damage_behind_the_head_is_named_when_it_is_read(path: Path) -> None:
+def damage(path: Path, first: int) -> None:
+    """Everything from this page on."""
+    content = bytearray(path.read_bytes())
+    content[first * 4096 :] = b"\xff" * (len(content) - first * 4096)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_damaged_schema_is_named_as_the_file_is_opened(path: Path, read_only: bool) -> None:
+    Ledger(path).close()
+    damage(path, 1)
+
+    with pytest.raises(LedgerError, match=r"ledger\.sqlite.* damaged: put a backup in its place"):
+        Ledger(path, read_only=read_only)
+
+
+def test_damage_further_behind_is_named_by_who_reads_it_and_before_a_coordinator_works_on_it(path: Path) -> None:
     ledger = Ledger(path)
-    ledger.open_round(ROUND)
+    for number in range(1, 400):
+        ledger.book("bearings").open_round(replace(ROUND, id=number))
     ledger.commit()
     ledger.close()
-    content = bytearray(path.read_bytes())
-    content[4096:] = b"\xff" * (len(content) - 4096)
-    path.write_bytes(content)
+    damage(path, path.stat().st_size // 4096 - 4)
     reader = Ledger(path, read_only=True)
 
-    with pytest.raises(LedgerError, match="cannot read the ledger"), reader.snapshot():
+    with pytest.raises(LedgerError, match=r"ledger\.sqlite.* damaged: put a backup in its place"):
         reader.rounds()
+    with pytest.raises(LedgerError, match=r"ledger\.sqlite.* damaged: put a backup in its place"):
+        Ledger(path)
 
 
 def test_reading_a_missing_file_names_it_and_creates_nothing(path: Path) -> None:
@@ -223,7 +241,7 @@ def test_a_read_only_ledger_cannot_be_written(path: Path) -> None:
     Ledger(path).close()
     reader = Ledger(path, read_only=True)
 
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(LedgerError, match="cannot be written"):
         reader.put("key", b"value")
 
 

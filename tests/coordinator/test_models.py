@@ -73,7 +73,7 @@ def test_a_power_cut_before_the_rename_leaves_the_old_file(tmp_path: Path, monke
         raise OSError("the power is out")
 
     monkeypatch.setattr(Path, "replace", cut)
-    with pytest.raises(OSError, match="the power is out"):
+    with pytest.raises(ModelError, match="the power is out"):
         store.save(1, 3, new)
     assert np.array_equal(store.load(1, 3, model_digest(old)), old)
 

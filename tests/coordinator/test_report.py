@@ -3,219 +3,20 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-import random
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 from fedmq_coordinator import report_html, report_text
 from fedmq_coordinator.absent import ABSENT, Absence, to_bytes
-from fedmq_coordinator.ledger import Answer, CatchUp, Gateway, Ledger, Round, Version, Wire
+from fedmq_coordinator.ledger import Answer, CatchUp, Ledger, Round, Version, Wire
 from fedmq_coordinator.report import METRIC_NAME, Report, Traffic, build, divide, size, to_csv, to_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-START = 1_760_000_000.0
-DENSE = 72_456
-
-
-def a_gateway(name: str, roster: int, **changes: object) -> Gateway:
-    gateway = Gateway(
-        name=name,
-        roster=roster,
-        first_seen=START,
-        last_seen=START,
-        present=True,
-        software="0.1.0",
-        engines="numpy",
-        windows=320,
-        signal_bytes=2_000_000,
-        nonce=name.encode(),
-    )
-    return replace(gateway, **changes)  # type: ignore[arg-type]
-
-
-def a_round(id_: int, **changes: object) -> Round:
-    opened_at = START + 60.0 * id_
-    round_ = Round(
-        id=id_,
-        lineage=1,
-        kind="training",
-        base=id_ - 1,
-        opened_at=opened_at,
-        closes_at=opened_at + 30,
-        closed_at=opened_at + 3,
-        outcome="applied",
-        drawn=2,
-        plan_bytes=300,
-        version=id_,
-        metric=None,
-        loss=None,
-        metric_source=None,
-    )
-    return replace(round_, **changes)  # type: ignore[arg-type]
-
-
-def an_answer(round_id: int, gateway: str, sent: int = 0, received: int = 0, **changes: object) -> Answer:
-    answer = Answer(
-        round=round_id,
-        gateway=gateway,
-        received_at=START + 60.0 * round_id + 1,
-        kind="update",
-        verdict="accepted",
-        reason=None,
-        counter=round_id,
-        digest=b"digest",
-        samples=320,
-        weight=320,
-        payload_bytes=200,
-        dense_bytes=DENSE,
-        nonce=gateway.encode(),
-        sent=sent,
-        received=received,
-        held_out_metric=None,
-        held_out_loss=None,
-        held_out_windows=None,
-        owed=False,
-        payload=None,
-        counted_in=round_id,
-    )
-    return replace(answer, **changes)  # type: ignore[arg-type]
-
-
-def a_decline(round_id: int, gateway: str, reason: str, **changes: object) -> Answer:
-    return an_answer(
-        round_id, gateway, kind="decline", reason=reason, payload_bytes=0, dense_bytes=0, samples=0, weight=0, **changes
-    )
-
-
-def a_wire(gateway: str, sent: int, received: int, **changes: object) -> Wire:
-    wire = Wire(
-        gateway=gateway, nonce=gateway.encode(), sent=sent, received=received, reported_at=START + 5, final=True
-    )
-    return replace(wire, **changes)  # type: ignore[arg-type]
-
-
-def write_plant(path: Path, rounds: int = 40) -> Ledger:
-    """A plausible federation: 7 gateways with declines, a restart, a round below quorum; the last round is open."""
-    ledger = Ledger(path)
-    draw = random.Random(7)
-    names = ["bay1-press", "bay1-spindle", "bay2-fan", "bay2-pump-north", "bay3-conveyor", "bay3-mixer", "boiler-feed"]
-    sent = {name: 460 + draw.randrange(60) for name in names}
-    received = {name: 900 + draw.randrange(60) for name in names}
-    nonce = {name: b"1" + name.encode() for name in names}
-    ledger.put(METRIC_NAME, b"macro-F1")
-    parent = b"\0" * 32
-    ledger.save_version(
-        Version(
-            lineage=1, number=0, digest=b"0" * 32, parent=parent, round=None, created_at=START, delta=b"", steps=b""
-        )
-    )
-    number = 0
-    for id_ in range(rounds):
-        statistics = id_ == 0
-        opened_at = START + id_ * 62.0
-        last = id_ == rounds - 1
-        below = id_ == 17
-        ledger.open_round(
-            a_round(
-                id_,
-                kind="statistics" if statistics else "training",
-                base=number,
-                opened_at=opened_at,
-                closes_at=opened_at + 60,
-                closed_at=None,
-                outcome="open",
-                drawn=7,
-                version=None,
-            )
-        )
-        for place, name in enumerate(names):
-            if below and place > 1:
-                continue
-            if name == "bay2-fan" and 20 <= id_ < 23:  # killed in round 20, back in 23 as another process
-                continue
-            if last and place > 3:
-                continue
-            if name == "bay2-fan" and id_ == 23:
-                nonce[name] = b"2" + name.encode()
-                sent[name], received[name] = 510, 2_950
-            at = opened_at + 0.6 + draw.random() * 1.5
-            shared = {
-                "sent": sent[name],
-                "received": received[name],
-                "nonce": nonce[name],
-                "received_at": at,
-                "digest": hashlib.sha256(f"{id_}{name}".encode()).digest(),
-            }
-            if statistics:
-                answer = an_answer(id_, name, kind="statistics", payload_bytes=560, dense_bytes=0, **shared)
-            elif name == "boiler-feed" and id_ in (9, 10, 11, 30):
-                answer = a_decline(id_, name, "cpu busy" if id_ == 30 else "battery", **shared)
-            elif name == "bay3-mixer" and id_ == 25:
-                answer = an_answer(id_, name, verdict="late", payload_bytes=231, **shared)
-            else:
-                payload = draw.randbytes(215 + draw.randrange(30))
-                answer = an_answer(id_, name, payload_bytes=len(payload), payload=payload, **shared)
-            ledger.save_answer(answer)
-            ledger.save_verdict(name, id_, id_ + 1, answer.digest, answer.verdict)
-            sent[name] += answer.payload_bytes + 70 + draw.randrange(12)
-            received[name] += 345 + draw.randrange(40)
-            ledger.save_wire(a_wire(name, sent[name], received[name], nonce=nonce[name], reported_at=at, final=False))
-        if below:
-            ledger.close_round(id_, at=opened_at + 60, outcome="below quorum", version=None)
-            ledger.owe(id_)
-        elif not last:
-            number += 1
-            ledger.erase_payloads()
-            delta = draw.randbytes(225 + draw.randrange(20)) if not statistics else b""
-            digest = hashlib.sha256(bytes([number])).digest()
-            ledger.save_version(
-                Version(
-                    lineage=1,
-                    number=number,
-                    digest=digest,
-                    parent=parent,
-                    round=id_,
-                    created_at=opened_at + 3,
-                    delta=delta,
-                    steps=b"",
-                )
-            )
-            parent = digest
-            closed = 60.0 if 20 <= id_ < 23 else 2.2 + draw.random()
-            ledger.close_round(id_, at=opened_at + closed, outcome="applied", version=number)
-            if not statistics:
-                metric = 0.992 - 0.62 * 0.83**id_ + draw.uniform(-0.008, 0.008)
-                loss = 0.06 + 1.2 * 0.87**id_
-                ledger.set_metric(id_, metric=metric, loss=loss, source="test set")
-    end = START + (rounds - 1) * 62.0
-    for place, name in enumerate(names):
-        ledger.save_gateway(
-            a_gateway(
-                name,
-                place,
-                last_seen=end + 1 if name != "bay3-mixer" else end - 190,
-                present=name != "bay3-mixer",
-                windows=280 + 31 * place,
-                signal_bytes=1_900_000 + 260_000 * place,
-                nonce=nonce[name],
-            )
-        )
-    ledger.save_wire(
-        a_wire("boiler-feed", sent["boiler-feed"] + 40, received["boiler-feed"] + 4, nonce=nonce["boiler-feed"])
-    )
-    ledger.save_catch_up(CatchUp(at=START + 1430, kind="merged", from_version=19, to_version=22, bytes=1_210, askers=1))
-    ledger.count_refused("answer", "truncated", 17)
-    ledger.count_refused("answer", "truncated", 21)
-    ledger.count_refused("status", "identity", 120)
-    ledger.commit()
-    return ledger
+from ledgers import DENSE, START, a_decline, a_gateway, a_round, a_wire, an_answer, write_plant
 
 
 @pytest.fixture(scope="module")
@@ -306,9 +107,9 @@ def test_rounds_and_joining_sum_to_the_wire_table(history: tuple[list[Round], li
     rounds, answers, wires = history
     ledger = Ledger(Path(":memory:"))
     for round_ in rounds:
-        ledger.open_round(round_)
+        ledger.book("bearings").open_round(round_)
     for answer in answers:
-        ledger.save_answer(answer)
+        ledger.book("bearings").save_answer(answer)
     for wire in wires:
         ledger.save_wire(wire)
     ledger.commit()
@@ -337,10 +138,10 @@ def test_payload_dense_and_raw_are_counted_by_their_rules(ledger: Ledger) -> Non
     ledger.save_gateway(a_gateway("a", 0, signal_bytes=500))
     ledger.save_gateway(a_gateway("b", 1, signal_bytes=700))
     ledger.save_gateway(a_gateway("later", 2, first_seen=START + 9_999, signal_bytes=0))
-    ledger.open_round(a_round(1))
-    ledger.save_answer(an_answer(1, "a", payload_bytes=210))
-    ledger.save_answer(a_decline(1, "b", "battery"))
-    ledger.save_version(
+    ledger.book("bearings").open_round(a_round(1))
+    ledger.book("bearings").save_answer(an_answer(1, "a", payload_bytes=210))
+    ledger.book("bearings").save_answer(a_decline(1, "b", "battery"))
+    ledger.book("bearings").save_version(
         Version(lineage=1, number=1, digest=b"d", parent=b"p", round=1, created_at=START, delta=b"x" * 90, steps=b"")
     )
     ledger.commit()
@@ -357,8 +158,8 @@ def test_payload_dense_and_raw_are_counted_by_their_rules(ledger: Ledger) -> Non
 
 
 def test_an_update_that_was_not_accepted_counts_as_payload_but_not_as_dense(ledger: Ledger) -> None:
-    ledger.open_round(a_round(1))
-    ledger.save_answer(an_answer(1, "a", payload_bytes=210, verdict="late"))
+    ledger.book("bearings").open_round(a_round(1))
+    ledger.book("bearings").save_answer(an_answer(1, "a", payload_bytes=210, verdict="late"))
     ledger.commit()
 
     report = build(ledger)
@@ -370,8 +171,8 @@ def test_an_update_that_was_not_accepted_counts_as_payload_but_not_as_dense(ledg
 
 def test_factors_divide_dense_and_raw_by_what_was_sent(ledger: Ledger) -> None:
     ledger.save_gateway(a_gateway("a", 0, signal_bytes=3_000))
-    ledger.open_round(a_round(1))
-    ledger.save_answer(an_answer(1, "a", payload_bytes=100, dense_bytes=6_000))
+    ledger.book("bearings").open_round(a_round(1))
+    ledger.book("bearings").save_answer(an_answer(1, "a", payload_bytes=100, dense_bytes=6_000))
     ledger.save_wire(a_wire("a", 400, 600))
     ledger.commit()
 
@@ -386,8 +187,8 @@ def test_factors_divide_dense_and_raw_by_what_was_sent(ledger: Ledger) -> None:
 
 def test_federation_that_costs_more_than_uploading_says_so_and_by_how_much(ledger: Ledger) -> None:
     ledger.save_gateway(a_gateway("a", 0, signal_bytes=400))
-    ledger.open_round(a_round(1))
-    ledger.save_answer(an_answer(1, "a"))
+    ledger.book("bearings").open_round(a_round(1))
+    ledger.book("bearings").save_answer(an_answer(1, "a"))
     ledger.save_wire(a_wire("a", 400, 600))
     ledger.commit()
 
@@ -420,9 +221,9 @@ def test_a_gateway_without_a_last_word_has_a_tail_since_its_last_report(ledger: 
 
 
 def test_updates_of_a_round_below_quorum_are_owed_until_a_version_holds_them(ledger: Ledger) -> None:
-    ledger.open_round(a_round(1, outcome="below quorum", version=None))
-    ledger.save_answer(an_answer(1, "a", payload=b"payload"))
-    ledger.owe(1)
+    ledger.book("bearings").open_round(a_round(1, outcome="below quorum", version=None))
+    ledger.book("bearings").save_answer(an_answer(1, "a", payload=b"payload"))
+    ledger.book("bearings").owe(1)
     ledger.commit()
 
     report = build(ledger)
@@ -489,8 +290,8 @@ def test_text_fits_its_width_and_has_no_control_codes(report: Report, width: int
 
 
 def test_text_of_hostile_names_cannot_move_the_cursor(ledger: Ledger) -> None:
-    ledger.open_round(a_round(1))
-    ledger.save_answer(a_decline(1, "a", "\x1b[2J\x1b]0;owned\x07 [bold]reason[/bold]"))
+    ledger.book("bearings").open_round(a_round(1))
+    ledger.book("bearings").save_answer(a_decline(1, "a", "\x1b[2J\x1b]0;owned\x07 [bold]reason[/bold]"))
     ledger.commit()
 
     text = report_text.to_text(build(ledger)) + report_text.status(ledger, START)
@@ -543,12 +344,12 @@ def test_the_page_holds_its_figures_in_tables_for_readers_without_scripts(report
 
 def test_hostile_text_stays_text_in_the_page(ledger: Ledger) -> None:
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028'\"&"
-    ledger.put(METRIC_NAME, evil.encode())
+    ledger.book("bearings").put(METRIC_NAME, evil.encode())
     ledger.save_gateway(a_gateway(evil, 0))
-    ledger.open_round(a_round(1, metric=0.5, metric_source=evil, outcome=evil))
-    ledger.save_answer(a_decline(1, evil, evil))
+    ledger.book("bearings").open_round(a_round(1, metric=0.5, metric_source=evil, outcome=evil))
+    ledger.book("bearings").save_answer(a_decline(1, evil, evil))
     ledger.count_refused(evil, evil, 1)
-    ledger.save_catch_up(CatchUp(at=START, kind=evil, from_version=0, to_version=1, bytes=1, askers=1))
+    ledger.book("bearings").save_catch_up(CatchUp(at=START, kind=evil, from_version=0, to_version=1, bytes=1, askers=1))
     ledger.save_wire(a_wire(evil, 10, 10, final=False))
     ledger.commit()
 

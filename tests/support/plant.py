@@ -1,23 +1,26 @@
 """A whole federation in one process, in virtual time: the real coordinator and gateways on a broker in memory.
 
     plant = Plant(tmp_path, gateways=4)
-    plant.run_until(lambda: plant.coordinator.resting)
+    plant.run_until(lambda: plant.job.resting)
 
 `lose` decides which messages never arrive. Killing and starting again keeps each one's files, and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 from fake_broker import FakeBroker, FakeSession
-from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.ledger import Book, Ledger, Order
 from fedmq_coordinator.models import ModelStore
-from fedmq_coordinator.service import Coordinator
+from fedmq_coordinator.service import Coordinator, Job, TaskPlan
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
+from fedmq_coordinator.tasks import Wish
 from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import Memory
 from fedmq_edge_node.samples import FEATURES, SampleError, Samples
@@ -91,10 +94,17 @@ class Plant:
         rounds: int = 5,
         task: Task | None = None,
         settings: RoundSettings | None = None,
+        limits: LimitSettings | None = None,
+        more: Sequence[TaskPlan] = (),
+        crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.directory = directory
         self.task = task or make_task()
         self.settings = settings or RoundSettings(max_rounds=rounds, min_gateways=gateways)
+        self.limits = limits or LimitSettings(catch_up_gather_seconds=0.3)
+        self.crash_point = crash_point
+        self.more = more
+        """Further tasks beside the first."""
         self.now = START
         self.broker = FakeBroker()
         self.lose: Callable[[str, Received], bool] = lambda client, message: False
@@ -111,17 +121,21 @@ class Plant:
     def start_coordinator(self, *, new_lineage: bool = False) -> None:
         self.ledger = Ledger(self.directory / "ledger.sqlite")
         self.coordinator_session = self._session("coordinator")
-        self.coordinator = Coordinator(
-            federation=FEDERATION,
-            task=self.task,
-            rounds=self.settings,
-            limits=LimitSettings(catch_up_gather_seconds=0.3),
-            session=self.coordinator_session,
-            ledger=self.ledger,
-            models=ModelStore(self.directory / "models"),
-            clock=lambda: self.now,
-            new_lineage=new_lineage,
-        )
+        try:
+            self.coordinator = Coordinator(
+                federation=FEDERATION,
+                tasks=[TaskPlan(task=self.task, rounds=self.settings), *self.more],
+                limits=self.limits,
+                session=self.coordinator_session,
+                ledger=self.ledger,
+                models=ModelStore(self.directory / "models"),
+                clock=lambda: self.now,
+                new_lineage=new_lineage,
+                crash_point=self.crash_point,
+            )
+        except BaseException:
+            self.ledger.close()  # as the end of a process does
+            raise
         self.coordinator_session.start()
 
     def kill_coordinator(self) -> None:
@@ -166,6 +180,23 @@ class Plant:
         last_will = None if nonce is None else will(FEDERATION, client, nonce)
         return self.broker.session(client, will=last_will)
 
+    # People.
+
+    def order(self, verb: str, task: str | None = None, **wish: Any) -> Order:
+        """Another program leaves an order; returns it as the coordinator has carried it out."""
+        with contextlib.closing(Ledger(self.directory / "ledger.sqlite", visit=True)) as visitor:
+            number = visitor.order(verb, task or self.task.name, Wish(verb=verb, **wish).write(), self.now)
+            visitor.commit()
+        found: list[Order] = []
+
+        def done() -> bool:
+            order = self.ledger.get_order(number)
+            found[:] = [order] if order is not None and order.done_at is not None else []
+            return bool(found)
+
+        self.run_until(done)
+        return found[0]
+
     # Time.
 
     def tick(self, seconds: float = 0.05) -> None:
@@ -193,20 +224,29 @@ class Plant:
 
     def run_to_rest(self) -> None:
         """The run ends, and everyone holds the model that it ended with."""
-        self.run_until(lambda: self.coordinator.resting is not None)
+        self.run_until(lambda: self.job.resting is not None)
         self.run_until(lambda: all(g.state.version == self.version for g in self.gateways.values()))
 
     @property
+    def job(self) -> Job:
+        """Of the first task."""
+        return self.coordinator.job(self.task.name)
+
+    @property
+    def book(self) -> Book:
+        return self.ledger.book(self.task.name)
+
+    @property
     def version(self) -> int:
-        return self.coordinator.version
+        return self.job.version
 
     @property
     def lineage(self) -> int:
-        return int(self.ledger.get("lineage") or 0)
+        return int(self.book.get("lineage") or 0)
 
     @property
     def digest(self) -> bytes:
-        return self.coordinator.model_digest
+        return self.job.model_digest
 
     def digests(self) -> dict[str, bytes]:
         return {name: model_digest(gateway.state.steps) for name, gateway in self.gateways.items()}

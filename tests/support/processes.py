@@ -2,7 +2,7 @@
 
     with Site(tmp_path, small_fleet(), port=mosquitto.port, rounds=5) as site:
         site.start()
-        site.wait(lambda ledger: ledger.get("rest"), "the run to rest")
+        site.wait(lambda ledger: ledger.only.get("rest"), "the run to rest")
         site.finish()
 
 Knows nothing of what programs do inside: it sees their exit status, their log, and the coordinator's ledger, which it
@@ -291,7 +291,7 @@ class Site:
 
     def wait_for_rest(self) -> None:
         """Until the run has come to its end and everyone had the time to hear of it."""
-        self.wait(lambda ledger: ledger.get("rest") is not None, "the run to rest")
+        self.wait(lambda ledger: ledger.only.get("rest") is not None, "the run to rest")
         version = self.version
         self.poll(lambda: all(at_version(p, version) for p in self._memories()), f"version {version} on every gateway")
 
@@ -308,13 +308,13 @@ class Site:
 
     @property
     def version(self) -> int:
-        newest = self.ledger.last_version(int(self.ledger.get("lineage") or 0))
+        newest = self.ledger.last_version(int(self.ledger.only.get("lineage") or 0))
         return 0 if newest is None else newest.number
 
     @property
     def digest(self) -> bytes:
         """Of the last version that the coordinator made."""
-        newest = self.ledger.last_version(int(self.ledger.get("lineage") or 0))
+        newest = self.ledger.last_version(int(self.ledger.only.get("lineage") or 0))
         return b"" if newest is None else newest.digest
 
     def memories(self) -> dict[str, GatewayState]:
@@ -386,9 +386,8 @@ def readable(path: Path) -> bool:
     """Whether a coordinator has made its ledger."""
     if not path.is_file() or not path.stat().st_size:
         return False
-    with contextlib.suppress(ValueError):
-        Ledger(path, read_only=True).close()
-        return True
+    with contextlib.suppress(ValueError), contextlib.closing(Ledger(path, read_only=True)) as ledger:
+        return bool(ledger.only.name)
     return False
 
 

@@ -85,7 +85,7 @@ def test_a_federation_that_learns_is_left_as_it_is(tmp_path: Path) -> None:
     plant = Plant(tmp_path, rounds=3 * LOOKS[0], task=steered(Recipe(learning_rate=0.1, local_epochs=2, batch_size=32)))
     plant.run_to_rest()
     assert set(levels(plant)) == {0}
-    losses = plant.ledger.losses(plant.lineage)
+    losses = plant.book.losses(plant.lineage)
     assert len(losses) == 3 * LOOKS[0]
     assert losses[-1] < 0.8 * losses[0]
 
@@ -203,4 +203,4 @@ def test_where_features_are_on_one_scale_the_first_round_trains(tmp_path: Path) 
     assert metrics[-1] > metrics[0]
     # Also for whoever comes later.
     assert set(plant.digests().values()) == {plant.digest}
-    assert msgspec.msgpack.decode(plant.ledger.get("task_body") or b"", type=Task).windowing.scaling == "none"
+    assert msgspec.msgpack.decode(plant.book.get("task_body") or b"", type=Task).windowing.scaling == "none"

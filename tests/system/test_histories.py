@@ -138,8 +138,10 @@ class Histories(RuleBasedStateMachine):
 
     def open(self, *, start_new: bool = False) -> None:
         self.ledger = Ledger(self.directory / "ledger.sqlite")
+        self.book = self.ledger.book("history")
         models = ModelStore(self.directory / "models")
-        self.line = Lineage("federation", self.task, self.ledger, models, now=self.now, start_new=start_new)
+        self.line = Lineage("federation", self.task, self.book, models, now=self.now, start_new=start_new)
+        self.ledger.commit()
         self.remember()
 
     def remember(self) -> None:
@@ -172,7 +174,7 @@ class Histories(RuleBasedStateMachine):
         base = self.line.version
         self.line.apply(mean, self.round_id, loss=LOSS, momentum=0.0, learning_rate=1.0, now=self.now)
         # The loss is on record with its round, as `run` does it: after a restart the level comes of that.
-        self.ledger.open_round(
+        self.book.open_round(
             Round(
                 id=self.round_id,
                 lineage=self.line.number,

@@ -153,7 +153,7 @@ def test_junk_on_every_topic_is_told_of_once_and_dropped_and_memory_stays(
     ) as site:
         site.start()
         site.wait(lambda ledger: len(site.training("applied")) >= 2, "two rounds")
-        task = load_task(site.ledger)
+        task = load_task(site.ledger.only)
         liar = MqttSession(Connection(host="127.0.0.1", port=mosquitto.port, client_id=LIAR))
         liar.subscribe(PLAN)
         liar.start()

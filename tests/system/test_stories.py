@@ -117,7 +117,7 @@ def test_a_quiet_run_needs_no_receipt_and_no_question(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pace", [{"interval_seconds": 600.0}, {"close_when_all_answered": False}])
 def test_where_the_next_plan_is_far_off_a_receipt_comes_at_once(tmp_path: Path, pace: dict[str, Any]) -> None:
     plant = Plant(tmp_path, settings=RoundSettings(max_rounds=3, min_gateways=4, closing_seconds=60.0, **pace))
-    plant.run_until(lambda: plant.coordinator.resting is not None, seconds=3000.0)
+    plant.run_until(lambda: plant.coordinator.only.resting is not None, seconds=3000.0)
     assert len(sent(plant, Receipt)) == 3 * 4
     assert not sent(plant, AskVerdict)
     assert all(g.state.pending is None for g in plant.gateways.values())
@@ -134,7 +134,7 @@ def test_a_fleet_of_more_than_64_gets_receipts(tmp_path: Path) -> None:
 def test_a_lost_receipt_is_asked_for_and_the_first_verdict_comes_again(tmp_path: Path) -> None:
     settings = RoundSettings(max_rounds=3, min_gateways=4, interval_seconds=600.0, closing_seconds=60.0)
     undisturbed = Plant(tmp_path / "undisturbed", settings=settings)
-    undisturbed.run_until(lambda: undisturbed.coordinator.resting is not None, seconds=3000.0)
+    undisturbed.run_until(lambda: undisturbed.coordinator.only.resting is not None, seconds=3000.0)
     plant = Plant(tmp_path / "lost", settings=settings)
     lost = 0
 
@@ -146,7 +146,7 @@ def test_a_lost_receipt_is_asked_for_and_the_first_verdict_comes_again(tmp_path:
         return False
 
     plant.lose = lose
-    plant.run_until(lambda: plant.coordinator.resting is not None, seconds=3000.0)
+    plant.run_until(lambda: plant.coordinator.only.resting is not None, seconds=3000.0)
     assert lost == 1
     assert len(sent(plant, AskVerdict)) == 1
     assert plant.digest == undisturbed.digest
@@ -279,11 +279,11 @@ def test_after_a_restart_the_plan_says_again_whose_updates_were_accepted(tmp_pat
     plant = Plant(tmp_path, settings=settings)
     plant.vitals["g2"] = Vitals(battery_pct=1.0, on_mains=False)
     plant.run_until(lambda: plant.version == 1, seconds=3000.0)
-    before = plant.coordinator._run.rest_plan(plant.now)
+    before = plant.coordinator.only.run.rest_plan(plant.now)
     assert before.accepted == 0b1011
     plant.kill_coordinator()
     plant.start_coordinator()
-    assert plant.coordinator._run.rest_plan(plant.now) == before
+    assert plant.coordinator.only.run.rest_plan(plant.now) == before
 
 
 def test_what_was_accepted_below_quorum_is_told_as_accepted(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_what_was_accepted_below_quorum_is_told_as_accepted(tmp_path: Path) -> N
     plant.run_until(lambda: any(r.outcome == "below quorum" for r in plant.ledger.rounds()))
     failed = next(r for r in plant.ledger.rounds() if r.outcome == "below quorum")
     plant.vitals.clear()
-    plant.run_until(lambda: plant.ledger.has_round(failed.id + 1))
+    plant.run_until(lambda: plant.book.has_round(failed.id + 1))
     plant.tick()
     told = [m for _, m in sent(plant, RoundPlan) if isinstance(m, RoundPlan) and m.round_id == failed.id + 1]
     assert {m.accepted for m in told} == {0b1100}
@@ -510,7 +510,7 @@ def test_nothing_is_lost_or_counted_twice_whatever_is_lost_on_the_way_and_whoeve
             plant.broker.restart(keeps=rng.random() < 0.5)
     plant.lose = lambda client, received: False
     # Who has missed the last plan of all asks for its verdict, and comes to the last version when it joins again.
-    plant.run_until(lambda: plant.coordinator.resting is not None)
+    plant.run_until(lambda: plant.coordinator.only.resting is not None)
     plant.run_until(lambda: all(g.state.pending is None for g in plant.gateways.values()))
     accepted = [a for a in plant.ledger.answers() if a.kind == "update" and a.verdict == "accepted"]
     assert len(accepted) > 12
@@ -548,7 +548,7 @@ def test_a_gateway_restored_in_the_middle_of_a_round_that_it_has_answered_sits_i
 
 
 def _answered(plant: Plant) -> set[str]:
-    round_ = plant.coordinator._run.round
+    round_ = plant.coordinator.only.run.round
     return set() if round_ is None else round_.answered
 
 
@@ -588,11 +588,11 @@ def test_a_decline_after_a_refused_answer_to_the_same_round_changes_nothing(tmp_
     answer = topic(FEDERATION, Direction.UP, Channel.ANSWER, "g1")
     plant.lose = lambda client, received: received.topic == answer  # the liar has its name
     plant.run_until(
-        lambda: plant.coordinator._run.round is not None and len(plant.coordinator._run.round.answered) == 3
+        lambda: plant.coordinator.only.run.round is not None and len(plant.coordinator.only.run.round.answered) == 3
     )
     plant.lose = lambda client, received: False
-    assert plant.coordinator._run.round is not None
-    plan = plant.coordinator._run.round.plan
+    assert plant.coordinator.only.run.round is not None
+    plan = plant.coordinator.only.run.round.plan
     lie = Update(
         round_id=plan.round_id, base=plan.base_mark, counter=99, payload=b"not a delta", sent=0, received=0, loss=0
     )
@@ -701,7 +701,7 @@ def test_a_gateway_restored_from_an_old_image_starts_its_residual_again(tmp_path
     plant.start_gateway("g0")
     plant.run_until(lambda: plant.version == 5)
     plant.kill_gateway("g0")
-    record = plant.ledger.verdict("g0")
+    record = plant.book.verdict("g0")
     assert record is not None
     counter = record[1]
     for file in (tmp_path / "g0").iterdir():

@@ -1,0 +1,185 @@
+"""What people may order of a task while it runs, and what a release means for one gateway.
+
+Owns the rules of pause, resume, stop, promote and roll back: each is checked first, and then changes the task in the
+ledger's running transaction. Refuses to know how an order came here (`service` takes it out of the ledger) and who
+hears of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+from fedmq_protocol.messages import Release
+from fedmq_protocol.task import short
+from msgspec import Meta
+
+from fedmq_coordinator.ledger import Book, Gateway, Order
+from fedmq_coordinator.ledger import Release as ReleaseRow
+
+if TYPE_CHECKING:
+    from fedmq_coordinator.service import Job
+
+__all__ = ["VERBS", "OrderError", "Wish", "in_canary", "release_for"]
+
+VERBS = ("pause", "resume", "stop", "promote", "rollback")
+
+
+class OrderError(ValueError):
+    """An order that cannot be carried out; nothing has changed."""
+
+
+class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is ordered, beside the task's name."""
+
+    verb: str
+    tags: tuple[Annotated[str, Meta(min_length=1, max_length=32)], ...] = ()
+    version: int | None = None
+    """None: the newest."""
+    lineage: int | None = None
+    """None: the one in force."""
+    canary_pct: Annotated[float, Meta(gt=0, le=100)] = 100.0
+    forced: bool = False
+
+    @classmethod
+    def read(cls, order: Order) -> Wish:
+        """Raises OrderError for a row that is none: the file may be written by other software."""
+        try:
+            return msgspec.msgpack.decode(order.details, type=cls)
+        except msgspec.MsgspecError as error:
+            raise OrderError(f"order {order.id} cannot be read: {error}") from error
+
+    def write(self) -> bytes:
+        return msgspec.msgpack.encode(self)
+
+    def carry_out(self, job: Job, now: float) -> str:
+        """Change the task; returns what there is to say. Raises OrderError or ModelError, before anything changes."""
+        match self.verb:
+            case "pause":
+                return self._pause(job)
+            case "resume":
+                return self._resume(job, now)
+            case "stop":
+                return self._stop(job, now)
+            case "promote":
+                return self._promote(job, now)
+            case "rollback":
+                return self._roll_back(job, now)
+        raise OrderError(f"expected {', '.join(VERBS)}, got {self.verb!r}")
+
+    def _pause(self, job: Job) -> str:
+        row = job.book.row()
+        paused = set(row.paused_tags.split("\n")) - {""}
+        if self.tags:
+            job.book.set_state(row.state, "\n".join(sorted(paused | set(self.tags))))
+        else:
+            job.book.set_state("paused", row.paused_tags)
+        job.heed()
+        going = "" if job.run.round is None else f"; round {job.run.round.plan.round_id} goes on to its close"
+        if self.tags:
+            return f"gateways with the tag {' or '.join(self.tags)} are not drawn any more{going}"
+        return f"no round opens any more{going}"
+
+    def _resume(self, job: Job, now: float) -> str:
+        row = job.book.row()
+        paused = set(row.paused_tags.split("\n")) - {""}
+        if self.tags:
+            strange = set(self.tags) - paused
+            if strange:
+                raise OrderError(
+                    f"gateways with the tag {' or '.join(sorted(strange))} do not pause; paused tags:"
+                    f" {', '.join(sorted(paused)) or 'none'}"
+                )
+            job.book.set_state(row.state, "\n".join(sorted(paused - set(self.tags))))
+        else:
+            job.book.set_state("running", "")
+        job.heed()
+        if self.tags:
+            return f"gateways with the tag {' or '.join(self.tags)} take part again"
+        return "goes on" if job.resting is None else f"goes on, and rests: {job.resting}"
+
+    def _stop(self, job: Job, now: float) -> str:
+        open_round = job.run.round
+        job.run.abandon(now)
+        job.book.set_state("stopped", "")
+        given_up = "" if open_round is None else f" Round {open_round.plan.round_id} is given up."
+        return f"is over after version {job.version}; the ledger keeps it.{given_up}"
+
+    def _promote(self, job: Job, now: float) -> str:
+        if self.lineage not in (None, job.line.number):
+            raise OrderError(
+                f"expected a version of lineage {job.line.number}, the one in force: roll back to reach older ones"
+            )
+        number = job.version if self.version is None else self.version
+        if not 1 <= number <= job.version:
+            raise OrderError(
+                "there is no version to promote yet"
+                if job.version == 0
+                else f"expected a version from 1 to {job.version}, got {number}"
+            )
+        job.pin(number)
+        release = job.book.last_release() + 1
+        job.book.save_release(
+            ReleaseRow(
+                number=release,
+                at=now,
+                lineage=job.line.number,
+                version=number,
+                canary_pct=self.canary_pct,
+                tags="\n".join(sorted(self.tags)),
+                forced=self.forced,
+            )
+        )
+        job.run.tell_release(now)
+        whom = "every gateway" if not self.tags else f"gateways with the tag {' or '.join(self.tags)}"
+        if self.canary_pct < 100:
+            whom = f"{self.canary_pct:g} % of {'the gateways' if not self.tags else whom}"
+        how = "without a comparison" if self.forced else "where it is no worse than what is there"
+        return f"release {release}: version {number} for {whom}, {how}"
+
+    def _roll_back(self, job: Job, now: float) -> str:
+        lineage = job.line.number if self.lineage is None else self.lineage
+        if self.version is None:
+            raise OrderError(f"name a version: 1 to {job.version} of lineage {job.line.number}")
+        served = job.book.last_release()
+        if not job.book.owns(lineage):
+            raise OrderError(f"lineage {lineage} is none of this task: {', '.join(map(str, job.book.lineages()))}")
+        job.go_back(lineage, self.version, now)
+        text = f"lineage {job.line.number} goes on from version {self.version} of lineage {lineage}"
+        if served:
+            # What is in service now came of what the plant turned its back on.
+            job.book.save_release(
+                ReleaseRow(
+                    number=served + 1,
+                    at=now,
+                    lineage=job.line.number,
+                    version=1,
+                    canary_pct=100.0,
+                    tags="",
+                    forced=True,
+                )
+            )
+            text += f"; release {served + 1} puts it in service everywhere"
+        job.run.publish_plan(job.run.rest_plan(now), now)
+        return text
+
+
+def in_canary(task: str, gateway: str, percent: float) -> bool:
+    """Whether a gateway is among the first: the same ones for every release of a task, and more as it grows."""
+    hashed = int.from_bytes(hashlib.sha256(f"{task}:{gateway}".encode()).digest()[:8], "big")
+    return hashed % 1_000_000 < percent * 10_000
+
+
+def release_for(book: Book, lineage: int, gateway: Gateway) -> Release | None:
+    """The newest release that is for this gateway, of the lineage in force: others cannot be fetched."""
+    for row in reversed(book.releases()):
+        if row.lineage != lineage:
+            continue
+        tags = set(row.tags.split("\n")) - {""}
+        if tags and tags.isdisjoint(gateway.tag_set):
+            continue
+        version = book.version(lineage, row.version)
+        if version is not None and in_canary(book.name, gateway.name, row.canary_pct):
+            return Release(version=row.version, model=short(version.digest), forced=row.forced)
+    return None

@@ -1,0 +1,145 @@
+"""A ledger of an older schema is brought up to date whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+
+import pytest
+from fedmq_coordinator.ledger import Ledger, LedgerError
+from fedmq_coordinator.report import build
+from plant import Plant
+
+SCHEMA_3 = (Path(__file__).parents[1] / "support" / "ledger_schema_3.sql").read_text(encoding="utf-8")
+TABLES = ("gateways", "verdicts", "wire", "rounds", "answers", "versions", "catch_ups", "refused")
+
+
+def turn_back(path: Path) -> None:
+    """The same ledger, as software of schema 3 would have written it."""
+    newer = path.with_suffix(".newer")
+    path.rename(newer)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(SCHEMA_3)
+        db.execute("ATTACH ? AS newer", (str(newer),))
+        for table in TABLES:
+            columns = ", ".join(name for _, name, *_ in db.execute(f"PRAGMA table_info({table})"))
+            db.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM newer.{table}")
+        db.execute("INSERT INTO main.state SELECT key, value FROM newer.state WHERE key NOT IN ('tags', 'emptied')")
+        db.execute("PRAGMA user_version = 3")
+        db.commit()
+    newer.unlink()
+
+
+def stopped_at(directory: Path, version: int) -> Plant:
+    plant = Plant(directory, rounds=5)
+    plant.run_until(lambda: plant.version == version)
+    plant.run_until(lambda: plant.job.run.round is not None)
+    plant.kill_coordinator()
+    return plant
+
+
+def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return list(db.execute(sql))
+
+
+def test_a_run_that_began_under_schema_3_goes_on_to_the_same_model(tmp_path: Path) -> None:
+    undisturbed = Plant(tmp_path / "undisturbed", rounds=5)
+    undisturbed.run_to_rest()
+    plant = stopped_at(tmp_path / "plant", 2)
+    lineage = plant.job.line.number
+    turn_back(plant.directory / "ledger.sqlite")
+
+    plant.start_coordinator()
+
+    assert (plant.version, plant.lineage) == (2, lineage)
+    plant.run_to_rest()
+    assert plant.digest == undisturbed.digest
+    assert len(plant.ledger.rounds()) == 6
+
+
+def test_nothing_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    stopped_at(tmp_path, 2)
+    ledger = Ledger(path)
+    before = build(ledger)
+    ledger.close()
+    counts = {table: rows(path, f"SELECT count(*) FROM {table}") for table in TABLES}
+    turn_back(path)
+
+    ledger = Ledger(path)
+
+    assert build(ledger) == before
+    assert ledger.only.name == "story"
+    assert {gateway.samples for gateway in ledger.gateways()} == {120 * 1024}
+    ledger.close()
+    assert {table: rows(path, f"SELECT count(*) FROM {table}") for table in TABLES} == counts
+
+
+def test_an_old_ledger_and_a_new_one_have_the_same_tables(tmp_path: Path) -> None:
+    stopped_at(tmp_path / "old", 1)
+    old, new = tmp_path / "old" / "ledger.sqlite", tmp_path / "new.sqlite"
+    turn_back(old)
+    for path in (old, new):
+        Ledger(path).close()
+
+    def shape(path: Path) -> dict[str, set[tuple[object, ...]]]:
+        names = [str(name) for (name,) in rows(path, "SELECT name FROM sqlite_master WHERE type = 'table'")]
+        # Name, type, whether it may be empty, and its place in the key; columns that came later stand at the end.
+        return {n: {(c[1], c[2], c[3], c[5]) for c in rows(path, f"PRAGMA table_info({n})")} for n in names}
+
+    assert shape(old) == shape(new)
+    indices = "SELECT name FROM sqlite_master WHERE type = 'index' ORDER BY 1"
+    assert rows(old, indices) == rows(new, indices)
+
+
+def test_when_a_run_woke_up_is_still_known(tmp_path: Path) -> None:
+    stopped_at(tmp_path, 3)
+    path = tmp_path / "ledger.sqlite"
+    turn_back(path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("INSERT INTO state VALUES ('began', x'32')")  # two training rounds before that
+        db.commit()
+    ledger = Ledger(path)
+    assert ledger.only.get("began") == b"3"  # the first round learnt the scaling
+    ledger.close()
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    stopped_at(tmp_path, 1)
+    path = tmp_path / "ledger.sqlite"
+    turn_back(path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE state SET value = x'c1' WHERE key = 'task_body'")
+        db.commit()
+    before = rows(path, "SELECT sql FROM sqlite_master"), rows(path, "SELECT * FROM state")
+
+    with pytest.raises(LedgerError, match=r"cannot bring .*ledger\.sqlite from schema 3 to 4: its task cannot be read"):
+        Ledger(path)
+
+    assert (rows(path, "SELECT sql FROM sqlite_master"), rows(path, "SELECT * FROM state")) == before
+    assert rows(path, "PRAGMA user_version") == [(3,)]
+
+
+@pytest.mark.parametrize("how", ["read_only", "visit"])
+def test_who_does_not_own_the_file_leaves_it_to_its_coordinator(tmp_path: Path, how: str) -> None:
+    stopped_at(tmp_path, 1)
+    path = tmp_path / "ledger.sqlite"
+    turn_back(path)
+
+    with pytest.raises(LedgerError, match="start its coordinator with this software once"):
+        Ledger(path, **{how: True})  # type: ignore[arg-type]
+
+    assert rows(path, "PRAGMA user_version") == [(3,)]
+
+
+@pytest.mark.parametrize(("version", "age"), [(5, "newer"), (2, "older")])
+def test_a_schema_that_nobody_here_can_read_is_refused(tmp_path: Path, version: int, age: str) -> None:
+    path = tmp_path / "ledger.sqlite"
+    Ledger(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version = {version}")
+
+    with pytest.raises(LedgerError, match=f"schema {version}, which is {age} than this software can read"):
+        Ledger(path)
