@@ -66,7 +66,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
     """A gateway, not running yet. Raises ValueError for recordings, a memory or vitals that cannot be used."""
     from fedmq_edge_node.folder import Folder
     from fedmq_edge_node.memory import Memory
-    from fedmq_edge_node.service import Gateway, will
+    from fedmq_edge_node.service import CRASH_POINTS, Gateway, will
     from fedmq_edge_node.vitals import FileVitals, Reader, VitalsReader, lower_priority
 
     lower_priority(settings.nice)
@@ -93,6 +93,8 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         ask_jitter_seconds=settings.ask_jitter_seconds,
         answer_jitter_seconds=settings.answer_jitter_seconds,
         look_every_seconds=settings.look_every_seconds,
+        tags=settings.tags,
+        crash_point=crash_point(CRASH_POINTS),
     )
 
 
