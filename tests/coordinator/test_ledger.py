@@ -249,7 +249,9 @@ def test_a_read_only_ledger_cannot_be_written(path: Path) -> None:
 
 
 def test_a_late_answer_stays_with_its_round_and_counts_in_another(path: Path) -> None:
-    ledger = Ledger(path)
+    ledger = Ledger(path).book("bearings")
+    ledger.open_round(ROUND)
+    ledger.open_round(replace(ROUND, id=3))
     ledger.save_answer(ANSWER)
     late = replace(ANSWER, gateway="b", counted_in=3)
     ledger.save_answer(late)
@@ -264,7 +266,9 @@ def test_a_late_answer_stays_with_its_round_and_counts_in_another(path: Path) ->
 def test_one_that_comes_while_no_round_is_open_is_owed_to_the_next_and_again_where_that_misses_its_quorum(
     path: Path,
 ) -> None:
-    ledger = Ledger(path)
+    ledger = Ledger(path).book("bearings")
+    ledger.open_round(ROUND)
+    ledger.open_round(replace(ROUND, id=2))
     ledger.save_answer(replace(ANSWER, owed=True, counted_in=None))
     ledger.count_owed(2)
     assert [a.counted_in for a in ledger.summed(2)] == [2]
@@ -277,7 +281,7 @@ def test_one_that_comes_while_no_round_is_open_is_owed_to_the_next_and_again_whe
 
 
 def test_rounds_between_are_those_of_one_lineage(path: Path) -> None:
-    ledger = Ledger(path)
+    ledger = Ledger(path).book("bearings")
     for number, lineage in ((1, 1), (2, 9), (3, 1), (4, 1)):
         ledger.open_round(replace(ROUND, id=number, lineage=lineage))
     assert [ledger.rounds_between(1, earlier, later) for earlier, later in ((1, 1), (1, 3), (1, 4), (3, 4))] == [

@@ -378,9 +378,10 @@ def _markup(page: str) -> str:
 
 
 def test_a_late_update_does_not_change_what_its_round_came_to(ledger: Ledger) -> None:
-    ledger.open_round(a_round(1, drawn=2))
-    ledger.save_answer(an_answer(1, "a"))
-    ledger.save_answer(an_answer(1, "b", counted_in=2))
+    book = ledger.book("bearings")
+    book.open_round(a_round(1, drawn=2))
+    book.save_answer(an_answer(1, "a"))
+    book.save_answer(an_answer(1, "b", counted_in=2))
     ledger.commit()
     (line,) = build(ledger).rounds
     assert (line.answered, line.accepted, line.late, line.drawn) == (1, 1, 1, 2)
@@ -389,7 +390,7 @@ def test_a_late_update_does_not_change_what_its_round_came_to(ledger: Ledger) ->
 
 def test_who_is_set_aside_is_named_with_the_rounds_to_come(plant: Ledger) -> None:
     gateway = plant.gateways()[2]
-    plant.put(ABSENT, to_bytes({gateway.name: Absence(missed=6, pauses=2, left=2, nonce=gateway.nonce)}))
+    plant.only.put(ABSENT, to_bytes({gateway.name: Absence(missed=6, pauses=2, left=2, nonce=gateway.nonce)}))
     plant.commit()
     report = build(plant)
     assert [(line.gateway, line.missed, line.left) for line in report.set_aside] == [(gateway.name, 6, 2)]

@@ -113,13 +113,13 @@ def test_a_federation_learns_by_the_rule_of_another_package_and_restarts_to_the_
         rounds = RoundSettings(max_rounds=6, min_gateways=5, rule="trimmed-mean")
         plant = Plant(tmp_path / name, gateways=5, task=make_task(dense=True), settings=rounds)
         plant.run_until(lambda plant=plant: plant.version == 2)  # type: ignore[misc]
-        assert type(plant.coordinator._run.mean).__name__ == "TrimmedMean"
+        assert type(plant.job.run.mean).__name__ == "TrimmedMean"
         if killed:
             plant.kill_coordinator()
             plant.start_coordinator()
         plant.run_to_rest()
         assert set(plant.digests().values()) == {plant.digest}
-        metrics = [r.metric for r in plant.ledger.rounds() if r.metric is not None]
+        metrics = [r.metric for r in plant.book.rounds() if r.metric is not None]
         assert metrics[-1] > metrics[0] + 0.1
         digests.append(plant.digest)
     assert digests[0] == digests[1]

@@ -76,7 +76,7 @@ def troubled(directory: Path, point: str, passing: int) -> tuple[Plant, Killer]:
 
     plant.lose = lose
     until = plant.now + 600.0
-    while plant.coordinator.resting is None or any(g.state.version != plant.version for g in plant.gateways.values()):
+    while plant.job.resting is None or any(g.state.version != plant.version for g in plant.gateways.values()):
         assert plant.now < until, f"killed {point}, it came to nothing"
         killer.tick()
         plant.vitals = {"g1": Vitals(battery_pct=1.0, on_mains=False)} if plant.version < 2 else {}
@@ -93,7 +93,7 @@ def test_a_gateway_killed_at_any_crash_point_comes_back_and_the_run_to_its_end(t
         plant, killer = troubled(tmp_path / str(passing), point, passing)
         assert killer.passed[point] >= 1, "this story never comes there"
         assert set(plant.digests().values()) == {plant.digest}
-        accepted = [a for a in plant.ledger.answers() if a.kind == "update" and a.verdict == "accepted"]
+        accepted = [a for a in plant.book.answers() if a.kind == "update" and a.verdict == "accepted"]
         assert len({(a.gateway, a.round) for a in accepted}) == len(accepted)
         assert len({(a.gateway, a.counter) for a in accepted}) == len(accepted)
 
@@ -108,7 +108,7 @@ def test_killed_around_its_update_a_gateway_still_has_its_part_in_the_round(
     plant = Plant(tmp_path / "killed")
     killer = Killer(plant, point, passing)
     until = plant.now + 600.0
-    while plant.coordinator.resting is None:
+    while plant.job.resting is None:
         assert plant.now < until
         killer.tick()
     assert killer.left <= 0
@@ -123,7 +123,7 @@ def test_with_a_third_of_all_messages_lost_and_links_cut_chunks_cross_only_a_few
     task = make_task(sizes=(22, 256, 128, 3), dense=True)
     settings = RoundSettings(max_rounds=2, min_gateways=2, closing_seconds=300.0, close_when_all_answered=True)
     plant = Plant(tmp_path, gateways=2, task=task, settings=settings)
-    plant.run_until(lambda: plant.ledger.rounds() and plant.ledger.rounds()[-1].kind == "training")
+    plant.run_until(lambda: plant.book.rounds() and plant.book.rounds()[-1].kind == "training")
     crossed: Counter[tuple[str, bytes, int]] = Counter()
 
     def lose(client: str, received: Received) -> bool:
@@ -134,7 +134,7 @@ def test_with_a_third_of_all_messages_lost_and_links_cut_chunks_cross_only_a_few
 
     plant.lose = lose
     cuts, until = 0, plant.now + 2000.0
-    while plant.coordinator.resting is None or any(g.state.version != plant.version for g in plant.gateways.values()):
+    while plant.job.resting is None or any(g.state.version != plant.version for g in plant.gateways.values()):
         assert plant.now < until
         plant.tick()
         if rng.random() < 0.02 and cuts < 60:

@@ -49,7 +49,7 @@ class SlowPlant(Plant):
 
     def start_coordinator(self, *, new_lineage: bool = False) -> None:
         super().start_coordinator(new_lineage=new_lineage)
-        line = self.coordinator._line
+        line = self.job.line
         apply = line.apply
 
         def applying(mean: AggregationRule, round_id: int, **words: Any) -> int:
@@ -77,7 +77,7 @@ class SlowPlant(Plant):
         super().tick(seconds)
 
     def updates(self, verdict: str = "accepted") -> list[Answer]:
-        return [a for a in self.ledger.answers() if a.kind == "update" and a.verdict == verdict]
+        return [a for a in self.book.answers() if a.kind == "update" and a.verdict == verdict]
 
     def receipts(self, name: str) -> list[Receipt]:
         """To a gateway."""
@@ -91,7 +91,7 @@ class SlowPlant(Plant):
 
     def run_to_quiet(self) -> None:
         """The run rests, and every gateway knows what became of its update."""
-        self.run_until(lambda: self.coordinator.resting is not None, seconds=3000.0)
+        self.run_until(lambda: self.job.resting is not None, seconds=3000.0)
         self.run_until(lambda: not self.held and all(g.state.pending is None for g in self.gateways.values()))
 
 
@@ -130,7 +130,7 @@ def balance(plant: SlowPlant) -> None:
     for name, gateway in plant.gateways.items():
         counted = sum(plant.books.coded[name, a.counter] for a in accepted if a.gateway == name)
         np.testing.assert_allclose(counted + gateway.state.residual, plant.books.learnt[name], atol=2e-5)
-    applied = [r for r in plant.ledger.rounds() if r.outcome == "applied" and r.kind == "training"]
+    applied = [r for r in plant.book.rounds() if r.outcome == "applied" and r.kind == "training"]
     assert [r.version for r in applied] == list(range(1, plant.version + 1))
     waiting = sum(a.payload is not None for a in accepted)
     assert sum(plant.held_in[r.id] for r in applied) == len(accepted) - waiting
@@ -145,7 +145,7 @@ def test_a_late_update_counts_in_the_round_that_is_open_then_and_hears_of_it_at_
     plant.seconds["g3"] = 13.0
     plant.run_until(lambda: any(a.late for a in plant.updates()))
     (late,) = [a for a in plant.updates() if a.late]
-    asked, counted = plant.ledger.round(late.round), plant.ledger.round(late.counted_in or 0)
+    asked, counted = plant.book.round(late.round), plant.book.round(late.counted_in or 0)
     assert asked is not None
     assert counted is not None
     assert asked.closed_at is not None
@@ -156,7 +156,7 @@ def test_a_late_update_counts_in_the_round_that_is_open_then_and_hears_of_it_at_
     plant.seconds.clear()
     plant.run_to_quiet()
     balance(plant)
-    assert {a.verdict for a in plant.ledger.answers()} == {"accepted"}
+    assert {a.verdict for a in plant.book.answers()} == {"accepted"}
     assert set(plant.digests().values()) == {plant.digest}
 
 
@@ -166,9 +166,9 @@ def test_a_late_update_weighs_less_by_the_rounds_since_its_own(tmp_path: Path) -
     plant.seconds["g3"] = 25.0
     plant.run_until(lambda: any(a.late for a in plant.updates()))
     (late,) = [a for a in plant.updates() if a.late]
-    waited = plant.ledger.rounds_between(plant.lineage, late.round, late.counted_in or 0)
+    waited = plant.book.rounds_between(plant.lineage, late.round, late.counted_in or 0)
     assert waited == 2
-    mean = plant.coordinator._run.mean
+    mean = plant.job.run.mean
     assert mean is not None
     others = sum(a.weight for a in plant.updates() if a.round == late.counted_in)
     assert late.weight == 120, "as much as it would have had in time"
@@ -202,18 +202,18 @@ def test_a_late_update_that_comes_while_no_round_is_open_is_owed_to_the_next(tmp
     plant = SlowPlant(tmp_path, interval_seconds=60.0, max_rounds=4, **WEIGHED)
     plant.run_until(lambda: plant.version == 1)
     plant.seconds["g3"] = 30.0
-    plant.run_until(lambda: plant.ledger.owed(), seconds=1000.0)
-    (owed,) = plant.ledger.owed()
-    assert plant.coordinator._run.round is None
+    plant.run_until(lambda: plant.book.owed(), seconds=1000.0)
+    (owed,) = plant.book.owed()
+    assert plant.job.run.round is None
     assert (owed.gateway, owed.counted_in) == ("g3", None)
     plant.kill_coordinator()
     plant.start_coordinator()
-    plant.run_until(lambda: plant.coordinator._run.round is not None)
-    (counted,) = plant.ledger.owed()
-    assert plant.coordinator._run.round is not None
-    assert counted.counted_in == plant.coordinator._run.round.plan.round_id
+    plant.run_until(lambda: plant.job.run.round is not None)
+    (counted,) = plant.book.owed()
+    assert plant.job.run.round is not None
+    assert counted.counted_in == plant.job.run.round.plan.round_id
     plant.run_until(lambda: plant.version == 3, seconds=1000.0)
-    assert owed.counter not in [a.counter for a in plant.ledger.owed() if a.gateway == "g3"]
+    assert owed.counter not in [a.counter for a in plant.book.owed() if a.gateway == "g3"]
 
 
 def test_a_late_update_that_was_lost_is_asked_for_again_and_counts(tmp_path: Path) -> None:
@@ -240,23 +240,23 @@ def test_a_restart_makes_the_same_sum_again_of_fresh_late_and_owed_updates(
     # A round misses its quorum: three are late. The next one begins with the other three, hears one again, then a late
     # one, and waits.
     plant.seconds |= {"g3": 13.0, "g4": 15.0, "g5": 16.0}
-    plant.run_until(lambda: any(r.outcome == "below quorum" for r in plant.ledger.rounds()))
+    plant.run_until(lambda: any(r.outcome == "below quorum" for r in plant.book.rounds()))
     plant.seconds |= {"g0": 1.0, "g1": 8.0, "g2": 8.0}
 
     def mixed() -> bool:
-        counting = plant.coordinator._run.counting
-        summed = [] if counting is None else plant.ledger.summed(counting)
+        counting = plant.job.run.counting
+        summed = [] if counting is None else plant.book.summed(counting)
         return {(False, False), (True, False), (False, True)} <= {(a.late, a.owed) for a in summed}
 
     plant.run_until(mixed)
-    run = plant.coordinator._run
+    run = plant.job.run
     assert run.mean is not None
     assert run.round is not None
     before = (run.mean.mean().tobytes(), run.mean.weight, run.mean.updates)
     standing = (run.round.updates, run.round.summed, run.round.heard)
     plant.kill_coordinator()
     plant.start_coordinator()
-    run = plant.coordinator._run
+    run = plant.job.run
     assert run.mean is not None
     assert run.round is not None
     assert (run.mean.mean().tobytes(), run.mean.weight, run.mean.updates) == before
@@ -305,8 +305,8 @@ def test_a_late_update_in_chunks_is_put_together_after_its_round_has_closed(tmp_
         and plant.version == 0
     )
     plant.run_until(lambda: plant.version == 4)
-    closed = [r.id for r in plant.ledger.rounds() if r.kind == "training"]
-    late = [a for a in plant.ledger.answers() if a.late]
+    closed = [r.id for r in plant.book.rounds() if r.kind == "training"]
+    late = [a for a in plant.book.answers() if a.late]
     assert [(a.gateway, a.round) for a in late] == [("g1", closed[0])]
     assert late[0].payload_bytes > 40_000
     plant.run_until(lambda: set(plant.digests().values()) == {plant.digest})
@@ -325,15 +325,15 @@ def test_what_is_kept_of_closed_rounds_is_bounded_though_no_version_is_made_all_
         **WEIGHED,
     )
     plant.seconds["g2"] = 1e9
-    plant.run_until(lambda: len(plant.ledger.rounds()) > 40)
-    newest = plant.coordinator._run.newest_round()
-    kept = sorted(plant.coordinator._run._closed)
+    plant.run_until(lambda: len(plant.book.rounds()) > 40)
+    newest = plant.job.run.newest_round()
+    kept = sorted(plant.job.run._closed)
     assert len(kept) == 22
     assert kept[-1] >= newest - 1
     assert plant.version == 0
     plant.kill_coordinator()
     plant.start_coordinator()
-    assert sorted(plant.coordinator._run._closed) == kept
+    assert sorted(plant.job.run._closed) == kept
 
 
 # --- buffered --------------------------------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ def test_buffered_rounds_wait_for_nobody_and_each_version_holds_as_many_updates(
     balance(plant)
     assert len(plant.held_in) == 25
     assert set(plant.held_in.values()) == {4}
-    rounds = [r for r in plant.ledger.rounds() if r.kind == "training"]
+    rounds = [r for r in plant.book.rounds() if r.kind == "training"]
     assert {r.outcome for r in rounds} == {"applied"}
     by_gateway = Counter(a.gateway for a in plant.updates())
     assert set(by_gateway) == set(plant.gateways), "slow ones count, too"
@@ -379,13 +379,13 @@ def test_a_buffered_round_that_runs_out_of_time_owes_what_it_has_to_the_next_whi
     plant = SlowPlant(tmp_path, **(BUFFERED | {"buffer_updates": 4}))
     plant.run_until(lambda: plant.version == 1)
     plant.seconds["g1"] = 60.0
-    plant.run_until(lambda: any(r.outcome == "below quorum" for r in plant.ledger.rounds()))
-    failed = next(r for r in plant.ledger.rounds() if r.outcome == "below quorum")
+    plant.run_until(lambda: any(r.outcome == "below quorum" for r in plant.book.rounds()))
+    failed = next(r for r in plant.book.rounds() if r.outcome == "below quorum")
     assert failed.closed_at is not None
     assert failed.closed_at >= failed.closes_at
-    assert {a.gateway for a in plant.ledger.owed()} == {"g0", "g2", "g3"}
+    assert {a.gateway for a in plant.book.owed()} == {"g0", "g2", "g3"}
     plant.run_until(lambda: plant.version == 2)
-    following = plant.ledger.round(failed.id + 1)
+    following = plant.book.round(failed.id + 1)
     assert following is not None
     assert following.outcome == "applied"
     assert following.closed_at is not None
@@ -398,7 +398,7 @@ def test_a_gateway_that_has_answered_answers_the_next_round_at_once(tmp_path: Pa
     plant.seconds["g3"] = 30.0
     plant.run_until(lambda: plant.version == 6)
     fast = [a.round for a in plant.updates() if a.gateway == "g0"]
-    assert fast == [r.id for r in plant.ledger.rounds() if r.kind == "training"][: len(fast)]
+    assert fast == [r.id for r in plant.book.rounds() if r.kind == "training"][: len(fast)]
     assert len(fast) >= 6
 
 
@@ -420,10 +420,10 @@ def test_with_a_third_of_the_fleet_slow_or_leaving_every_round_closes_within_its
     if fault == "slow":
         plant.seconds |= dict.fromkeys(bad, 8.0)
     left = 0
-    while plant.coordinator.resting is None:
-        if fault == "leave" and plant.coordinator._run.round is not None:
+    while plant.job.resting is None:
+        if fault == "leave" and plant.job.run.round is not None:
             # In the middle of a round each of them goes without a word, and comes back while another is open.
-            round_id = plant.coordinator._run.round.plan.round_id
+            round_id = plant.job.run.round.plan.round_id
             name = bad[round_id % 3]
             if name in plant.gateways and round_id % 2:
                 plant.kill_gateway(name)
@@ -434,11 +434,11 @@ def test_with_a_third_of_the_fleet_slow_or_leaving_every_round_closes_within_its
         plant.tick()
         assert plant.now < 1_700_002_000.0
     assert fault == "slow" or left >= 3
-    for row in plant.ledger.rounds():
+    for row in plant.book.rounds():
         assert row.closed_at is not None
         assert row.closed_at <= row.closes_at + 0.1
         assert row.closes_at <= row.opened_at + 7.0
-    outcomes = Counter(r.outcome for r in plant.ledger.rounds() if r.kind == "training")
+    outcomes = Counter(r.outcome for r in plant.book.rounds() if r.kind == "training")
     assert outcomes["applied"] == 10
 
 
@@ -451,8 +451,8 @@ def test_a_gateway_that_stays_silent_is_set_aside_so_that_rounds_need_not_wait_a
     plant = SlowPlant(tmp_path, set_aside_after=2, max_rounds=20)
     plant.run_until(lambda: plant.version == 1)
     plant.seconds["g3"] = 1e9
-    plant.run_until(lambda: plant.coordinator.resting is not None, seconds=3000.0)
-    rounds = [r for r in plant.ledger.rounds() if r.kind == "training"][1:]
+    plant.run_until(lambda: plant.job.resting is not None, seconds=3000.0)
+    rounds = [r for r in plant.book.rounds() if r.kind == "training"][1:]
     assert [r.drawn for r in rounds] == [4, 4, 3, 4, 3, 3, 4, 3, 3, 3, 3, 4, 3, 3, 3, 3, 3, 3, 3]
     for row in rounds:
         assert row.closed_at is not None
@@ -466,7 +466,7 @@ def test_one_answer_brings_it_back_for_good_and_a_restart_of_the_coordinator_for
     plant.seconds["g3"] = 1e9
 
     def drawn() -> list[int]:
-        return [r.drawn for r in plant.ledger.rounds() if r.kind == "training"][1:]
+        return [r.drawn for r in plant.book.rounds() if r.kind == "training"][1:]
 
     plant.run_until(lambda: drawn()[-2:] == [4, 3])
     plant.kill_coordinator()
@@ -484,7 +484,7 @@ def test_a_gateway_that_was_restarted_is_asked_at_once(tmp_path: Path) -> None:
     plant.seconds["g3"] = 1e9
 
     def drawn() -> list[int]:
-        return [r.drawn for r in plant.ledger.rounds() if r.kind == "training"][1:]
+        return [r.drawn for r in plant.book.rounds() if r.kind == "training"][1:]
 
     # The third pause, of four rounds, has just begun.
     plant.run_until(lambda: drawn()[-8:] == [4, 4, 3, 4, 3, 3, 4, 3])
@@ -500,16 +500,16 @@ def test_where_too_few_would_be_left_those_set_aside_are_asked_all_the_same(tmp_
     plant = SlowPlant(tmp_path, set_aside_after=1, max_rounds=6, quorum_gateways=3, min_gateways=4)
     plant.run_until(lambda: plant.version == 1)
     plant.seconds |= {"g2": 1e9, "g3": 1e9}
-    plant.run_until(lambda: len(plant.ledger.rounds()) >= 5)
-    assert {r.drawn for r in plant.ledger.rounds()[1:]} == {4}
+    plant.run_until(lambda: len(plant.book.rounds()) >= 5)
+    assert {r.drawn for r in plant.book.rounds()[1:]} == {4}
 
 
 def test_a_slow_gateway_whose_late_updates_count_is_not_set_aside(tmp_path: Path) -> None:
     plant = SlowPlant(tmp_path, set_aside_after=3, max_rounds=15, **WEIGHED)
     plant.run_until(lambda: plant.version == 1)
     plant.seconds["g3"] = 13.0
-    plant.run_until(lambda: plant.coordinator.resting is not None, seconds=3000.0)
-    assert {r.drawn for r in plant.ledger.rounds()} == {4}
+    plant.run_until(lambda: plant.job.resting is not None, seconds=3000.0)
+    assert {r.drawn for r in plant.book.rounds()} == {4}
     assert sum(a.late for a in plant.updates()) >= 5
 
 
@@ -517,7 +517,7 @@ def test_in_buffered_rounds_which_close_before_their_time_a_slow_gateway_is_not_
     plant = SlowPlant(tmp_path, set_aside_after=2, max_rounds=15, **BUFFERED)
     plant.seconds["g3"] = 8.0
     plant.run_to_quiet()
-    assert {r.drawn for r in plant.ledger.rounds()} == {4}
+    assert {r.drawn for r in plant.book.rounds()} == {4}
     balance(plant)
 
 
@@ -525,12 +525,12 @@ def test_the_plans_of_a_set_aside_gateway_do_not_draw_it(tmp_path: Path) -> None
     plant = SlowPlant(tmp_path, set_aside_after=1, max_rounds=5)
     plant.run_until(lambda: plant.version == 1)
     plant.seconds["g3"] = 1e9
-    plant.run_until(lambda: plant.coordinator.resting is not None, seconds=3000.0)
+    plant.run_until(lambda: plant.job.resting is not None, seconds=3000.0)
     plans = {
         said.round_id: said
         for published in plant.broker.log
         if published.topic.endswith("/plan")
         and isinstance(said := from_bytes(parse(published.topic).spec, published.payload), RoundPlan)
     }
-    for row in plant.ledger.rounds():
+    for row in plant.book.rounds():
         assert plans[row.id].draws(3, "g3") == (row.drawn == 4)
