@@ -223,10 +223,10 @@ class Site:
         for name in self.names:
             self.start_gateway(name)
 
-    def start_coordinator(self) -> Program:
+    def start_coordinator(self, *flags: str) -> Program:
         config = self.directory / "coordinator.toml"
         write_toml(config, self._coordinator_settings | self._connection("coordinator"))
-        return self._start("coordinator", "coordinator", "--config", str(config))
+        return self._start("coordinator", "coordinator", "--config", str(config), *flags)
 
     def start_gateway(self, name: str) -> Program:
         """A first start, or another one with the same state and the settings of now."""
@@ -260,6 +260,18 @@ class Site:
     def set_coordinator(self, key: str, value: Any) -> None:
         """Another setting, from its next start on."""
         self._coordinator_settings[key] = value
+
+    def set_vitals(self, name: str, **vitals: Any) -> None:
+        """What a gateway is to find from its next start on; nothing: all is well."""
+        self._vitals[name] = vitals
+
+    def tasks_of(self, name: str) -> set[str]:
+        """Names of the tasks that a gateway has on disk."""
+        memory = Memory(self._memory(name))
+        try:
+            return set(memory.load())
+        finally:
+            memory.close()
 
     def finish(self) -> None:
         """Gateways leave in order, with their last byte counts; then the coordinator."""
@@ -307,14 +319,18 @@ class Site:
         return [a for a in self.ledger.answers() if a.gateway == name and a.kind == kind]
 
     @property
+    def lineage(self) -> int:
+        return int(self.ledger.only.get("lineage") or 0)
+
+    @property
     def version(self) -> int:
-        newest = self.ledger.last_version(int(self.ledger.only.get("lineage") or 0))
+        newest = self.ledger.last_version(self.lineage)
         return 0 if newest is None else newest.number
 
     @property
     def digest(self) -> bytes:
         """Of the last version that the coordinator made."""
-        newest = self.ledger.last_version(int(self.ledger.only.get("lineage") or 0))
+        newest = self.ledger.last_version(self.lineage)
         return b"" if newest is None else newest.digest
 
     def memories(self) -> dict[str, GatewayState]:
