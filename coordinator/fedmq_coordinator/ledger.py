@@ -11,7 +11,7 @@ Times are unix seconds by the coordinator's clock; sizes are bytes.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,7 +230,13 @@ _BOOLEANS = {"present", "final", "owed"}
 class Ledger:
     """One open file. Writing methods change the running transaction; `commit` makes it durable."""
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        read_only: bool = False,
+        connect: Callable[[str], sqlite3.Connection] | None = None,
+    ) -> None:
         """Open, or create unless `read_only`. Raises LedgerError, naming the file and what to do."""
         self.path = path
         if read_only and not path.is_file():
@@ -239,7 +245,10 @@ class Ledger:
             if not read_only:
                 path.parent.mkdir(parents=True, exist_ok=True)
             # Read-only still opens read-write where it may: a WAL that a killed coordinator left must be replayed.
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            if connect is not None:
+                self._db = connect(str(path))
+            else:
+                self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA busy_timeout = 5000")
             if read_only:
                 self._db.execute("PRAGMA query_only = 1")

@@ -152,11 +152,11 @@ class Coordinator:
         self._ledger.commit()
         self._ledger.close()
 
-    def wait_seconds(self, now: float) -> float:
+    def wait_seconds(self, now: float, most: float = 1.0) -> float:
         """How long nothing is due, unless an event comes; a second at most, to look whether to stop."""
         if not self._connected:
-            return 1.0
-        wait = 1.0
+            return most
+        wait = most
         if self._run.round is not None:
             wait = min(wait, self._run.round.plan.closes_at - now)
             if self._run.receipts_at is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,11 +75,11 @@ class GatewayState:
 class Memory:
     """One open file. Raises StateError where it cannot be used, naming it and what to do."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, connect: Callable[[str], sqlite3.Connection] | None = None) -> None:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db = sqlite3.connect(path, isolation_level=None) if connect is None else connect(str(path))
         except (sqlite3.Error, OSError) as error:
             raise self._unusable(error) from error
         try:

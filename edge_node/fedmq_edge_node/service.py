@@ -196,17 +196,17 @@ class Gateway:
             self.step(self._session.next(self.wait_seconds(self._monotonic())), self._monotonic())
         self.leave()
 
-    def wait_seconds(self, now: float) -> float:
+    def wait_seconds(self, now: float, most: float = 1.0) -> float:
         """How long nothing is due, unless an event comes; a second at most, to look whether to stop."""
         if not self._connected:
-            return 1.0
+            return most
         retries = [self._born_again]
         if self._welcomed:
             retries += [self._ask_model, self._ask_verdict, self._ask_chunks]
         due = [retry.at for retry in retries if retry.at is not None]
         if self._plan is not None and now < self._answer_not_before:
             due.append(self._answer_not_before)
-        return min([1.0, *(max(0.0, at - now) for at in due)])
+        return min([most, *(max(0.0, at - now) for at in due)])
 
     def leave(self) -> None:
         """Publish the final totals; only this message and the DISCONNECT are not among them."""

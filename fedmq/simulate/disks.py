@@ -1,0 +1,110 @@
+"""Disks: SQLite files and model files that live as long as the simulation, and processes that do not.
+
+Owns what a crash leaves behind: what was committed stays, what was not is rolled back, a model file that was written
+stays whatever the ledger says. Refuses to know what is stored. Every durable step passes two named points, where the
+simulation may end the process, and may find the disk full.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fedmq_coordinator.models import ModelError, ModelStore
+from fedmq_protocol.task import model_digest
+from numpy.typing import NDArray
+
+__all__ = ["Crash", "Disk", "MemoryModels"]
+
+
+class Crash(BaseException):
+    """The process ends here, at once. No `except Exception` catches it, as none catches kill -9."""
+
+
+class _Connection(sqlite3.Connection):
+    """A connection whose commits pass the disk's points. Closing it closes the process's view of it, not the file."""
+
+    disk: Disk
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        if sql == "COMMIT":
+            disk = self.disk
+            disk.point("before commit")
+            if disk.full:
+                super().execute("ROLLBACK")
+                raise sqlite3.OperationalError("database or disk is full")
+            done = super().execute(sql)
+            disk.committed()
+            disk.point("after commit")
+            return done
+        return super().execute(sql, parameters)
+
+    def close(self) -> None:
+        if self.in_transaction:
+            super().execute("ROLLBACK")
+
+
+class Disk:
+    """One machine's disk. `point` is told of each durable step by name, `committed` of each commit."""
+
+    def __init__(self, *, point: Callable[[str], None], committed: Callable[[], None]) -> None:
+        self.point = point
+        self.committed = committed
+        self.full = False
+        self.models: dict[tuple[int, int], NDArray[np.int32]] = {}
+        self.connection: _Connection | None = None
+
+    def connect(self, path: str) -> sqlite3.Connection:
+        """The one file of this disk, whatever its name."""
+        if self.connection is None:
+            self.connection = sqlite3.connect(
+                ":memory:", isolation_level=None, check_same_thread=False, factory=_Connection
+            )
+            self.connection.disk = self
+        return self.connection
+
+    def crash(self) -> None:
+        """What was not committed is gone."""
+        if self.connection is not None and self.connection.in_transaction:
+            sqlite3.Connection.execute(self.connection, "ROLLBACK")
+
+    def rows(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
+        """For who looks on from outside."""
+        return [] if self.connection is None else self.connection.execute(sql, values).fetchall()
+
+    def destroy(self) -> None:
+        if self.connection is not None:
+            sqlite3.Connection.close(self.connection)
+            self.connection = None
+
+
+class MemoryModels(ModelStore):
+    """A folder of versions on such a disk."""
+
+    def __init__(self, disk: Disk, *, keep: int = 5) -> None:
+        self._disk = disk
+        self._keep = keep
+
+    def path(self, lineage: int, number: int) -> Path:
+        return Path(f"model-{lineage}-{number}.i32")
+
+    def save(self, lineage: int, number: int, steps: NDArray[np.int32]) -> None:
+        self._disk.point("before model file")
+        if self._disk.full:
+            raise OSError(28, "No space left on device")
+        self._disk.models[lineage, number] = steps.copy()
+        self._disk.point("after model file")
+
+    def load(self, lineage: int, number: int, digest: bytes) -> NDArray[np.int32]:
+        steps = self._disk.models.get((lineage, number))
+        if steps is None or model_digest(steps) != digest:
+            raise ModelError(f"version {number} of lineage {lineage} cannot be read: restore it from a backup")
+        return steps
+
+    def prune(self, lineage: int, newest: int) -> None:
+        models = self._disk.models
+        for key in [key for key in models if key[0] == lineage and not newest - self._keep < key[1] <= newest]:
+            del models[key]
