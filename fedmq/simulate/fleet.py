@@ -20,12 +20,12 @@ from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.run import Score
 from fedmq_coordinator.service import Coordinator
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
+from fedmq_edge_node import work
 from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import GatewayState, Memory
 from fedmq_edge_node.runtimes import Engine
 from fedmq_edge_node.samples import Samples
 from fedmq_edge_node.service import Gateway
-from fedmq_edge_node.work import sent_by
 from fedmq_protocol.session import Session
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 from numpy.typing import NDArray
@@ -219,10 +219,12 @@ class _Memory(Memory):
     def __init__(self, path: Path, disk: Disk, doings: Doings) -> None:
         super().__init__(path, connect=disk.connect)
         self._doings = doings
+        disk.owner_tells = True
 
     def save(self, state: GatewayState) -> None:
         super().save(state)
         self._doings.saved(state)
+        self._doings.point("after commit")
 
 
 def make_gateway(
@@ -311,4 +313,4 @@ def sent_in(state: GatewayState) -> NDArray[np.float32]:
     """What the coordinator adds to its sum for the pending update, `(P,) float32`."""
     assert state.pending is not None
     assert state.task is not None
-    return sent_by(state.pending, state.task)
+    return work.sent_by(state.pending, state.task)

@@ -179,23 +179,25 @@ class Checker:
         sent = books.sent[number]
         now = state.residual.astype(np.float64) - gained
         coordinators = self._accepted.get((name, number))
-        if np.abs(now - (residual - sent)).max() <= TOLERANCE and (coordinators is not None or sent.any()):
-            if coordinators is None:
-                raise Violation(
-                    "law", f"{name} takes its update {number} of round {pending.round_id} for accepted, and it is not"
-                )
+        # More than one may fit: a dense update that is refused leaves nothing, as one that is taken does.
+        fits = {
+            "accepted": np.abs(now - (residual - sent)).max() <= TOLERANCE,
+            "put back": np.abs(now - residual).max() <= TOLERANCE,
+            "discarded": np.abs(now).max() <= TOLERANCE,
+        }
+        taken = coordinators is not None
+        verdict = next((v for v in fits if fits[v] and taken == (v == "accepted")), None)
+        if verdict == "accepted":
             return replace(account, taken=account.taken + sent, settled=(*account.settled, (number, True)))
-        if np.abs(now - residual).max() <= TOLERANCE:
-            if coordinators is not None:
-                raise Violation(
-                    "law", f"{name} puts back its update {number} of round {pending.round_id}, which counts already"
-                )
-            return replace(account, settled=(*account.settled, (number, False)))
-        if np.abs(now).max() <= TOLERANCE:
-            if coordinators is not None:
-                raise Violation("law", f"{name} discards its update {number} of round {pending.round_id}: it counts")
-            return replace(
-                account, discarded=account.discarded + residual, settled=(*account.settled, (number, False))
+        if verdict is not None:
+            discarded = account.discarded + residual if verdict == "discarded" else account.discarded
+            return replace(account, discarded=discarded, settled=(*account.settled, (number, False)))
+        wrong = next((v for v in fits if fits[v]), None)
+        if wrong is not None:
+            raise Violation(
+                "law",
+                f"{name} takes its update {number} of round {pending.round_id} for {wrong}; the coordinator has "
+                f"{'accepted' if taken else 'not accepted'} it",
             )
         raise Violation("law", f"{name}: no verdict on update {number} leads to the residual that it has")
 

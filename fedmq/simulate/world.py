@@ -40,6 +40,7 @@ from fedmq.simulate.fleet import Doings, DrawnEngine, DrawnSource, Source, Timed
 from fedmq.simulate.invariants import Checker, Violation
 from fedmq.simulate.network import Link, LinkedSession, Mishap, Noise, Shape
 from fedmq.simulate.scheduler import Scheduler, Trace
+from fedmq.simulate.sharing import shared
 
 __all__ = ["Outcome", "Scenario", "Unit", "World"]
 
@@ -48,6 +49,9 @@ START = 1_700_000_000.0
 
 CALM_SECONDS = 6 * 3600.0
 """Of virtual time, after the last fault, within which everything must come to rest."""
+
+LOW = Vitals(battery_pct=5.0, on_mains=False)
+CHARGED = Vitals(battery_pct=90.0, on_mains=False)
 
 MOST_EVENTS = 1_000_000
 """In ten minutes of virtual time: more is a loop that never waits."""
@@ -299,6 +303,11 @@ class Node:
         """Seconds until something is due, by the scheduler's clock."""
         raise NotImplementedError
 
+    @property
+    def is_idle(self) -> bool:
+        """Connected, with nothing to do."""
+        return self.alive and not self.inbox and self.session is not None and self.session.connected
+
     def look_ahead(self) -> None:
         wait = self.wait()
         if wait == math.inf:
@@ -349,7 +358,7 @@ class GatewayNode(Node):
     def vitals(self) -> Vitals:
         now = self.sends_at()
         low = now < self.low_until or (self.unit.battery_low is not None and self.unit.battery_low(now))
-        return Vitals(battery_pct=5.0 if low else 90.0, on_mains=False)
+        return LOW if low else CHARGED
 
     def point(self, name: str) -> None:
         if name == "training" and self.unit.leaves and self.rng.random() < self.unit.leaves:
@@ -490,10 +499,11 @@ class World:
     def run(self) -> Outcome:
         violation = None
         try:
-            self._start()
-            self._disturb()
-            self._calm_down()
-            self._part()
+            with shared():
+                self._start()
+                self._run_until(self.scenario.faults_end)
+                self._calm_down()
+                self._part()
         except Violation as found:
             violation = found
             self.trace.note(self.scheduler.now, "violation:", found.invariant, found.text.splitlines()[0])
@@ -523,9 +533,6 @@ class World:
             self.scheduler.at(node.unit.starts_at, node.begin)
         for fault in self.scenario.faults:
             self.scheduler.at(fault.at, self._meet, fault)
-
-    def _disturb(self) -> None:
-        self._run_until(self.scenario.faults_end)
 
     def _run_until(self, time: float) -> None:
         scheduler = self.scheduler
@@ -558,13 +565,13 @@ class World:
 
     def _is_quiet(self) -> bool:
         coordinator = self.coordinator
-        if not coordinator.alive or coordinator.inbox or coordinator.service is None:
+        if coordinator.service is None or not coordinator.is_idle:
             return False
         if not fleet.is_at_rest(coordinator.service):
             return False
         version = coordinator.service.version
         for node in self.gateways.values():
-            if not node.alive or node.service is None:
+            if node.service is None or not node.is_idle:
                 return False
             state = fleet.state_of(node.service)
             if state.version != version or state.pending is not None:
