@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -387,13 +388,12 @@ class Ledger:
         )
 
     def _insert(self, table: str, row: object, *, replace: bool = False) -> None:
-        names = type(row).__dataclass_fields__  # type: ignore[attr-defined]
-        values = [int(v) if isinstance(v := getattr(row, name), bool) else v for name in names]
+        names, columns, _ = _columns(type(row))
         verb = "INSERT OR REPLACE" if replace else "INSERT"
-        # Table and columns are names of this module, never data.
+        # Table and columns are names of this module, never data. SQLite takes True as 1.
         self._write(
-            f"{verb} INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(values))})",
-            values,
+            f"{verb} INTO {table} ({columns}) VALUES ({', '.join('?' * len(names))})",
+            [getattr(row, name) for name in names],
         )
 
     # -- reading -----------------------------------------------------------------------------------------------
@@ -481,6 +481,15 @@ class Ledger:
         return list(self._db.execute("SELECT channel, reason, messages, bytes FROM refused ORDER BY 1, 2"))
 
     def _select(self, kind: type[T], table: str, clause: str, values: Sequence[object] = ()) -> list[T]:
-        names = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-        rows = self._db.execute(f"SELECT {', '.join(names)} FROM {table} {clause}", values)  # noqa: S608
-        return [kind(**{n: bool(v) if n in _BOOLEANS else v for n, v in zip(names, row, strict=True)}) for row in rows]
+        names, columns, booleans = _columns(kind)
+        rows = self._db.execute(f"SELECT {columns} FROM {table} {clause}", values)  # noqa: S608
+        if not booleans:
+            return [kind(**dict(zip(names, row, strict=True))) for row in rows]
+        return [kind(**{n: bool(v) if n in booleans else v for n, v in zip(names, row, strict=True)}) for row in rows]
+
+
+@cache
+def _columns(kind: type) -> tuple[tuple[str, ...], str, frozenset[str]]:
+    """Names of a row's fields, the same as SQL, and those that are true or false."""
+    names = tuple(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+    return names, ", ".join(names), frozenset(_BOOLEANS & set(names))

@@ -243,10 +243,20 @@ class Broker:
         return {kept.client_id: kept for text in found for kept in self._by_filter[text].values()}.values()
 
     def _send_retained(self, session: BrokerSession, filters: Iterable[str]) -> None:
-        wanted = list(filters)
-        for topic, (payload, qos) in list(self.retained.items()):
-            allowed = self._allow is None or self._allow(session.client_id, topic, False)
-            if allowed and any(matches(text, topic) for text in wanted):
+        found: dict[str, None] = {}
+        for text in filters:
+            fixed = min(text.find(wild) if wild in text else len(text) for wild in "+#")
+            if fixed == len(text):
+                if text in self.retained:
+                    found[text] = None
+                continue
+            begins = text[: max(0, fixed - 1)]  # a/# is also a
+            for topic in self.retained:
+                if topic.startswith(begins) and matches(text, topic):
+                    found[topic] = None
+        for topic in found:
+            if self._allow is None or self._allow(session.client_id, topic, False):
+                payload, qos = self.retained[topic]
                 session._send_down(Message(Received(topic, payload, True), qos=qos))
 
     # -- clients -----------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from fedmq_coordinator.aggregate import staleness
 from fedmq_coordinator.service import Coordinator
-from fedmq_edge_node.memory import GatewayState
+from fedmq_edge_node.memory import GatewayState, Pending
 from fedmq_edge_node.service import Gateway
 from fedmq_protocol.messages import MessageError, Receipt, RoundPlan, Verdict, from_bytes
 from fedmq_protocol.task import Task, model_digest, short
@@ -55,7 +55,8 @@ class Violation(Exception):
 class _Account:
     """A gateway's, as of one state of its. Arrays are never altered."""
 
-    state: GatewayState
+    pending: Pending | None
+    residual: NDArray[np.float32]
     learnt: Floats
     taken: Floats
     discarded: Floats
@@ -67,6 +68,8 @@ class _Account:
 class _Books:
     """The checker's record of one gateway."""
 
+    state: GatewayState
+    disk_state: GatewayState
     account: _Account
     on_disk: _Account
     settled: dict[int, bool] = field(default_factory=dict)
@@ -113,19 +116,20 @@ class Checker:
         books = self._books.get(name)
         if books is None:
             nothing = np.zeros(self._parameters)
-            account = _Account(state=state, learnt=nothing, taken=nothing, discarded=nothing)
-            self._books[name] = _Books(account=account, on_disk=account)
+            account = _account(state, nothing, nothing, nothing)
+            self._books[name] = _Books(state=state, disk_state=state, account=account, on_disk=account)
             return
-        before = books.on_disk
+        before = books.disk_state
         same = (
-            state.counter == before.state.counter
-            and state.version == before.state.version
-            and (state.pending is None) == (before.state.pending is None)
-            and np.array_equal(state.residual, before.state.residual)
+            state.counter == before.counter
+            and state.version == before.version
+            and (state.pending is None) == (before.pending is None)
+            and np.array_equal(state.residual, before.residual)
         )
         if not same:
             raise Violation("restart", f"{name} begins with another state than the one it saved last")
-        books.account = books.on_disk = replace(before, state=state)
+        books.state = books.disk_state = state
+        books.account = books.on_disk = replace(books.on_disk, pending=state.pending, residual=state.residual)
 
     def gateway_saved(self, name: str, state: GatewayState, learnt: Callable[[], NDArray[np.float32]]) -> None:
         """This state is on disk."""
@@ -136,30 +140,32 @@ class Checker:
             del books.sent[number]
         if books.account.settled:
             books.account = replace(books.account, settled=())
-        books.on_disk = books.account
+        books.on_disk, books.disk_state = books.account, state
 
     def gateway_stepped(self, name: str, state: GatewayState, learnt: Callable[[], NDArray[np.float32]]) -> None:
         """The gateway is in this state now; `learnt` is what its last training came to."""
         books = self._books[name]
-        account = books.account
-        old = account.state
+        old = books.state
         if state is old:
             return
+        books.state = state
         if state.steps is not old.steps:
             self._check_model(name, state)
         if state.residual is old.residual and state.pending is old.pending:
-            books.account = replace(account, state=state)
             return
         if old.lineage != state.lineage:
             nothing = np.zeros(self._parameters)
-            books.account = _Account(state=state, learnt=nothing, taken=nothing, discarded=nothing)
+            books.account = _account(state, nothing, nothing, nothing)
             return
+        account = books.account
         trained = state.counter != old.counter
         residual = old.residual.astype(np.float64)
         gained = learnt().astype(np.float64) if trained else np.zeros(self._parameters)
         settled = old.pending is not None and state.pending is not old.pending
         account = self._settled(name, books, account, state, residual, gained) if settled else account
-        account = replace(account, state=state, learnt=account.learnt + gained)
+        account = replace(
+            account, pending=state.pending, residual=state.residual, learnt=account.learnt + gained
+        )
         self._check_law(name, account)
         books.account = account
         if trained:
@@ -173,7 +179,7 @@ class Checker:
         self, name: str, books: _Books, account: _Account, state: GatewayState, residual: Floats, gained: Floats
     ) -> _Account:
         """What the gateway made of its pending update, read off its residual."""
-        pending = account.state.pending
+        pending = account.pending
         assert pending is not None
         number = pending.counter
         sent = books.sent[number]
@@ -202,7 +208,7 @@ class Checker:
         raise Violation("law", f"{name}: no verdict on update {number} leads to the residual that it has")
 
     def _check_law(self, name: str, account: _Account) -> None:
-        residual = account.state.residual.astype(np.float64)
+        residual = account.residual.astype(np.float64)
         wrong = float(np.abs(account.learnt - (account.taken + residual + account.discarded)).max())
         if not wrong <= TOLERANCE * (1 + float(np.abs(account.learnt).max())):
             raise Violation(
@@ -262,7 +268,11 @@ class Checker:
                     f"{where.gateway} hears that its update {message.counter} of round {message.round_id} is accepted, "
                     "and that is not on record",
                 )
-        elif isinstance(message, RoundPlan) and message.accepted:
+        elif isinstance(message, RoundPlan):
+            if message.base != self._version:
+                self._sync(coordinator, disk)
+            if not message.accepted:
+                return
             self._read_answers(disk)
             told = {n for place, n in fleet.places_of(coordinator).items() if message.accepted >> place & 1}
             round_id = message.round_id - message.since
@@ -398,8 +408,8 @@ class Checker:
             accepted.setdefault(gateway, set()).add(counter)
         for name, books in self._books.items():
             account = books.account
-            if account.state.pending is not None:
-                raise Violation("quiet", f"update {account.state.pending.counter} of {name} is still pending")
+            if account.pending is not None:
+                raise Violation("quiet", f"update {account.pending.counter} of {name} is still pending")
             own = {number for number, taken in (books.settled | dict(account.settled)).items() if taken}
             mine = accepted.get(name, set())
             if own != mine:
@@ -431,3 +441,8 @@ class Checker:
                     "bytes", f"{name} tells of {sent} bytes up and {received} down; its link carried {up} and {down}"
                 )
 
+
+def _account(state: GatewayState, learnt: Floats, taken: Floats, discarded: Floats) -> _Account:
+    return _Account(
+        pending=state.pending, residual=state.residual, learnt=learnt, taken=taken, discarded=discarded
+    )
