@@ -240,6 +240,8 @@ class Ledger:
     ) -> None:
         """Open, or create unless `read_only`. Raises LedgerError, naming the file and what to do."""
         self.path = path
+        self._read_only = read_only
+        self._rounds: list[Round] | None = None
         if read_only and not path.is_file():
             raise LedgerError(f"no ledger at {path}: name the coordinator's state directory")
         try:
@@ -285,6 +287,7 @@ class Ledger:
             self._db.execute("COMMIT")
 
     def rollback(self) -> None:
+        self._rounds = None
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
@@ -337,17 +340,20 @@ class Ledger:
         )
 
     def open_round(self, round_: Round) -> None:
+        self._rounds = None
         self._insert("rounds", round_)
 
     def close_round(
         self, round_id: int, *, at: float, outcome: str, version: int | None, training_loss: float | None = None
     ) -> None:
+        self._rounds = None
         self._write(
             "UPDATE rounds SET closed_at = ?, outcome = ?, version = ?, training_loss = ? WHERE id = ?",
             (at, outcome, version, training_loss, round_id),
         )
 
     def set_metric(self, round_id: int, *, metric: float | None, loss: float | None, source: str) -> None:
+        self._rounds = None
         self._write(
             "UPDATE rounds SET metric = ?, loss = ?, metric_source = ? WHERE id = ?", (metric, loss, source, round_id)
         )
@@ -403,7 +409,10 @@ class Ledger:
         return self._select(Gateway, "gateways", "ORDER BY roster")
 
     def rounds(self) -> list[Round]:
-        return self._select(Round, "rounds", "ORDER BY id")
+        # Asked for several times a round, and the same ever since the last change.
+        if self._rounds is None or self._read_only:
+            self._rounds = self._select(Round, "rounds", "ORDER BY id")
+        return list(self._rounds)
 
     def last_round(self) -> Round | None:
         return next(iter(self._select(Round, "rounds", "ORDER BY id DESC LIMIT 1")), None)

@@ -159,15 +159,22 @@ class Checker:
             return
         account = books.account
         trained = state.counter != old.counter
-        residual = old.residual.astype(np.float64)
-        gained = learnt().astype(np.float64) if trained else np.zeros(self._parameters)
-        settled = old.pending is not None and state.pending is not old.pending
-        account = self._settled(name, books, account, state, residual, gained) if settled else account
-        account = replace(
-            account, pending=state.pending, residual=state.residual, learnt=account.learnt + gained
+        gained = learnt().astype(np.float64) if trained else None
+        # What the residual would be if nothing but training had changed it.
+        change = state.residual.astype(np.float64)
+        change -= account.residual
+        if gained is not None:
+            change -= gained
+        if account.pending is not None and state.pending is not account.pending:
+            account = self._settled(name, books, account, change)
+        elif not _is_zero(change):
+            raise Violation("law", f"{name} has a residual that differs by {_size(change)} from what it learnt")
+        books.account = replace(
+            account,
+            pending=state.pending,
+            residual=state.residual,
+            learnt=account.learnt if gained is None else account.learnt + gained,
         )
-        self._check_law(name, account)
-        books.account = account
         if trained:
             assert state.pending is not None
             sent = fleet.sent_in(state).astype(np.float64)
@@ -175,45 +182,32 @@ class Checker:
             digest = short(refer(state.pending.payload, 256).digest)
             books.whole[digest] = np.rint(sent * 2.0**24).astype(np.int64)
 
-    def _settled(
-        self, name: str, books: _Books, account: _Account, state: GatewayState, residual: Floats, gained: Floats
-    ) -> _Account:
-        """What the gateway made of its pending update, read off its residual."""
+    def _settled(self, name: str, books: _Books, account: _Account, change: Floats) -> _Account:
+        """What the gateway made of its pending update, read off how its residual changed. `change` is used up."""
         pending = account.pending
         assert pending is not None
         number = pending.counter
         sent = books.sent[number]
-        now = state.residual.astype(np.float64) - gained
-        coordinators = self._accepted.get((name, number))
         # More than one may fit: a dense update that is refused leaves nothing, as one that is taken does.
-        fits = {
-            "accepted": np.abs(now - (residual - sent)).max() <= TOLERANCE,
-            "put back": np.abs(now - residual).max() <= TOLERANCE,
-            "discarded": np.abs(now).max() <= TOLERANCE,
-        }
-        taken = coordinators is not None
-        verdict = next((v for v in fits if fits[v] and taken == (v == "accepted")), None)
-        if verdict == "accepted":
-            return replace(account, taken=account.taken + sent, settled=(*account.settled, (number, True)))
-        if verdict is not None:
-            discarded = account.discarded + residual if verdict == "discarded" else account.discarded
-            return replace(account, discarded=discarded, settled=(*account.settled, (number, False)))
-        wrong = next((v for v in fits if fits[v]), None)
-        if wrong is not None:
+        if (name, number) in self._accepted:
+            change += sent
+            if _is_zero(change):
+                return replace(account, taken=account.taken + sent, settled=(*account.settled, (number, True)))
             raise Violation(
                 "law",
-                f"{name} takes its update {number} of round {pending.round_id} for {wrong}; the coordinator has "
-                f"{'accepted' if taken else 'not accepted'} it",
+                f"{name} does not subtract its update {number} of round {pending.round_id}, which is accepted: "
+                f"its residual is {_size(change)} off",
             )
-        raise Violation("law", f"{name}: no verdict on update {number} leads to the residual that it has")
-
-    def _check_law(self, name: str, account: _Account) -> None:
-        residual = account.residual.astype(np.float64)
-        wrong = float(np.abs(account.learnt - (account.taken + residual + account.discarded)).max())
-        if not wrong <= TOLERANCE * (1 + float(np.abs(account.learnt).max())):
-            raise Violation(
-                "law", f"{name}: learnt differs by {wrong:.3g} from taken + pending + residual + discarded"
-            )
+        settled = (*account.settled, (number, False))
+        if _is_zero(change):
+            return replace(account, settled=settled)
+        if _is_zero(change + account.residual):
+            return replace(account, discarded=account.discarded + account.residual, settled=settled)
+        raise Violation(
+            "law",
+            f"{name} neither puts back nor discards its update {number} of round {pending.round_id}, which is not "
+            f"accepted: its residual is {_size(change)} off",
+        )
 
     def _check_model(self, name: str, state: GatewayState) -> None:
         known = self._arrays.get(id(state.steps))
@@ -408,6 +402,9 @@ class Checker:
             accepted.setdefault(gateway, set()).add(counter)
         for name, books in self._books.items():
             account = books.account
+            whole = account.taken + account.residual + account.discarded
+            if not _is_zero((account.learnt - whole) / (1 + np.abs(account.learnt))):
+                raise Violation("law", f"{name} has learnt {_size(account.learnt - whole)} more than can be found")
             if account.pending is not None:
                 raise Violation("quiet", f"update {account.pending.counter} of {name} is still pending")
             own = {number for number, taken in (books.settled | dict(account.settled)).items() if taken}
@@ -446,3 +443,12 @@ def _account(state: GatewayState, learnt: Floats, taken: Floats, discarded: Floa
     return _Account(
         pending=state.pending, residual=state.residual, learnt=learnt, taken=taken, discarded=discarded
     )
+
+
+def _is_zero(values: Floats) -> bool:
+    """To float32 rounding. Also false for what is not a number."""
+    return bool(values.max() <= TOLERANCE and values.min() >= -TOLERANCE)
+
+
+def _size(values: Floats) -> str:
+    return f"{float(np.abs(values).max()):.3g}"
