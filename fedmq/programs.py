@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fedmq_edge_node.settings import GatewaySettings
     from numpy.typing import NDArray
 
-__all__ = ["build_coordinator", "build_gateway", "ledger_path", "load_task", "open_ledger", "run_broker"]
+__all__ = ["METRIC_NAMES", "build_coordinator", "build_gateway", "evaluator", "ledger_path", "load_task", "open_ledger", "run_broker"]
 
 
 def connection_of(settings: ConnectionSettings, client_id: str) -> Connection:
@@ -104,7 +104,7 @@ def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = Fals
     )
     evaluate, metric_name = None, METRIC_NAMES["macro_f1" if task.classes else "r2"]
     if settings.test_data is not None:
-        evaluate, metric_name = _evaluator(task, settings.test_data)
+        evaluate, metric_name = evaluator(task, settings.test_data)
     return Coordinator(
         federation=settings.connection.federation,
         task=task,
@@ -123,7 +123,7 @@ METRIC_NAMES = {"macro_f1": "macro-F1", "auc": "AUC", "r2": "R2"}
 """As people read them. Without a test set an autoencoder's is R2: gateways know too few faults for an AUC."""
 
 
-def _evaluator(task: Task, directory: Path) -> tuple[Callable[[NDArray[np.float32], bytes | None], Score], str]:
+def evaluator(task: Task, directory: Path) -> tuple[Callable[[NDArray[np.float32], bytes | None], Score], str]:
     """Scores a model on a folder of recordings, cut into windows once; and the name of the metric."""
     from fedmq_coordinator.run import Score
     from fedmq_edge_node.runtimes import NumpyEngine

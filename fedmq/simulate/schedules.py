@@ -16,9 +16,9 @@ from fedmq.simulate.world import Scenario, Unit
 __all__ = ["scenario_of"]
 
 
-def scenario_of(seed: int, number: int, *, gateways: int, rounds: int, profile: str) -> Scenario:
-    """Schedule `number` of a seed."""
-    name = f"{seed}:{number}"
+def scenario_of(seed: int, *, gateways: int, rounds: int, profile: str) -> Scenario:
+    """The schedule of a seed."""
+    name = str(seed)
     rng = Random(f"{name}/scenario")  # noqa: S311 - a simulation's
     sparse = Codec(bits=1, density=rng.choice((0.2, 0.4)), gain=rng.choice((1.0, 1.5)), most=0.5)
     dense = Codec(bits=32, density=1.0)
