@@ -286,7 +286,9 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     faults.add_argument("--digests", action="store_true", help="print the digest of every schedule's trace")
     size = simulate.add_argument_group("sizing a fleet (without faults)")
-    size.add_argument("--link", metavar="RATE,LATENCY,LOSS", help="of every gateway, such as 2kB/s,300ms,5%% of segments")
+    size.add_argument(
+        "--link", metavar="RATE,LATENCY,LOSS", help="of every gateway, such as 2kB/s,300ms,5%% of segments"
+    )
     size.add_argument("--speeds", default="1:1", metavar="SLOW:FAST", help="of gateways, as factors (default: 1:1)")
     size.add_argument(
         "--window-seconds",
@@ -311,9 +313,7 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     size.add_argument("--windows", type=_positive, default=100, metavar="N", help="of each gateway (default: 100)")
     size.add_argument("--fraction", type=float, metavar="SHARE", help="short for --set rounds.fraction=SHARE")
-    size.add_argument(
-        "--closing-seconds", type=float, metavar="S", help="short for --set rounds.closing_seconds=S"
-    )
+    size.add_argument("--closing-seconds", type=float, metavar="S", help="short for --set rounds.closing_seconds=S")
     _add_settings(size, "coordinator.toml; rounds, task and limits are used")
     data = simulate.add_argument_group("real recordings (without faults)")
     data.add_argument("--data", metavar="sim|cwru:DIR|gearbox:DIR|digits|DIR", help="as for `fedmq demo`")

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from fedmq_edge_node.settings import GatewaySettings
     from numpy.typing import NDArray
 
-__all__ = ["METRIC_NAMES", "build_coordinator", "build_gateway", "evaluator", "ledger_path", "load_task", "open_ledger", "run_broker"]
+__all__ = [
+    "METRIC_NAMES",
+    "build_coordinator",
+    "build_gateway",
+    "evaluator",
+    "ledger_path",
+    "load_task",
+    "open_ledger",
+    "run_broker",
+]
 
 
 def connection_of(settings: ConnectionSettings, client_id: str) -> Connection:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["Answer", "CatchUp", "Gateway", "Ledger", "LedgerError", "Round", "Version", "Wire"]
 
@@ -498,7 +498,7 @@ class Ledger:
 
 
 @cache
-def _columns(kind: type) -> tuple[tuple[str, ...], str, frozenset[str]]:
+def _columns(kind: Any) -> tuple[tuple[str, ...], str, frozenset[str]]:
     """Names of a row's fields, the same as SQL, and those that are true or false."""
-    names = tuple(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+    names = tuple(kind.__dataclass_fields__)
     return names, ", ".join(names), frozenset(_BOOLEANS & set(names))

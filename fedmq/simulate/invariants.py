@@ -296,9 +296,7 @@ class Checker:
                 )
             if gateway in self._by_round.setdefault(round_id, set()):
                 raise Violation("once", f"two updates of {gateway} count in round {round_id}")
-            if books is not None and (
-                books.settled.get(counter) is False or (counter, False) in books.account.settled
-            ):
+            if books is not None and (books.settled.get(counter) is False or (counter, False) in books.account.settled):
                 raise Violation("law", f"update {counter} of {gateway} counts, which it has put back")
             self._by_round[round_id].add(gateway)
             accepted = _Accepted(
@@ -440,9 +438,7 @@ class Checker:
 
 
 def _account(state: GatewayState, learnt: Floats, taken: Floats, discarded: Floats) -> _Account:
-    return _Account(
-        pending=state.pending, residual=state.residual, learnt=learnt, taken=taken, discarded=discarded
-    )
+    return _Account(pending=state.pending, residual=state.residual, learnt=learnt, taken=taken, discarded=discarded)
 
 
 def _is_zero(values: Floats) -> bool:

@@ -105,7 +105,7 @@ class Link:
         self.down = Way("down")
         self._rng = rng
         # Of their own, so that a story with one mishap less takes as long.
-        self._mishap_rng = Random(rng.getrandbits(64))  # noqa: S311 - a simulation's
+        self._mishap_rng = Random(rng.getrandbits(64))
         self._mishaps = mishaps
 
     def carry(self, way: Way, at: float, size: int) -> float:

@@ -266,7 +266,7 @@ def _scenario(arguments: argparse.Namespace, data: _Recordings | None) -> Scenar
     task = data.task if data is not None else _drawn_task(settings, arguments.parameters, rounds)
     shut = sizing.battery_pattern(arguments.battery, arguments.seed)
     shape = sizing.link_shape(arguments.link) if arguments.link else Shape()
-    rng = Random(f"{arguments.seed}/fleet")  # noqa: S311 - a simulation's
+    rng = Random(f"{arguments.seed}/fleet")
     slowest, fastest = sizing.speeds(arguments.speeds)
     stragglers = set(rng.sample(names, round(arguments.stragglers * len(names))))
     units = []

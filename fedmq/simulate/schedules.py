@@ -19,7 +19,7 @@ __all__ = ["scenario_of"]
 def scenario_of(seed: int, *, gateways: int, rounds: int, profile: str) -> Scenario:
     """The schedule of a seed."""
     name = str(seed)
-    rng = Random(f"{name}/scenario")  # noqa: S311 - a simulation's
+    rng = Random(f"{name}/scenario")
     sparse = Codec(bits=1, density=rng.choice((0.2, 0.4)), gain=rng.choice((1.0, 1.5)), most=0.5)
     dense = Codec(bits=32, density=1.0)
     coded = rng.choice((sparse, dense, dense, dense, Codec(bits=8, density=1.0)))

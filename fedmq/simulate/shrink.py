@@ -140,9 +140,7 @@ def _without_gateways(scenario: Scenario, search: _Search) -> Scenario:
             mishaps=None if mishaps is None else tuple(mishap for mishap in mishaps if mishap.link not in gone),
         )
 
-    units = search.fewest(
-        scenario.units, lambda units: bool(units) and search.try_(with_units(units)) is not None
-    )
+    units = search.fewest(scenario.units, lambda units: bool(units) and search.try_(with_units(units)) is not None)
     return with_units(units) if len(units) < len(scenario.units) else scenario
 
 
@@ -151,9 +149,7 @@ def _without_faults(scenario: Scenario, search: _Search) -> Scenario:
         return replace(
             scenario,
             faults=tuple(item for item in items if isinstance(item, Fault)),
-            mishaps=None
-            if scenario.mishaps is None
-            else tuple(item for item in items if isinstance(item, Mishap)),
+            mishaps=None if scenario.mishaps is None else tuple(item for item in items if isinstance(item, Mishap)),
         )
 
     items: list[Fault | Mishap] = [*scenario.faults, *(scenario.mishaps or ())]
@@ -217,7 +213,9 @@ def _said(topic: str, payload: bytes) -> str:
             text = f"{message.kind.name.lower()} to version {message.number}"
         case Birth():
             held = message.held[0] if message.held else None
-            text = "born, with nothing" if held is None else f"born, with version {held.version}, counter {held.counter}"
+            text = (
+                "born, with nothing" if held is None else f"born, with version {held.version}, counter {held.counter}"
+            )
         case Leave():
             text = "leaves" if message.clean else "is gone (last will)"
         case Welcome():

@@ -508,14 +508,13 @@ class World:
             violation = found
             self.trace.note(self.scheduler.now, "violation:", found.invariant, found.text.splitlines()[0])
         happened = [mishap for node in self._nodes() for mishap in node.link.happened]
-        outcome = Outcome(
+        return Outcome(
             events=self.trace.events,
             seconds=self.scheduler.now,
             digest=self.trace.digest,
             violation=violation,
             mishaps=tuple(sorted(happened)),
         )
-        return outcome
 
     def close(self) -> None:
         """Give back what the disks hold."""

@@ -11,6 +11,7 @@ which is drawn from the task's seed and therefore never sent.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -119,7 +120,7 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
 
 @lru_cache(maxsize=64)
 def _parameters(sizes: tuple[int, ...]) -> int:
-    return sum((i + 1) * o for i, o in zip(sizes, sizes[1:], strict=False))
+    return sum((i + 1) * o for i, o in itertools.pairwise(sizes))
 
 
 class Windowing(Wire, frozen=True, kw_only=True):
