@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser, example: str) -> None:
+def _add_settings(parser: argparse._ActionsContainer, example: str) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"settings in TOML, such as {example}")
     parser.add_argument(
         "--set",
@@ -241,9 +241,9 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 _SIMULATE = """\
 Runs the real coordinator and real gateways in one process and in virtual time; network, broker, disks, clocks and
-training times are made up from the seed. With --faults, each schedule (its seed is --seed plus its number) draws its own
-fleet and its own faults, and every promise of docs/simulation.md is checked after every step: what breaks one is told
-as the shortest story that still does. Without, it shows what a fleet would need: rounds, bytes, time.
+training times are made up from the seed. With --faults, each schedule (its seed is --seed plus its number) draws its
+own fleet and faults, and every promise of docs/simulation.md is checked after every step: what breaks one is told as
+the shortest story that still does. Without, it shows what a fleet would need: rounds, bytes, time.
 """
 
 _SIMULATE_EPILOG = """\

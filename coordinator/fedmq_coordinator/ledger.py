@@ -394,7 +394,7 @@ class Ledger:
         )
 
     def _insert(self, table: str, row: object, *, replace: bool = False) -> None:
-        names, columns, _ = _columns(type(row))
+        names, columns, _ = _columns(type(row))  # type: ignore[arg-type]  # a type is hashable
         verb = "INSERT OR REPLACE" if replace else "INSERT"
         # Table and columns are names of this module, never data. SQLite takes True as 1.
         self._write(
@@ -490,7 +490,7 @@ class Ledger:
         return list(self._db.execute("SELECT channel, reason, messages, bytes FROM refused ORDER BY 1, 2"))
 
     def _select(self, kind: type[T], table: str, clause: str, values: Sequence[object] = ()) -> list[T]:
-        names, columns, booleans = _columns(kind)
+        names, columns, booleans = _columns(kind)  # type: ignore[arg-type]  # a type is hashable
         rows = self._db.execute(f"SELECT {columns} FROM {table} {clause}", values)  # noqa: S608
         if not booleans:
             return [kind(**dict(zip(names, row, strict=True))) for row in rows]

@@ -3,7 +3,7 @@
 Owns how long a packet takes, and what becomes of what was under way when a connection ended. Refuses to know what a
 message says. The rules are those of MQTT over TCP, seen from outside:
 
-- within a connection, and while nothing disturbs it, messages arrive in order; a lost TCP segment costs time, no message;
+- within a connection that nothing disturbs messages arrive in order; a lost TCP segment costs time, and no message;
 - what was under way at QoS 0 when a connection ended is gone; at QoS 1 it is sent again over the next connection, if
   the broker has kept the session, and then it may come a second time;
 - a disturbed link does worse than MQTT allows within a connection, as bridges, proxies and full queues do: it loses

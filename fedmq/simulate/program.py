@@ -212,9 +212,7 @@ def _settings(arguments: argparse.Namespace, gateways: int) -> CoordinatorSettin
     overrides = ["state_dir=.", *(["task.name=simulated"] if arguments.config is None else [])]
     if arguments.config is None:
         overrides += ["task.classes=a,b,c,d", f"rounds.min_gateways={max(1, gateways // 2)}"]
-        overrides += ["rounds.resume_on_new_data=false"]
-        if arguments.data is not None:
-            overrides.append(f"rounds.first_gateways={gateways}")
+        overrides += [f"rounds.first_gateways={gateways}", "rounds.resume_on_new_data=false"]
     for key in ("fraction", "closing_seconds"):
         value = getattr(arguments, key)
         if value is not None:

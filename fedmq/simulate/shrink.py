@@ -1,7 +1,7 @@
 """From a schedule that broke a promise to the shortest story of it, told in lines that a person can read.
 
-First what happened by chance is written down, message by message; then faults, mishaps, gateways and rounds are left out
-for as long as the same promise is still broken (delta debugging: Zeller, Hildebrandt 2002, IEEE TSE 28(2)).
+First what happened by chance is written down, message by message; then faults, mishaps, gateways and rounds are left
+out for as long as the same promise is still broken (delta debugging: Zeller, Hildebrandt 2002, IEEE TSE 28(2)).
 """
 
 from __future__ import annotations

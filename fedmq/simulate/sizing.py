@@ -22,7 +22,7 @@ LATE_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Sizing:
-    """Figures of one run. Bytes are those of MQTT on the gateways' links, down to the socket; TCP and TLS come on top."""
+    """Figures of one run. Bytes are those of MQTT on the gateways' links; TCP, IP and TLS come on top."""
 
     gateways: int
     parameters: int
