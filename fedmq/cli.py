@@ -29,6 +29,7 @@ examples:
   fedmq gateway --config gateway.toml              trains on its own recordings when its gates allow
   fedmq report --state /var/lib/fedmq --html savings.html
   fedmq bench codec --quick                        bytes and time of the codec beside its rivals
+  fedmq simulate --faults all --schedules 100      a federation in virtual time, and everything that can go wrong
 """
 
 

@@ -415,6 +415,8 @@ class Ledger:
         return list(self._rounds)
 
     def last_round(self) -> Round | None:
+        if self._rounds and not self._read_only:
+            return self._rounds[-1]
         return next(iter(self._select(Round, "rounds", "ORDER BY id DESC LIMIT 1")), None)
 
     def round(self, round_id: int) -> Round | None:

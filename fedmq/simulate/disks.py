@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from fedmq_coordinator.models import ModelError, ModelStore
+from fedmq_edge_node.memory import StateError
 from fedmq_protocol.task import model_digest
 from numpy.typing import NDArray
 
@@ -68,6 +69,10 @@ class Disk:
             )
             self.connection.disk = self
         return self.connection
+
+    def explains(self, error: Exception) -> bool:
+        """Whether a process may end with this error because the disk is full."""
+        return self.full and isinstance(error, sqlite3.OperationalError | StateError | OSError)
 
     def crash(self) -> None:
         """What was not committed is gone."""

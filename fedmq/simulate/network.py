@@ -104,8 +104,9 @@ class Link:
         self.up = Way("up")
         self.down = Way("down")
         self._rng = rng
-        # Of their own, so that a story with one mishap less takes as long.
-        self._mishap_rng = Random(rng.getrandbits(64))
+        # Of their own, so that a story with one mishap less takes as long; made where it is needed.
+        self._mishap_seed = rng.getrandbits(64)
+        self._mishap_rng: Random | None = None
         self._mishaps = mishaps
 
     def carry(self, way: Way, at: float, size: int) -> float:
@@ -144,6 +145,8 @@ class Link:
         noise = self.noise
         if noise is None:
             return None
+        if self._mishap_rng is None:
+            self._mishap_rng = Random(self._mishap_seed)
         drawn = self._mishap_rng.random()
         for kind, share in (
             ("lose", noise.lose),
@@ -259,7 +262,7 @@ class LinkedSession(BrokerSession):
         if not self.dead:
             if self.connected:
                 self.connected = False
-                self._trace.note(self._scheduler.now, "disconnected", self.client_id)
+                self._trace.event(self._scheduler.now, "disconnected", self.client_id)
                 self._deliver(Disconnected(reason, retry_in_seconds))
             self._retry()
         return self._taken_back()
@@ -297,7 +300,7 @@ class LinkedSession(BrokerSession):
         epoch, reason = what
         if self.dead or epoch != self._epoch:
             return
-        self._trace.note(self._scheduler.now, "no connection:", self.client_id, reason)
+        self._trace.event(self._scheduler.now, "no connection:", self.client_id, reason)
         self._deliver(ConnectFailed(reason, 1.0))
         self._retry()
 
@@ -327,7 +330,7 @@ class LinkedSession(BrokerSession):
         self.connected = True
         self._attempts = 0
         self._aliases = TopicAliases(MOSQUITTO_ALIASES)
-        self._trace.note(now, "connected", self.client_id)
+        self._trace.event(now, "connected", self.client_id)
         if self.filters:
             self._send_subscribe(list(self.filters))
         self._forget_acknowledged(now)

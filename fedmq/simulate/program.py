@@ -246,9 +246,6 @@ def _open_data(arguments: argparse.Namespace, folder: Path) -> _Recordings:
         seed=arguments.seed,
     )
     task = task_of(made, rounds, held_out_reports=found.test is None)
-    staleness = getattr(rounds, "staleness", None)
-    if staleness is not None:
-        task = replace(task, staleness=staleness)
     folders = lay_out(found, folder / "plant")
     evaluate, metric_name = None, METRIC_NAMES["macro_f1" if task.classes else "r2"]
     if found.test is not None:

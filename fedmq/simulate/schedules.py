@@ -16,6 +16,9 @@ from fedmq.simulate.world import Scenario, Unit
 __all__ = ["scenario_of"]
 
 
+_FRACTIONS = {False: (1.0, 0.5, 0.3), True: (1.0, 0.3, 0.1, 0.1)}
+
+
 def scenario_of(seed: int, *, gateways: int, rounds: int, profile: str) -> Scenario:
     """The schedule of a seed."""
     name = str(seed)
@@ -39,7 +42,7 @@ def scenario_of(seed: int, *, gateways: int, rounds: int, profile: str) -> Scena
         max_rounds=rounds,
         min_gateways=max(1, gateways // 2),
         # Few speak, all listen; in a small fleet all may.
-        fraction=rng.choice((1.0, 0.5, 0.3) if gateways < 10 else (1.0, 0.3, 0.1, 0.1)),
+        fraction=rng.choice(_FRACTIONS[gateways >= 10] + (0.05, 0.05) * (gateways >= 60)),
         quorum_share=rng.choice((0.3, 0.5, 0.8)),
         closing_seconds=closing,
         close_when_all_answered=rng.random() < 0.7,

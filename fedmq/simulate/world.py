@@ -12,7 +12,6 @@ of one part does not change with what another one draws.
 from __future__ import annotations
 
 import math
-import sqlite3
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from fedmq_coordinator.run import Score
 from fedmq_coordinator.service import Coordinator
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
 from fedmq_edge_node.gates import Vitals
-from fedmq_edge_node.memory import GatewayState, StateError
+from fedmq_edge_node.memory import GatewayState
 from fedmq_edge_node.runtimes import Engine
 from fedmq_edge_node.service import Gateway, will
 from fedmq_protocol.session import Event, Will
@@ -240,7 +239,7 @@ class Node:
         except Violation:
             raise
         except Exception as error:
-            if not (self.disk.full and isinstance(error, sqlite3.OperationalError | StateError | OSError)):
+            if not self.disk.explains(error):
                 text = f"{self.name} ends: {type(error).__name__}: {error}\n{_innermost(error)}"
                 raise Violation("error", text) from error
             world.trace.event(world.scheduler.now, "ends: disk full", self.name)
@@ -347,7 +346,7 @@ class GatewayNode(Node):
         self._carried = (0, 0)
         self._offset = 0.0
         self.source: Source = (
-            DrawnSource(scenario.task, unit.windows, world.random("source", unit.name))
+            DrawnSource(scenario.task, unit.windows)
             if scenario.sources is None
             else scenario.sources(unit, scenario.task)
         )

@@ -63,6 +63,7 @@ def test_keeping_the_trace_changes_nothing() -> None:
     kept = World(scenario, keep_trace=True)
     assert kept.run().digest == play(scenario).digest
     assert kept.trace.lines
+    kept.close()
 
 
 def test_mishaps_that_were_drawn_happen_again_when_they_are_read_from_a_list() -> None:
@@ -114,5 +115,6 @@ def test_a_mishap_that_is_told_meets_that_message_and_no_other() -> None:
         keep_trace=True,
     )
     assert world.run().violation is None
+    world.close()
     doubled = [line for line in world.trace.lines if line.what == "doubled"]
     assert [line.who for line in doubled] == ["g1"]
