@@ -15,7 +15,6 @@ happened by chance can be told again, one mishap less, to find the shortest stor
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
@@ -203,7 +202,6 @@ class LinkedSession(BrokerSession):
         self._up: dict[int, _Up] = {}
         """Of QoS 1, not acknowledged."""
         self._down: dict[int, Message] = {}
-        self._acknowledged: deque[tuple[float, int]] = deque()
 
     # -- the session's own side --------------------------------------------------------------------------------
 
@@ -333,7 +331,6 @@ class LinkedSession(BrokerSession):
         self._trace.event(now, "connected", self.client_id)
         if self.filters:
             self._send_subscribe(list(self.filters))
-        self._forget_acknowledged(now)
         again, self._up = self._up, {}
         if present:
             for _, _, topic, payload, qos, retain, expiry, _ in again.values():
@@ -397,18 +394,36 @@ class LinkedSession(BrokerSession):
             return
         self._trace.event(now, "to broker", self.client_id, topic, payload)
         if qos:
-            # The acknowledgement is on its way back: until it is there, the end of the connection doubles the message.
-            link.down.arrived += 4
-            self.bytes_received += 4
-            self._forget_acknowledged(now)
-            self._acknowledged.append((now + link.shape.latency, number))
+            # Until the acknowledgement is back, the end of the connection doubles the message.
+            self._scheduler.at(link.carry(link.down, now, 4), self._acknowledged_here, (epoch, number))
         if not self.broker.publish(self.client_id, topic, payload, retain, qos, expiry) and qos and not self.dead:
             self._deliver(Denied(topic, "Not authorized"))
 
-    def _forget_acknowledged(self, now: float) -> None:
-        acknowledged = self._acknowledged
-        while acknowledged and acknowledged[0][0] <= now:
-            self._up.pop(acknowledged.popleft()[1], None)
+    def _acknowledged_here(self, what: tuple[int, int]) -> None:
+        """The broker's PUBACK, at the client."""
+        epoch, number = what
+        if epoch != self._epoch or self.dead:
+            return
+        now = self._scheduler.now
+        if now < self.link.blocked_until:
+            self._scheduler.at(self.link.blocked_until + self.link.shape.latency, self._acknowledged_here, what)
+            return
+        self._trace.acknowledged(now, self.client_id)
+        self.link.down.arrived += 4
+        self.bytes_received += 4
+        self._up.pop(number, None)
+
+    def _acknowledged_there(self, what: tuple[int, int]) -> None:
+        """The client's PUBACK, at the broker."""
+        epoch, number = what
+        if epoch != self._epoch:
+            return
+        now = self._scheduler.now
+        if now < self.link.blocked_until:
+            self._scheduler.at(self.link.blocked_until + self.link.shape.latency, self._acknowledged_there, what)
+            return
+        self._trace.acknowledged(now, self.client_id)
+        self._down.pop(number, None)
 
     def _send_down(self, message: Message) -> None:
         now = self._scheduler.now
@@ -441,9 +456,8 @@ class LinkedSession(BrokerSession):
         self.bytes_received += message.size
         link.down.arrived += message.size
         if message.qos:
-            self._down.pop(number, None)
-            link.up.carried += 4
             self.bytes_sent += 4
+            self._scheduler.at(link.carry(link.up, now, 4), self._acknowledged_there, (epoch, number))
         self._deliver(received)
 
     def _fates(self, way: Way, qos: int, topic: str, payload: bytes) -> Iterator[float]:

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _schedules(arguments: argparse.Namespace) -> int:
     began, shown = time.process_time(), time.monotonic()
-    events, broken = 0, 0
+    events, acknowledgements, broken = 0, 0, 0
     for number in range(arguments.schedules):
         seed = arguments.seed + number
         scenario = scenario_of(
@@ -62,6 +62,7 @@ def _schedules(arguments: argparse.Namespace) -> int:
         outcome = world.run()
         world.close()
         events += outcome.events
+        acknowledgements += outcome.acknowledgements
         if arguments.trace is not None:
             _write_trace(world, arguments.trace, seed)
         if arguments.digests:
@@ -87,8 +88,8 @@ def _schedules(arguments: argparse.Namespace) -> int:
     _clear(arguments)
     seconds = time.process_time() - began
     print(
-        f"{arguments.schedules:,} schedules, faults {arguments.faults}: {events:,} events in {seconds:.1f} s of one "
-        f"core, {events / max(1e-9, seconds):,.0f} events a second; {broken:,} violations"
+        f"{arguments.schedules:,} schedules, faults {arguments.faults}: {events:,} events "
+        f"({acknowledgements:,} acknowledgements among them) in {seconds:.1f} s of one core, {events / max(1e-9, seconds):,.0f} events a second; {broken:,} violations"
     )
     if arguments.json is not None:
         figures = {
@@ -96,6 +97,7 @@ def _schedules(arguments: argparse.Namespace) -> int:
             "schedules": arguments.schedules,
             "faults": arguments.faults,
             "events": events,
+            "acknowledgements": acknowledgements,
             "seconds": round(seconds, 3),
             "events_per_second": round(events / max(1e-9, seconds)),
             "violations": broken,

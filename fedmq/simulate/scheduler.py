@@ -33,6 +33,8 @@ class Trace:
 
     def __init__(self, *, keep: bool = False) -> None:
         self.events = 0
+        self.acknowledgements = 0
+        """Of the events."""
         self.lines: list[Line] = []
         self._keep = keep
         self._hash = hashlib.sha256()
@@ -42,6 +44,12 @@ class Trace:
         """Something that counts as an event: see docs/simulation.md."""
         self.events += 1
         self.note(at, what, who, topic, payload)
+
+    def acknowledged(self, at: float, who: str) -> None:
+        """An acknowledgement has arrived: an event, of which no story tells."""
+        self.events += 1
+        self.acknowledgements += 1
+        self._gathered.append(f"{at!r} {who}\n")
 
     def note(self, at: float, what: str, who: str, topic: str = "", payload: bytes = b"") -> None:
         """Something that belongs to the story, and is no event."""

@@ -106,6 +106,8 @@ class Outcome:
     """What came of a schedule."""
 
     events: int
+    acknowledgements: int
+    """Of the events."""
     seconds: float
     """Of virtual time."""
     digest: str
@@ -509,6 +511,7 @@ class World:
         happened = [mishap for node in self._nodes() for mishap in node.link.happened]
         return Outcome(
             events=self.trace.events,
+            acknowledgements=self.trace.acknowledgements,
             seconds=self.scheduler.now,
             digest=self.trace.digest,
             violation=violation,
