@@ -269,7 +269,7 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--gateways", type=_positive, metavar="N", help="how many (default: 40 with faults, 10 without)"
     )
     simulate.add_argument(
-        "--rounds", type=_positive, metavar="N", help="training rounds (default: 10 with faults, 40 without)"
+        "--rounds", type=_positive, metavar="N", help="training rounds (default: 20 with faults, 40 without)"
     )
     faults = simulate.add_argument_group("faults")
     faults.add_argument(

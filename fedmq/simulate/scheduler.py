@@ -43,7 +43,11 @@ class Trace:
     def event(self, at: float, what: str, who: str, topic: str = "", payload: bytes = b"") -> None:
         """Something that counts as an event: see docs/simulation.md."""
         self.events += 1
-        self.note(at, what, who, topic, payload)
+        self._gathered.append(f"{at!r} {what} {who} {topic} {crc32(payload)}\n")
+        if len(self._gathered) >= 1024:
+            self._flush()
+        if self._keep:
+            self.lines.append(Line(at, what, who, topic, payload))
 
     def acknowledged(self, at: float, who: str) -> None:
         """An acknowledgement has arrived: an event, of which no story tells."""
@@ -55,8 +59,6 @@ class Trace:
         """Something that belongs to the story, and is no event."""
         # Not Python's own hash of the payload, which differs from process to process.
         self._gathered.append(f"{at!r} {what} {who} {topic} {crc32(payload)}\n")
-        if len(self._gathered) >= 256:
-            self._flush()
         if self._keep:
             self.lines.append(Line(at, what, who, topic, payload))
 

@@ -16,7 +16,8 @@ from fedmq.simulate.world import Scenario, Unit
 __all__ = ["scenario_of"]
 
 
-_FRACTIONS = {False: (1.0, 0.5, 0.3), True: (1.0, 0.3, 0.1, 0.1)}
+_FRACTIONS = {False: (1.0, 0.5, 0.3), True: (0.3, 0.1, 0.1, 0.05)}
+"""Of the fleet that a round asks, for fewer than ten gateways and for more: in a small fleet all speak."""
 
 
 def scenario_of(seed: int, *, gateways: int, rounds: int, profile: str) -> Scenario:
@@ -25,7 +26,7 @@ def scenario_of(seed: int, *, gateways: int, rounds: int, profile: str) -> Scena
     rng = Random(f"{name}/scenario")
     sparse = Codec(bits=1, density=rng.choice((0.2, 0.4)), gain=rng.choice((1.0, 1.5)), most=0.5)
     dense = Codec(bits=32, density=1.0)
-    coded = rng.choice((sparse, dense, dense, dense, Codec(bits=8, density=1.0)))
+    coded = rng.choice((sparse, dense, dense, dense, Codec(bits=8, density=1.0), Codec(bits=4, density=1.0)))
     task = make_task(
         sizes=rng.choice(((9, 3), (12, 3), (4, 5, 3))),
         up=coded,
@@ -41,8 +42,7 @@ def scenario_of(seed: int, *, gateways: int, rounds: int, profile: str) -> Scena
     settings = RoundSettings(
         max_rounds=rounds,
         min_gateways=max(1, gateways // 2),
-        # Few speak, all listen; in a small fleet all may.
-        fraction=rng.choice(_FRACTIONS[gateways >= 10] + (0.05, 0.05) * (gateways >= 60)),
+        fraction=rng.choice(_FRACTIONS[gateways >= 10]),
         quorum_share=rng.choice((0.3, 0.5, 0.8)),
         closing_seconds=closing,
         close_when_all_answered=rng.random() < 0.7,
