@@ -20,6 +20,7 @@ from random import Random
 
 import msgspec
 from fedmq_protocol.messages import (
+    MIN_STATISTICS_WINDOWS,
     AskChunks,
     AskModel,
     AskVerdict,
@@ -597,7 +598,9 @@ class Gateway:
             bytes_today=bytes_today,
             bytes_month=bytes_month,
             windows=windows,
-            min_windows=task.min_windows,
+            min_windows=max(task.min_windows, MIN_STATISTICS_WINDOWS)
+            if plan.kind is RoundKind.STATISTICS
+            else task.min_windows,
         )
 
     def _look_for_recordings(self) -> None:

@@ -13,7 +13,7 @@ from fedmq.simulate.faults import PROFILES, Fault, draw
 from fedmq.simulate.network import Mishap
 from fedmq.simulate.schedules import scenario_of
 from fedmq.simulate.shrink import play
-from fedmq.simulate.world import World
+from fedmq.simulate.world import Scenario, World
 
 SEEDS = range(100, 112)
 
@@ -118,3 +118,21 @@ def test_a_mishap_that_is_told_meets_that_message_and_no_other() -> None:
     world.close()
     doubled = [line for line in world.trace.lines if line.what == "doubled"]
     assert [line.who for line in doubled] == ["g1"]
+
+
+def test_a_gateway_with_too_few_windows_for_statistics_declines_instead_of_being_dropped_without_a_word() -> None:
+    scenario = next(s for s in map(_learning, range(100)) if s.task.windowing.scaling == "learnt")
+    few = replace(scenario.units[0], windows=12)
+    # Every answer of the first round counts, or it lasts until its closing time.
+    rounds = replace(scenario.rounds, close_when_all_answered=True, quorum_share=0.1, min_gateways=3)
+    world = World(replace(scenario, units=(few, *scenario.units[1:]), rounds=rounds))
+    assert world.run().violation is None
+    told = world.coordinator.disk.rows("SELECT kind, reason FROM answers WHERE round = 1 AND gateway = ?", (few.name,))
+    dropped = world.coordinator.disk.rows("SELECT * FROM refused")
+    world.close()
+    assert [tuple(row) for row in told] == [("decline", "samples")]
+    assert dropped == []
+
+
+def _learning(seed: int) -> Scenario:
+    return scenario_of(seed, gateways=3, rounds=2, profile="none")
