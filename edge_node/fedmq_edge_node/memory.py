@@ -138,8 +138,11 @@ class Memory:
         An array or task that is the same object counts as unchanged: never alter one in place.
         """
         old = self._saved
+        if state is old:
+            return
         changed: dict[str, bytes] = {}
-        if _numbers(state) != _numbers(old):
+        counts = (state.lineage, state.version, state.counter, state.answered)
+        if counts != (old.lineage, old.version, old.counter, old.answered):
             changed["numbers"] = msgspec.msgpack.encode(_numbers(state))
         if state.task is not old.task:
             changed["task"] = msgspec.msgpack.encode(state.task)

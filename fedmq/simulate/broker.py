@@ -357,8 +357,8 @@ class BrokerSession:
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_seconds: int | None = None
     ) -> bool:
         expires = expiry_seconds is not None
-        size = publish_packet_bytes(topic, len(payload), qos=qos, mqtt5=True, expires=expires, aliased=not qos)
         allowed = self.broker.max_packet_bytes or MAX_PACKET_BYTES
+        size = publish_packet_bytes(topic, len(payload), qos=qos, mqtt5=True, expires=expires, aliased=not qos)
         if size > allowed:
             raise MessageTooLarge(f"{topic}: a packet of {size:,} bytes, at most {allowed:,} are taken: send chunks")
         if not self.connected:

@@ -25,28 +25,31 @@ class Crash(BaseException):
     """The process ends here, at once. No `except Exception` catches it, as none catches kill -9."""
 
 
+_execute = sqlite3.Connection.execute
+
+
 class _Connection(sqlite3.Connection):
     """A connection whose commits pass the disk's points. Closing it closes the process's view of it, not the file."""
 
     disk: Disk
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        if sql == "COMMIT":
-            disk = self.disk
-            disk.point("before commit")
-            if disk.full:
-                super().execute("ROLLBACK")
-                raise sqlite3.OperationalError("database or disk is full")
-            done = super().execute(sql)
-            disk.committed()
-            if not disk.owner_tells:
-                disk.point("after commit")
-            return done
-        return super().execute(sql, parameters)
+        if sql != "COMMIT":
+            return _execute(self, sql, parameters)
+        disk = self.disk
+        disk.point("before commit")
+        if disk.full:
+            _execute(self, "ROLLBACK")
+            raise sqlite3.OperationalError("database or disk is full")
+        done = _execute(self, sql)
+        disk.committed()
+        if not disk.owner_tells:
+            disk.point("after commit")
+        return done
 
     def close(self) -> None:
         if self.in_transaction:
-            super().execute("ROLLBACK")
+            _execute(self, "ROLLBACK")
 
 
 class Disk:
@@ -77,11 +80,16 @@ class Disk:
     def crash(self) -> None:
         """What was not committed is gone."""
         if self.connection is not None and self.connection.in_transaction:
-            sqlite3.Connection.execute(self.connection, "ROLLBACK")
+            _execute(self.connection, "ROLLBACK")
 
     def rows(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
         """For who looks on from outside."""
         return [] if self.connection is None else self.connection.execute(sql, values).fetchall()
+
+    @property
+    def changes(self) -> int:
+        """Rows that were changed so far: the same number, the same content."""
+        return 0 if self.connection is None else self.connection.total_changes
 
     def destroy(self) -> None:
         if self.connection is not None:

@@ -99,6 +99,7 @@ class Checker:
         self._arrays: dict[int, tuple[NDArray[np.int32], int]] = {}
         """Models that were found right, by identity."""
         self._last_row = 0
+        self._changes = -1
         self._accepted: dict[tuple[str, int], _Accepted] = {}
         """By gateway and counter."""
         self._by_round: dict[int, set[str]] = {}
@@ -278,6 +279,9 @@ class Checker:
 
     def _read_answers(self, disk: Disk) -> bool:
         """Answers that are on record since the last look; True where updates were accepted."""
+        if disk.changes == self._changes:
+            return False
+        self._changes = disk.changes
         rows = disk.rows(
             "SELECT rowid, round, gateway, counter, digest, weight, kind, verdict FROM answers WHERE rowid > ?",
             (self._last_row,),

@@ -362,7 +362,7 @@ class GatewayNode(Node):
         return LOW if low else CHARGED
 
     def point(self, name: str) -> None:
-        if name == "training" and self.unit.leaves and self.rng.random() < self.unit.leaves:
+        if self.unit.leaves and name == "training" and self.rng.random() < self.unit.leaves:
             away = self.unit.away_seconds * self.rng.uniform(0.2, 1.8)
             self.die(Fault(at=0.0, kind="crash", target=self.name, point="training", seconds=away))
         super().point(name)
