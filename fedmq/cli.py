@@ -33,6 +33,7 @@ examples:
   fedmq report --state /var/lib/fedmq --html savings.html
   fedmq task list --state /var/lib/fedmq           several tasks: how each stands; pause, promote, roll back
   fedmq bench codec --quick                        bytes and time of the codec beside its rivals
+  fedmq simulate --faults all --schedules 100      a federation in virtual time, and everything that can go wrong
 """
 
 
@@ -153,11 +154,12 @@ def _parser() -> argparse.ArgumentParser:
 
     add_task(commands)
     _add_demo(commands)
+    _add_simulate(commands)
     _add_bench(commands)
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser, example: str) -> None:
+def _add_settings(parser: argparse._ActionsContainer, example: str) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"settings in TOML, such as {example}")
     parser.add_argument(
         "--set",
@@ -268,6 +270,104 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument("--directory", type=Path, metavar="DIR", help="the run's folder (default: runs/<date and time>)")
     demo.add_argument("--no-progress", dest="progress", action="store_false", help="print only the result")
     demo.set_defaults(run=_demo)
+
+
+_SIMULATE = """\
+Runs the real coordinator and real gateways in one process and in virtual time; network, broker, disks, clocks and
+training times are made up from the seed. With --faults, each schedule (its seed is --seed plus its number) draws its
+own fleet and faults, and every promise of docs/simulation.md is checked after every step: what breaks one is told as
+the shortest story that still does. Without, it shows what a fleet would need: rounds, bytes, time.
+"""
+
+_SIMULATE_EPILOG = """\
+examples:
+  fedmq simulate --faults all --schedules 1000
+  fedmq simulate --faults all --seed 42 --trace trace.txt          one schedule again, line by line
+  fedmq simulate --gateways 500 --rounds 100 --fraction 0.1 --link 2kB/s,300ms,5% --battery night
+  fedmq simulate --data cwru:DIR --rounds 40 --speeds 1:20 --plot course.svg
+"""
+
+
+def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    simulate = commands.add_parser(
+        "simulate",
+        help="a whole federation in virtual time: what faults do to it, or what a fleet would need",
+        description=_SIMULATE,
+        epilog=_SIMULATE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    simulate.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
+    simulate.add_argument(
+        "--gateways", type=_positive, metavar="N", help="how many (default: 40 with faults, 10 without)"
+    )
+    simulate.add_argument(
+        "--rounds", type=_positive, metavar="N", help="training rounds (default: 20 with faults, 40 without)"
+    )
+    faults = simulate.add_argument_group("faults")
+    faults.add_argument(
+        "--faults",
+        choices=("none", "network", "crashes", "broker", "clocks", "slow", "disks", "all"),
+        default="none",
+        help="what goes wrong (default: none)",
+    )
+    faults.add_argument("--schedules", type=_positive, default=1, metavar="K", help="how many (default: 1)")
+    faults.add_argument(
+        "--stories", type=int, default=3, metavar="N", help="broken promises whose shortest story is told (default: 3)"
+    )
+    faults.add_argument(
+        "--shrink-runs", type=_positive, default=600, metavar="N", help="runs to find one story in (default: 600)"
+    )
+    faults.add_argument("--digests", action="store_true", help="print the digest of every schedule's trace")
+    size = simulate.add_argument_group("sizing a fleet (without faults)")
+    size.add_argument(
+        "--link", metavar="RATE,LATENCY,LOSS", help="of every gateway, such as 2kB/s,300ms,5%% of segments"
+    )
+    size.add_argument("--speeds", default="1:1", metavar="SLOW:FAST", help="of gateways, as factors (default: 1:1)")
+    size.add_argument(
+        "--window-seconds",
+        type=float,
+        default=0.002,
+        metavar="S",
+        help="training time of one window on a gateway of speed 1, for each pass over it (default: 0.002)",
+    )
+    size.add_argument(
+        "--battery",
+        default="0",
+        metavar="night|SHARE",
+        help="gates that are shut: night, all but from 22:00 to 6:00 UTC; or a share of the gateways, others each hour"
+        " (default: 0)",
+    )
+    size.add_argument("--stragglers", type=_dial, default=0.0, metavar="SHARE", help="gateways that take too long")
+    size.add_argument(
+        "--leavers", type=_dial, default=0.0, metavar="SHARE", help="trainings in which the gateway is killed"
+    )
+    size.add_argument(
+        "--parameters", type=_positive, default=1000, metavar="N", help="of the model, about (default: 1000)"
+    )
+    size.add_argument("--windows", type=_positive, default=100, metavar="N", help="of each gateway (default: 100)")
+    size.add_argument("--fraction", type=float, metavar="SHARE", help="short for --set rounds.fraction=SHARE")
+    size.add_argument("--closing-seconds", type=float, metavar="S", help="short for --set rounds.closing_seconds=S")
+    _add_settings(size, "coordinator.toml; rounds, task and limits are used")
+    data = simulate.add_argument_group("real recordings (without faults)")
+    data.add_argument("--data", metavar="sim|cwru:DIR|gearbox:DIR|digits|DIR", help="as for `fedmq demo`")
+    data.add_argument("--split", choices=("fault", "severity", "load"), default="fault", help="as for `fedmq demo`")
+    data.add_argument("--test-load", type=int, metavar="LOAD", help="as for `fedmq demo`")
+    data.add_argument("--hidden", type=_sizes, metavar="N,N,…", help="hidden units (default: 32)")
+    data.add_argument("--codec", choices=("sparse", "dense", "8bit", "4bit"), default="sparse", help="default: sparse")
+    simulate.add_argument("--trace", type=Path, metavar="FILE", help="append everything that happens, line by line")
+    simulate.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    simulate.add_argument("--plot", type=Path, metavar="FILE", help="draw metric or versions over time (.svg, .png)")
+    simulate.add_argument(
+        "--check", action=argparse.BooleanOptionalAction, default=True, help="check the promises (default: yes)"
+    )
+    simulate.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error", "critical"),
+        default="critical",
+        help="of coordinator and gateways (default: critical)",
+    )
+    simulate.add_argument("--no-progress", dest="progress", action="store_false", help="print only the result")
+    simulate.set_defaults(run=_simulate)
 
 
 _BENCH_CODEC = """\
@@ -537,6 +637,15 @@ def _demo(arguments: argparse.Namespace) -> int:
         signal.signal(number, signal.default_int_handler)
     given = {name: getattr(arguments, name) for name in DemoOptions.__dataclass_fields__}
     return run(DemoOptions(**given))
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    # One core, and small arrays: set before numpy is imported. Compiling would take longer than most simulations.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    os.environ.setdefault("FEDMQ_COMPILED", "0")
+    from fedmq.simulate.program import run
+
+    return run(arguments)
 
 
 def _bench_codec(arguments: argparse.Namespace) -> None:

@@ -31,9 +31,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "METRIC_NAMES",
     "build_coordinator",
     "build_gateway",
     "crash_point",
+    "evaluator",
     "ledger_path",
     "load_task",
     "open_ledger",
@@ -150,7 +152,7 @@ def _task_plan(max_norm: float, settings: TaskSettings, rounds: RoundSettings, t
     task = task_of(settings, rounds, max_norm=max_norm, held_out_reports=test_data is None)
     evaluate, metric_name = None, METRIC_NAMES["macro_f1" if task.classes else "r2"]
     if test_data is not None:
-        evaluate, metric_name = _evaluator(task, test_data)
+        evaluate, metric_name = evaluator(task, test_data)
     return TaskPlan(task=task, rounds=rounds, evaluate=evaluate, metric_name=metric_name)
 
 
@@ -186,7 +188,7 @@ METRIC_NAMES = {"macro_f1": "macro-F1", "auc": "AUC", "r2": "R2"}
 """As people read them. Without a test set an autoencoder's is R2: gateways know too few faults for an AUC."""
 
 
-def _evaluator(task: Task, directory: Path) -> tuple[Callable[[NDArray[np.float32], bytes | None], Score], str]:
+def evaluator(task: Task, directory: Path) -> tuple[Callable[[NDArray[np.float32], bytes | None], Score], str]:
     """Scores a model on a folder of recordings, cut into windows once; and the name of the metric."""
     from fedmq_coordinator.run import Score
     from fedmq_edge_node.runtimes import NumpyEngine

@@ -35,16 +35,16 @@ DOORS = {
     "scipy": {"fedmq/data.py"},
     "rich": {"coordinator/report_text.py", "fedmq/showing.py", "fedmq/bench/showing.py"},
     "pyroaring": {"fedmq/bench/rivals.py"},
-    "matplotlib": {"fedmq/bench/showing.py"},
+    "matplotlib": {"fedmq/bench/showing.py", "fedmq/simulate/showing.py"},
     "iotcore": {"broker_config/run.py"},
     "serial": {"firmware_bridge/port.py"},
     "onnxruntime": {"edge_node/runtimes.py"},
     "ai_edge_litert": {"edge_node/runtimes.py"},
     "tflite_runtime": {"edge_node/runtimes.py"},
-    "sqlite3": {"coordinator/ledger.py", "edge_node/memory.py"},
+    "sqlite3": {"coordinator/ledger.py", "edge_node/memory.py", "fedmq/simulate/disks.py"},
 }
-"""Each outside thing has one door. The demo measures its children's memory, which is not a gateway's vitals,
-and the codec's rivals compress for themselves."""
+"""Each outside thing has one door. The demo measures its children's memory, which is not a gateway's vitals, the
+codec's rivals compress for themselves, and a simulation has disks of its own."""
 
 CLOCKS = {
     ("time", name)

@@ -126,7 +126,7 @@ class Lineage:
         wanted, newest = self._ledger.version(lineage, number), self._ledger.last_version(lineage)
         if wanted is None or newest is None:
             raise ModelError(f"there is no version {number} in lineage {lineage} of task {self.task.name!r}")
-        if self._models.path(lineage, number).is_file():
+        if self._models.has(lineage, number):
             return self._models.load(lineage, number, wanted.digest)
         steps = self._models.load(lineage, newest.number, newest.digest)
         for version in self._ledger.versions(lineage, after=number):

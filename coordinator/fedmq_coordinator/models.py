@@ -67,6 +67,9 @@ class ModelStore:
             raise _unwritten(path, error) from error
         self.crash_point("after model file")
 
+    def has(self, lineage: int, number: int) -> bool:
+        return self.path(lineage, number).is_file()
+
     def load(self, lineage: int, number: int, digest: bytes) -> NDArray[np.int32]:
         """`(P,) int32`. Raises ModelError when the file is absent or its digest is not the ledger's."""
         path = self.path(lineage, number)

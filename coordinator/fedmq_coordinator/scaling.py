@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from fedmq_protocol.messages import MIN_STATISTICS_WINDOWS
 from numpy.typing import NDArray
 
 __all__ = ["MIN_WINDOWS", "check", "combine"]
 
-MIN_WINDOWS = 20
+MIN_WINDOWS = MIN_STATISTICS_WINDOWS
 """A gateway with fewer windows has no spread worth telling."""
 
 MAX_MAGNITUDE = 1e9

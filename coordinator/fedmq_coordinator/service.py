@@ -217,8 +217,8 @@ class Job:
         """sha256 of the model in force."""
         return self.line.digest
 
-    def wait_seconds(self, now: float) -> float:
-        wait = 1.0
+    def wait_seconds(self, now: float, most: float) -> float:
+        wait = most
         if self.run.round is not None:
             wait = min(wait, self.run.round.plan.closes_at - now)
             if self.run.receipts_at is not None:
@@ -458,11 +458,11 @@ class Coordinator:
             # What a failure has left undone is nothing that was said to anybody.
             self._ledger.close()
 
-    def wait_seconds(self, now: float) -> float:
+    def wait_seconds(self, now: float, most: float = 1.0) -> float:
         """How long nothing is due, unless an event comes; a second at most, to look whether to stop."""
         if not self._connected:
-            return 1.0
-        return max(0.0, min([1.0, *(job.wait_seconds(now) for job in self._jobs.values())]))
+            return most
+        return max(0.0, min([most, *(job.wait_seconds(now, most) for job in self._jobs.values())]))
 
     def step(self, events: Iterable[Event], now: float) -> None:
         """Handle events, then what is due; commit; speak."""

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 from fedmq_protocol.messages import (
+    MIN_STATISTICS_WINDOWS,
     AskChunks,
     AskModel,
     AskVerdict,
@@ -626,7 +627,10 @@ class Job:
             log.error("%s", error)
             return Reason.SAMPLES
         windows = 0 if self._samples is None else len(self._samples.train_x)
-        return self._host.shut_gate(windows, task.min_windows)
+        needed = task.min_windows
+        if plan.kind is RoundKind.STATISTICS:
+            needed = max(needed, MIN_STATISTICS_WINDOWS)
+        return self._host.shut_gate(windows, needed)
 
     # -- recordings --------------------------------------------------------------------------------------------
 

@@ -217,6 +217,8 @@ class Memory:
             raise ValueError("expected the state of a task, got one without")
         name = state.task.name
         old = self._saved.get(name)
+        if state is old:
+            return
         values = {key: _CODED[key](state) for key in _FRESH if old is None or _PART[key](state) is not _PART[key](old)}
         if old is not None and _numbers(state) == _numbers(old):
             values.pop("numbers", None)

@@ -210,17 +210,17 @@ class Gateway:
             self.step(event, self._monotonic())
         self.leave()
 
-    def wait_seconds(self, now: float) -> float:
+    def wait_seconds(self, now: float, most: float = 1.0) -> float:
         """How long nothing is due, unless an event comes; a second at most, to look whether to stop."""
         if not self._connected:
-            return 1.0
+            return most
         due = [] if self._born_again.at is None else [self._born_again.at]
         if self._welcomed:
             for job in self._jobs.values():
                 due.extend(job.due_at(now))
                 if job.sending:
                     due.append(now + CHUNKS_LOOK_SECONDS)
-        return min([1.0, *(max(0.0, at - now) for at in due)])
+        return min([most, *(max(0.0, at - now) for at in due)])
 
     def leave(self) -> None:
         """Publish the final totals; only this message and the DISCONNECT are not among them."""
@@ -545,6 +545,8 @@ class Gateway:
         )
 
     def count_budget(self) -> None:
+        if self._limits.daily_bytes is None and self._limits.monthly_bytes is None:
+            return  # nobody asks, and each count is a write to the disk
         total = self._session.bytes_sent + self._session.bytes_received
         local = datetime.fromtimestamp(self.coordinator_time(self._monotonic()))
         self._budget = self._budget.add(total - self._budget_counted, local)

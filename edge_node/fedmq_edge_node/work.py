@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -43,7 +44,7 @@ from fedmq_protocol.messages import (
     Verdict,
     check_of,
 )
-from fedmq_protocol.task import UPLINK_STEP, Codec, Task, initial_steps, model_digest, short, to_parameters
+from fedmq_protocol.task import UPLINK_STEP, Codec, ModelSpec, Task, initial_steps, model_digest, short, to_parameters
 from numpy.typing import NDArray
 
 from fedmq_edge_node.memory import GatewayState, InService, Pending, Tried
@@ -72,6 +73,9 @@ __all__ = [
 
 EVALUATION_SCALE = 10_000
 """Metrics and losses travel as whole 1/10,000."""
+
+KEPT_CONTEXTS = 1 << 16
+"""Parameters up to which contexts stay in memory: those that an update was coded along also decode the next delta."""
 
 LARGEST_LOSS = 1e6
 
@@ -414,7 +418,15 @@ def _contexts(task: Task, steps: NDArray[np.int32], spec: CodecSpec) -> Contexts
     """Of the version that a delta starts from; a dense delta has no use for them."""
     if spec.density == 1:
         return None
-    return Contexts.of(steps - initial_steps(task.model, task.seed, task.grid_bits), task.model.shapes)
+    displacement = steps - initial_steps(task.model, task.seed, task.grid_bits)
+    if len(displacement) > KEPT_CONTEXTS:
+        return Contexts.of(displacement, task.model.shapes)
+    return _kept_contexts(displacement.tobytes(), task.model)
+
+
+@lru_cache(maxsize=4)
+def _kept_contexts(displacement: bytes, model: ModelSpec) -> Contexts:
+    return Contexts.of(np.frombuffer(displacement, dtype=np.int32), model.shapes)
 
 
 def _delta_steps(task: Task, steps: NDArray[np.int32], level: int, delta: bytes) -> NDArray[np.int32]:

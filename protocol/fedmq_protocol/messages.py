@@ -30,6 +30,7 @@ from fedmq_protocol.task import MAX_LEVEL, MAX_PARAMETERS, Task
 from fedmq_protocol.topics import Channel, Direction, TopicSpec
 
 __all__ = [
+    "MIN_STATISTICS_WINDOWS",
     "AskChunks",
     "AskModel",
     "AskVerdict",
@@ -70,6 +71,10 @@ MAX_BLOB = 8 * MAX_PARAMETERS
 
 MAX_MISSING = 512
 """Chunks that one message asks for again; more are asked for afterwards."""
+
+
+MIN_STATISTICS_WINDOWS = 20
+"""Windows that statistics must be over to count. A gateway with fewer declines: what it sent would be dropped."""
 
 
 class MessageError(ValueError):

@@ -11,7 +11,9 @@ which is drawn from the task's seed and therefore never sent.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
+from functools import lru_cache
 from typing import Annotated, Literal
 
 import msgspec
@@ -52,6 +54,10 @@ UPLINK_STEP = 2.0**-24
 
 MAX_PARAMETERS = 50_000_000
 """No task is larger: a bound for what a message may make a process allocate (200 MB of float32)."""
+
+
+_KEPT_PARAMETERS = 1 << 17
+"""Parameters up to which a seeded start stays in memory (512 KiB) once it was drawn: every round needs it."""
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -95,7 +101,7 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
     @property
     def parameters(self) -> int:
         """Length of the flat vector."""
-        return sum((i + 1) * o for i, o in zip(self.sizes, self.sizes[1:], strict=False))
+        return _parameters(self.sizes)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -110,6 +116,11 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
             layers.append(Layer(start=start, inputs=inputs, outputs=outputs))
             start = layers[-1].stop
         return tuple(layers)
+
+
+@lru_cache(maxsize=64)
+def _parameters(sizes: tuple[int, ...]) -> int:
+    return sum((i + 1) * o for i, o in itertools.pairwise(sizes))
 
 
 class Windowing(Wire, frozen=True, kw_only=True):
@@ -252,7 +263,21 @@ def initial_steps(model: ModelSpec, seed: int, grid_bits: int) -> NDArray[np.int
 
     Drawn with our own generator and in whole numbers but for one multiplication in float64, so that every
     machine and every numpy draws the same: numpy promises no such thing of its own distributions (NEP 19).
+    Of a small model it is drawn once, and the array is not to be written to.
     """
+    if model.parameters <= _KEPT_PARAMETERS:
+        return _kept_steps(model, seed, grid_bits)
+    return _drawn_steps(model, seed, grid_bits)
+
+
+@lru_cache(maxsize=8)
+def _kept_steps(model: ModelSpec, seed: int, grid_bits: int) -> NDArray[np.int32]:
+    steps = _drawn_steps(model, seed, grid_bits)
+    steps.setflags(write=False)
+    return steps
+
+
+def _drawn_steps(model: ModelSpec, seed: int, grid_bits: int) -> NDArray[np.int32]:
     steps = np.zeros(model.parameters, dtype=np.int32)
     for layer in model.layers:
         count = layer.inputs * layer.outputs

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 __all__ = [
     "CHUNK_BYTES",
@@ -34,6 +35,9 @@ __all__ = [
 ROOT = "fl/1"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+_KNOWN_TOPICS = 8192
+"""Topics whose parts are kept: a fleet speaks on the same ones again and again."""
 
 
 class Direction(Enum):
@@ -183,12 +187,15 @@ TABLE: tuple[TopicSpec, ...] = (
 )
 
 
+_ROWS = {(row.direction, row.channel): row for row in TABLE}
+
+
 def spec(direction: Direction, channel: Channel) -> TopicSpec:
     """The row of the table; raises KeyError for a pair that does not exist."""
-    for row in TABLE:
-        if row.direction is direction and row.channel is channel:
-            return row
-    raise KeyError(f"no topic {direction.value}/…/{channel.value}")
+    row = _ROWS.get((direction, channel))
+    if row is None:
+        raise KeyError(f"no topic {direction.value}/…/{channel.value}")
+    return row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +224,7 @@ def check_name(name: str, what: str = "name") -> str:
     return name
 
 
+@lru_cache(maxsize=_KNOWN_TOPICS)
 def topic(federation: str, direction: Direction, channel: Channel, gateway: str | None = None) -> str:
     """The topic's text. Raises KeyError for a pair that is not in the table, ValueError for a bad name."""
     spec(direction, channel)
@@ -228,6 +236,7 @@ def topic(federation: str, direction: Direction, channel: Channel, gateway: str 
     return f"{ROOT}/{federation}/{direction.value}/{check_name(gateway, 'gateway')}/{channel.value}"
 
 
+@lru_cache(maxsize=_KNOWN_TOPICS)
 def parse(text: str) -> Topic:
     """The parts of a topic; raises ValueError for one that is not in the table."""
     parts = text.split("/")
