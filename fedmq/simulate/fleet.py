@@ -273,8 +273,11 @@ def make_gateway(
 # -- reading their state ------------------------------------------------------------------------------------------
 
 
+NOTHING = GatewayState()
+
+
 def state_of(gateway: Gateway) -> GatewayState:
-    return gateway.state
+    return next(iter(gateway.states.values()), NOTHING)
 
 
 def gateway_wait(gateway: Gateway, now: float) -> float:
