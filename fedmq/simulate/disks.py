@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fedmq_coordinator.ledger import LedgerError
 from fedmq_coordinator.models import ModelError, ModelStore
 from fedmq_edge_node.memory import StateError
 from fedmq_protocol.task import model_digest
@@ -75,7 +76,7 @@ class Disk:
 
     def explains(self, error: Exception) -> bool:
         """Whether a process may end with this error because the disk is full."""
-        return self.full and isinstance(error, sqlite3.OperationalError | StateError | OSError)
+        return self.full and isinstance(error, LedgerError | ModelError | StateError)
 
     def crash(self) -> None:
         """What was not committed is gone."""
@@ -111,7 +112,7 @@ class MemoryModels(ModelStore):
     def save(self, lineage: int, number: int, steps: NDArray[np.int32]) -> None:
         self._disk.point("before model file")
         if self._disk.full:
-            raise OSError(28, "No space left on device")
+            raise ModelError("no space left on device")
         self._disk.models[lineage, number] = steps.copy()
         self._disk.point("after model file")
 

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from fedmq_coordinator import service
+from fedmq_edge_node import service as edge_service
+
 from fedmq.simulate.network import Noise
 
 __all__ = ["COORDINATOR", "PROFILES", "Fault", "draw"]
@@ -18,15 +21,12 @@ __all__ = ["COORDINATOR", "PROFILES", "Fault", "draw"]
 COORDINATOR = "coordinator"
 BROKER = "broker"
 
-COORDINATOR_POINTS = (
-    "before commit",
-    "after commit",
-    "before send",
-    "after send",
-    "before model file",
-    "after model file",
-)
-GATEWAY_POINTS = ("before commit", "after commit", "before send", "after send", "training")
+_NEVER = ("forget", "leave", "trial", "chunk", "chunks question", "model rename")
+"""What has no occasion here: tasks that end, releases, transfers in chunks, files with a name of their own."""
+
+COORDINATOR_POINTS = tuple(point for point in service.CRASH_POINTS if point.split(" ", 1)[1] not in _NEVER)
+GATEWAY_POINTS = (*(p for p in edge_service.CRASH_POINTS if p.split(" ", 1)[1] not in _NEVER), "training")
+"""Where a crash may wait for a process. "training": between two batches."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

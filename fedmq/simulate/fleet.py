@@ -174,6 +174,7 @@ def make_task(
     batch_size: int = 64,
     max_norm: float = 1_000.0,
     levels: int = 0,
+    staleness: int = 0,
 ) -> Task:
     """A task for drawn training."""
     model = ModelSpec(kind="softmax" if len(sizes) == 2 else "mlp", sizes=sizes)
@@ -190,6 +191,7 @@ def make_task(
         held_out_reports=held_out_reports,
         max_norm=max_norm,
         levels=levels,
+        staleness=staleness,
         min_windows=1,
     )
 

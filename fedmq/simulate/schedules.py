@@ -26,7 +26,9 @@ def scenario_of(seed: int, *, gateways: int, rounds: int, profile: str) -> Scena
     rng = Random(f"{name}/scenario")
     sparse = Codec(bits=1, density=rng.choice((0.2, 0.4)), gain=rng.choice((1.0, 1.5)), most=0.5)
     dense = Codec(bits=32, density=1.0)
-    coded = rng.choice((sparse, dense, dense, dense, Codec(bits=8, density=1.0), Codec(bits=4, density=1.0)))
+    coded = rng.choice((sparse, sparse, sparse, dense, Codec(bits=8, density=1.0), Codec(bits=4, density=1.0)))
+    mode = rng.choice(("refuse", "refuse", "weigh", "buffered"))
+    max_staleness = rng.choice((1, 3, 20))
     task = make_task(
         sizes=rng.choice(((9, 3), (12, 3), (4, 5, 3))),
         up=coded,
@@ -37,12 +39,18 @@ def scenario_of(seed: int, *, gateways: int, rounds: int, profile: str) -> Scena
         batch_size=rng.choice((32, 32, 12)),
         max_norm=rng.choice((1.0, 1000.0)),
         levels=rng.choice((0, 1)) if coded is sparse else 0,
+        staleness=0 if mode == "refuse" else max_staleness,
     )
     closing = rng.choice((15.0, 30.0, 90.0))
     settings = RoundSettings(
         max_rounds=rounds,
         min_gateways=max(1, gateways // 2),
-        fraction=rng.choice(_FRACTIONS[gateways >= 10]),
+        fraction=1.0 if mode == "buffered" else rng.choice(_FRACTIONS[gateways >= 10]),
+        aggregation="buffered" if mode == "buffered" else "sync",
+        buffer_updates=rng.choice((1, 2, 3, 8)),
+        late="weigh" if mode == "weigh" else "refuse",
+        max_staleness=max_staleness,
+        set_aside_after=rng.choice((0, 2, 5)),
         quorum_share=rng.choice((0.3, 0.5, 0.8)),
         closing_seconds=closing,
         close_when_all_answered=rng.random() < 0.7,

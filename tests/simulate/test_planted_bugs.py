@@ -59,7 +59,7 @@ def _fields(receipt: Receipt) -> dict[str, object]:
 
 
 def a_repeat_counted_again(patch: Patch) -> None:
-    admit, insert = intake.admit, Ledger._insert
+    admit, insert = intake.admit, Ledger.insert
 
     def wrong(**given: object) -> Judgement | None:
         judgement = admit(**given)  # type: ignore[arg-type]
@@ -67,7 +67,9 @@ def a_repeat_counted_again(patch: Patch) -> None:
         return None if repeat and given["round_"] is not None else judgement
 
     patch.setattr(intake, "admit", wrong)
-    patch.setattr(Ledger, "_insert", lambda self, table, row, *, replace=False: insert(self, table, row, replace=True))
+    patch.setattr(
+        Ledger, "insert", lambda self, table, row, **more: insert(self, table, row, **more | {"replace": True})
+    )
 
 
 def an_open_sum_forgotten_at_a_restart(patch: Patch) -> None:
