@@ -32,7 +32,7 @@ from fedmq.simulate.schedules import scenario_of
 from fedmq.simulate.shrink import Story, read, shortest
 from fedmq.simulate.world import Scenario, Unit, World
 
-__all__ = ["run"]
+__all__ = ["fleet_scenario", "run"]
 
 PROGRESS_SECONDS = 1.0
 LAST_LINES = 80
@@ -150,7 +150,7 @@ def _write_trace(world: World, path: Path, seed: int) -> None:
 
 
 def _size(arguments: argparse.Namespace) -> int:
-    with _fleet_scenario(arguments) as scenario:
+    with fleet_scenario(arguments) as scenario:
         began = time.process_time()
         world = World(scenario, keep_trace=arguments.trace is not None)
         outcome = world.run()
@@ -207,7 +207,7 @@ class _Loaded:
 
 
 @contextmanager
-def _fleet_scenario(arguments: argparse.Namespace) -> Iterator[Scenario]:
+def fleet_scenario(arguments: argparse.Namespace) -> Iterator[Scenario]:
     """The scenario that the command line describes."""
     if arguments.data is None:
         yield _scenario(arguments, None)
