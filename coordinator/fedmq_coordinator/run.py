@@ -452,11 +452,11 @@ class Run:
         if version is not None:
             self._line.prune()
         log.info(
-            "round %d %s: %d updates, %d more of earlier rounds, %d declines, %d refused, %d of %d silent",
+            "round %d %s: %d updates%s, %d declines, %d refused, %d of %d silent",
             plan.round_id,
             outcome,
             len(round_.updates),
-            round_.others,
+            f" and {round_.others} of earlier rounds" if round_.others else "",
             len(round_.declines),
             len(round_.refused),
             len(round_.asked - round_.answered),
