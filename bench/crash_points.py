@@ -6,14 +6,13 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
 from fedmq_broker_config.run import LocalBroker, find_mosquitto
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
-from crashes import CrashRun
+from crashes import BROKER, COORDINATOR, END, RUNS, CrashRun
 
 
 def main() -> int:
@@ -32,27 +31,25 @@ def main() -> int:
     if find_mosquitto() is None:
         print("bench/crash_points: needs Mosquitto: apt-get install mosquitto", file=sys.stderr)
         return 1
-    runs: list[tuple[str, dict[str, bool], Callable[[CrashRun], None]]] = [
-        ("coordinator", {}, lambda run: run.kill_coordinator(times=given.times)),
-        ("gateway", {}, lambda run: run.kill_gateway(times=given.times)),
-        ("both, in chunks", {"dense": True}, lambda run: run.kill_in_transfers(times=given.times)),
-        ("both, after absences", {"patient": False}, lambda run: run.kill_in_absences(times=given.times)),
-        ("broker", {}, lambda run: run.kill_broker(times=given.broker_kills, rng=Random(given.seed))),
-    ]
     print(f"{'killed':22} {'kills':>5} {'versions':>8} {'compared':>8} {'back in its round, most':>24} {'seconds':>8}")
-    for name, kind, disturb in runs:
+    for kind in RUNS:
         began = time.monotonic()
+        # Each gateway forgets a task once.
+        gateways = max(3, given.times) if kind is END else 3
         with (
             tempfile.TemporaryDirectory() as folder,
             LocalBroker() as broker,
-            CrashRun(Path(folder), broker, say=say, **kind) as run,
+            CrashRun(Path(folder), broker, kind, gateways=gateways, say=say) as run,
         ):
-            disturb(run)
+            run.disturb(times=given.broker_kills if kind is BROKER else given.times, rng=Random(given.seed))
             versions, compared = run.finish()
-        back = [crash.back_seconds for crash in run.crashes if crash.program == "coordinator"]
+        back = [c.back_seconds for c in run.crashes if c.program == COORDINATOR and c.back_seconds is not None]
         most = f"{max(back):.1f} s" if back else ""
         kills = len(run.crashes) + run.broker_kills
-        print(f"{name:22} {kills:5} {versions:8} {compared:8} {most:>24} {time.monotonic() - began:8.0f}", flush=True)
+        print(
+            f"{kind.title:22} {kills:5} {versions:8} {compared:8} {most:>24} {time.monotonic() - began:8.0f}",
+            flush=True,
+        )
     return 0
 
 

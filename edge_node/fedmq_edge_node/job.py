@@ -278,10 +278,14 @@ class Job:
             return False  # an older plan that came late
         if newest == plan.round_id and self._state.version > plan.base:
             return False  # the same again, after a catch-up has led beyond it
+        again = self._newest == plan
         self._newest = self._plan = plan
         if newest != plan.round_id:
             self._answer_not_before = now + self._host.random_seconds(self._host.answer_jitter_seconds)
         self._settle_by(plan, now)
+        if again and self._state.pending is not None:
+            # The coordinator is back, and what it had not written down is gone: an update at QoS 0, for one.
+            self._ask.verdict.hurry(now, self._host.jitter())
         self._come_to_base(plan, now)
         return plan.release is not None and plan.release != self._releases
 

@@ -409,6 +409,35 @@ def test_a_welcome_that_was_not_asked_for_does_not_send_the_pending_update_again
     assert len(script.heard(Update)) == 2
 
 
+def test_a_plan_said_again_is_answered_with_the_question_what_became_of_the_update(script: Script) -> None:
+    """The coordinator says it on coming back, and what came in its last instant may never have been written down."""
+    plan = a_plan(1, closes_in=3600)
+    script.welcome(an_assignment(plan=plan))
+    (update,) = script.heard(Update)
+    script.plan(plan)
+    (ask,) = script.heard(AskVerdict)
+    assert (ask.round_id, ask.counter) == (1, update.counter)
+    script.say(Channel.RECEIPT, Receipt(round_id=1, counter=update.counter, verdict=Verdict.UNKNOWN))
+    script.run()
+    assert [(again.counter, again.payload) for again in script.heard(Update)] == 2 * [(update.counter, update.payload)]
+
+
+def test_a_plan_said_again_once_the_update_is_settled_is_no_question(script: Script) -> None:
+    plan = a_plan(1)
+    script.welcome(an_assignment(plan=plan))
+    script.accept(script.heard(Update)[0])
+    script.plan(plan)
+    assert not script.heard(AskVerdict)
+    assert len(script.heard(Update)) == 1
+
+
+def test_a_plan_that_goes_out_again_for_a_release_is_no_question(script: Script) -> None:
+    plan = a_plan(1)
+    script.welcome(an_assignment(plan=plan))
+    script.plan(msgspec.structs.replace(plan, release=1))
+    assert not script.heard(AskVerdict)
+
+
 def test_a_welcome_for_another_start_is_dropped(script: Script) -> None:
     script.say(Channel.WELCOME, Welcome(nonce=b"another!", now=START, roster=0, spread=9, tasks=(an_assignment(),)))
     script.run()

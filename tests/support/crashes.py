@@ -1,13 +1,14 @@
 """Kills real programs at named instants, one after another within one run, and says how the run came through.
 
-    with CrashRun(tmp_path, mosquitto) as run:
-        run.kill_coordinator(times=5)
+    with CrashRun(tmp_path, mosquitto, CHUNKS) as run:
+        run.disturb(times=5)
         run.finish()
 
 A program that is started with `FEDMQ_CRASH_AT` set kills itself with SIGKILL as it passes that point. What is learnt
 depends on who answered which round, and on nothing else: a round opens only when all are there and waits for all, so
 that whoever is killed meanwhile answers it in the end. `finish` then holds the run's versions against those of a run
-in which nothing happened.
+in which nothing happened. Some points are only passed where rounds do not wait for all: `Disturbance` says which, and
+of all of them together `RUNS` is made.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import itertools
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +25,57 @@ from types import TracebackType
 from typing import Self
 
 from fedmq_broker_config.run import LocalBroker
-from fedmq_coordinator.service import CRASH_POINTS as COORDINATOR_POINTS
-from fedmq_edge_node.service import CRASH_POINTS as GATEWAY_POINTS
-from processes import PATIENCE_SECONDS, Program, Site, fedmq, small_fleet, tail
+from fedmq_coordinator.ledger import Round
+from fedmq_protocol.messages import AskVerdict, to_bytes
+from fedmq_protocol.session import Connection, MqttSession
+from fedmq_protocol.topics import Channel, Direction, topic
+from processes import FEDERATION, PATIENCE_SECONDS, Program, Site, fedmq, small_fleet, tail
 
 SIGKILLED = -9
+COORDINATOR = "coordinator"
+ASK_SECONDS = 0.2
+"""Between two questions that are asked only to have the coordinator answer."""
+
+
+def around(*names: str) -> tuple[str, ...]:
+    """The crash points on both sides of what is named."""
+    return tuple(f"{when} {name}" for name in names for when in ("before", "after"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disturbance:
+    """What is killed in one run, and how that run must be laid out for these points to be passed."""
+
+    title: str
+    coordinator: tuple[str, ...] = ()
+    gateway: tuple[str, ...] = ()
+    dense: bool = False
+    """float32 both ways, which takes several chunks each."""
+    patient: bool = True
+    """Rounds wait for everyone, and so the run can be held against an undisturbed one."""
+
+
+ROUNDS_COORDINATOR = Disturbance(
+    title="coordinator",
+    coordinator=(
+        *("before model file", "before model rename", "after model file"),
+        *around("commit", "welcome", "plan", "receipt", "report"),
+    ),
+)
+ROUNDS_GATEWAY = Disturbance(title="gateway", gateway=around("save", "budget", "birth", "update"))
+CHUNKS = Disturbance(
+    title="both, in chunks", dense=True, coordinator=around("chunk"), gateway=around("chunk", "chunks question")
+)
+ABSENCES = Disturbance(
+    title="both, after absences",
+    patient=False,
+    coordinator=around("model"),
+    gateway=around("verdict question", "model question", "decline", "leave", "trial", "statistics"),
+)
+END = Disturbance(title="gateway, at the end", patient=False, gateway=around("forget"))
+BROKER = Disturbance(title="broker")
+
+RUNS = (ROUNDS_COORDINATOR, ROUNDS_GATEWAY, CHUNKS, ABSENCES, END, BROKER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +84,9 @@ class Crash:
 
     program: str
     point: str
-    back_seconds: float
-    """From the start of the new process until it is connected; a coordinator has its round again by then."""
+    back_seconds: float | None
+    """From the start of the new process until it is connected; a coordinator has its round again by then. None where
+    it was killed again at once."""
 
 
 class CrashRun:
@@ -47,19 +96,16 @@ class CrashRun:
         self,
         directory: Path,
         broker: LocalBroker,
+        kind: Disturbance,
         *,
-        dense: bool = False,
-        patient: bool = True,
+        gateways: int = 3,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`dense`: float32 both ways, which takes several chunks each. Not `patient`: rounds do not wait for who is
-        away, so that there is something to catch up with, and nothing for the twin to be held against."""
         self._directory = directory
-        self._dense = dense
-        self._patient = patient
+        self._kind = kind
         self._broker = broker
         self._say = say
-        self._fleet = small_fleet(3, samples=12_000)
+        self._fleet = small_fleet(gateways, samples=12_000)
         self.crashes: list[Crash] = []
         self.broker_kills = 0
         self.site = self._make_site("disturbed")
@@ -75,68 +121,109 @@ class CrashRun:
     ) -> None:
         self.site.__exit__(kind, error, trace)
 
-    def kill_coordinator(self, *, times: int) -> None:
-        """At the points that every run passes."""
-        for point in COORDINATOR_POINTS:
-            for _ in range(times):
-                if point.endswith(" receipt"):
-                    self._crash("coordinator", point, provoke=self._send_again)
-                elif not point.endswith((" chunk", " model")):
-                    self._crash("coordinator", point)
+    def disturb(self, *, times: int, rng: Random) -> None:
+        """Kill so many times at each point of this run, or the broker at instants drawn from `rng`."""
+        match self._kind.title:
+            case BROKER.title:
+                self._kill_broker(times, rng)
+            case CHUNKS.title:
+                self._kill_in_transfers(times)
+            case ABSENCES.title:
+                self._kill_in_absences(times)
+            case END.title:
+                self._kill_at_the_end(times)
+            case _:
+                self._kill_in_rounds(times)
+        killed = Counter((crash.program == COORDINATOR, crash.point) for crash in self.crashes)
+        due = [(True, point) for point in self._kind.coordinator] + [(False, point) for point in self._kind.gateway]
+        wrong = {point: killed[point] for point in due if killed[point] < times}
+        assert not wrong, f"expected {times} kills at each point, got {wrong}"
 
-    def kill_gateway(self, *, times: int) -> None:
-        """At the points that every run passes."""
-        for point in GATEWAY_POINTS:
-            for nth in range(times):
-                if point.endswith((" save", " budget", " birth", " update", " statistics")):
-                    self._crash(self.site.names[nth % len(self.site.names)], point)
+    def finish(self) -> tuple[int, int]:
+        """Bring the run to its end and hold it against its twin; returns versions made, and how many of them were
+        compared with the twin's: those up to the first round that somebody did not answer."""
+        site = self.site
+        if self._kind is END:
+            site.finish()  # nobody has the task any more
+            return site.version, 0
+        site.stop(COORDINATOR)
+        site.set_coordinator("rounds.max_rounds", len(self._rounds("applied")) + 2)
+        site.start_coordinator()
+        site.wait_for_rest()
+        site.finish()
+        assert_invariants(site)
+        if not self._kind.patient:
+            return site.version, 0
+        full = 0
+        for row in self._rounds():
+            if answered(site, row.id) != frozenset(site.names) or row.outcome != "applied":
+                break
+            full += 1
+        with self._make_site("undisturbed", rounds=site.version, interval_seconds=0.0) as twin:
+            twin.start()
+            twin.wait_for_rest()
+            twin.finish()
+            assert versions(site)[: full + 1] == versions(twin)[: full + 1], "the run came to another model"
+        return site.version, full
 
-    def kill_in_transfers(self, *, times: int) -> None:
-        """At the points that only pass where deltas take several chunks."""
+    # -- the runs ----------------------------------------------------------------------------------------------
+
+    def _kill_in_rounds(self, times: int) -> None:
+        for nth, point in itertools.product(range(times), self._kind.coordinator):
+            if point in around("receipt"):
+                self._crash_at_receipt(point, nth)
+            else:
+                self._crash(COORDINATOR, point)
+        for nth, point in itertools.product(range(times), self._kind.gateway):
+            self._crash(self._victim(nth), point)
+
+    def _kill_in_transfers(self, times: int) -> None:
         for nth in range(times):
             name = self._victim(nth)
-            for point in ("before chunk", "after chunk"):
-                self._crash("coordinator", point)
+            for point in around("chunk"):
+                self._crash(COORDINATOR, point)
                 self._crash(name, point)
-            for point in ("before chunks question", "after chunks question"):
-                self._crash(name, "after update", settle=False)
-                self._crash(name, point)
+            self._miss_chunks(name)
+            self._crash(name, "before chunks question", again=False)
+            self._crash(name, "after chunks question")
 
-    def kill_in_absences(self, *, times: int) -> None:
-        """At the points that only pass when somebody was away, declines, or is told of something new."""
+    def _kill_in_absences(self, times: int) -> None:
         for nth in range(times):
             name = self._victim(nth)
             self._crash(name, "after update", again=False)
             self._let_pass(2)
-            for point in ("before verdict question", "after verdict question"):
-                self._crash(name, point, settle=False)
-            for point in ("before model question", "after model question"):
+            self._crash(name, "before verdict question", again=False)
+            self._crash(name, "after verdict question")
+            self._away(name)
+            self._crash(name, "before model question", again=False)
+            self._crash(name, "after model question")
+            for point in around("model"):
                 self._away(name)
-                self._crash(name, point, settle=False)
-            for point in ("before model", "after model"):
-                self._away(name)
-                self._crash("coordinator", point, provoke=lambda name=name: self._start(name))  # type: ignore[misc]
+                self._crash(COORDINATOR, point, provoke=lambda name=name: self._start(name))  # type: ignore[misc]
             self.site.set_vitals(name, battery_pct=3.0, on_mains=False)
-            for point in ("before decline", "after decline"):
-                self._crash(name, point)
+            for point in around("decline"):
+                self._crash(name, point, settle=False)
             self.site.set_vitals(name)
-            for point in ("before leave", "after leave"):
-                self._crash(name, point, provoke=lambda name=name: self._leave(name))  # type: ignore[misc]
-            for point in ("before trial", "after trial"):
+            for point in around("leave"):
+                self._crash(name, point, provoke=lambda name=name: self._leave(name), settle=False)  # type: ignore[misc]
+            for point in around("trial"):
                 self._crash(name, point, provoke=self._promote)
-            for point in ("before statistics", "after statistics"):
+            for point in around("statistics"):
                 self._crash(name, point, provoke=self._start_afresh)
 
-    def kill_at_the_end(self, *, times: int) -> None:
-        """The task is stopped: its gateways forget it. After this there is nothing to `finish`."""
+    def _kill_at_the_end(self, times: int) -> None:
+        """The task is stopped: its gateways forget it, each of them once."""
+        assert times <= len(self.site.names)
+        victims = self.site.names[:times]
+        for name in victims:
+            self.site.kill(name)
         self._order("stop")
-        for nth in range(times):
-            self._crash(self._victim(nth), "before forget", settle=False)
-        for name in self.site.names:
+        for name in victims:
+            self._crash(name, "before forget", again=False)
             self._crash(name, "after forget", settle=False)
         self.site.poll(lambda: not any(self.site.tasks_of(name) for name in self.site.names), "all to forget the task")
 
-    def kill_broker(self, *, times: int, rng: Random, most_seconds: float = 2.0) -> None:
+    def _kill_broker(self, times: int, rng: Random, most_seconds: float = 2.0) -> None:
         """It forgets whatever it had not written down: sessions, what waits in them, what is retained."""
         for nth in range(times):
             time.sleep(rng.uniform(0.0, most_seconds))
@@ -148,29 +235,7 @@ class CrashRun:
             self._say(f"broker killed, {nth + 1} of {times}, at version {before}")
             self.site.wait(lambda ledger, before=before: self.site.version > before, "a version after the kill")  # type: ignore[misc]
 
-    def finish(self) -> tuple[int, int]:
-        """Bring the run to its end and hold it against its twin; returns versions made, and how many of them were
-        compared with the twin's: those up to the first round that somebody did not answer."""
-        site = self.site
-        site.stop("coordinator")
-        site.set_coordinator("rounds.max_rounds", len(site.training("applied")) + 3)
-        site.start_coordinator()
-        site.wait_for_rest()
-        site.finish()
-        assert_invariants(site)
-        if not self._patient:
-            return site.version, 0
-        full = 0
-        for row in site.training():
-            if answered(site, row.id) != frozenset(site.names) or row.outcome != "applied":
-                break
-            full += 1
-        with self._make_site("undisturbed", rounds=site.version, interval_seconds=0.0) as twin:
-            twin.start()
-            twin.wait_for_rest()
-            twin.finish()
-            assert versions(site)[: full + 1] == versions(twin)[: full + 1], "the run came to another model"
-        return site.version, full
+    # -- one kill ----------------------------------------------------------------------------------------------
 
     def _crash(
         self,
@@ -178,36 +243,64 @@ class CrashRun:
         point: str,
         *,
         provoke: Callable[[], object] = lambda: None,
+        pester: Callable[[], object] = lambda: None,
         again: bool = True,
         settle: bool = True,
     ) -> None:
         """Start it anew with this crash point, wait until it has killed itself, and unless told otherwise start it
-        `again` and wait for the next version."""
+        `again` and wait for the next version. `provoke` is called once, `pester` until it is dead."""
         site = self.site
         site.kill(name)
         site.crash_at[name] = point
         program = self._start(name)
         del site.crash_at[name]
         provoke()
+        # Provoking may have started it once more.
+        program = site.programs[name]
         until = time.monotonic() + PATIENCE_SECONDS
         while program.process.poll() is None:
             assert time.monotonic() < until, f"{name} never passed {point!r}:\n{tail(program.log)}"
+            pester()
             time.sleep(0.01)
         assert program.process.wait() == SIGKILLED, f"{name} ended by itself before {point!r}:\n{tail(program.log)}"
-        if not again:
-            return
-        logged = program.log.stat().st_size
-        began = time.monotonic()
-        restarted = self._start(name)
-        site.poll(lambda: b"connected with MQTT" in restarted.log.read_bytes()[logged:], f"{name} to be back")
-        seconds = time.monotonic() - began
+        seconds = None
+        if again:
+            began = time.monotonic()
+            site.poll(self._start(name).is_connected, f"{name} to be back")
+            seconds = time.monotonic() - began
         self.crashes.append(Crash(program=name, point=point, back_seconds=seconds))
-        self._say(f"{name} killed {point}, back after {seconds:.1f} s")
-        if settle:
+        self._say(f"{name} killed {point}" + ("" if seconds is None else f", back after {seconds:.1f} s"))
+        if again and settle:
             self._let_pass(1)
+
+    def _crash_at_receipt(self, point: str, nth: int) -> None:
+        """Undisturbed gateways hear of their updates by the next plan: one is asked for by somebody else."""
+        site = self.site
+        name = self._victim(nth)
+        answer = site.answers_of(name)[-1]
+        question = AskVerdict(round_id=answer.round, counter=answer.counter, digest=answer.digest)
+        where = topic(FEDERATION, Direction.UP, Channel.ASK, name)
+        session = MqttSession(Connection(host="127.0.0.1", port=site.port, client_id="asker", session_expiry_seconds=0))
+        asked_at = 0.0
+
+        def ask() -> None:
+            nonlocal asked_at
+            if time.monotonic() - asked_at > ASK_SECONDS:
+                asked_at = time.monotonic()
+                session.publish(where, to_bytes(question))
+
+        session.start()
+        try:
+            self._crash(COORDINATOR, point, pester=ask)
+        finally:
+            session.stop(flush_seconds=0.0)
 
     def _victim(self, nth: int) -> str:
         return self.site.names[nth % len(self.site.names)]
+
+    def _rounds(self, outcome: str | None = None) -> list[Round]:
+        """Training rounds of the lineage in force."""
+        return [row for row in self.site.training(outcome) if row.lineage == self.site.lineage]
 
     def _let_pass(self, versions: int) -> None:
         site = self.site
@@ -219,10 +312,21 @@ class CrashRun:
         self.site.kill(name)
         self._let_pass(3)
 
+    def _miss_chunks(self, name: str) -> None:
+        """Kill it in a round whose plan and chunks it has been given, and has not read."""
+        site = self.site
+        self._let_pass(1)
+        stopped = site.programs[name]
+        stopped.process.send_signal(signal.SIGSTOP)
+        made, began = site.version, site.training()[-1].id
+        site.wait(lambda ledger: site.training()[-1].id > began, "the next round to open")
+        assert site.version == made, "a version was made without everyone"
+        time.sleep(0.2)
+        site.kill(name)
+
     def _leave(self, name: str) -> None:
         program = self.site.programs[name]
-        self.site.poll(lambda: "joined lineage" in program.text() or "connected" in program.text(), "it to be there")
-        time.sleep(1.0)
+        self.site.poll(program.is_connected, f"{name} to be there")
         program.process.send_signal(signal.SIGTERM)
 
     def _promote(self) -> None:
@@ -233,32 +337,27 @@ class CrashRun:
         assert done.returncode == 0, done.stderr
 
     def _start_afresh(self) -> None:
-        self.site.stop("coordinator")
+        self.site.stop(COORDINATOR)
         self.site.start_coordinator("--new-lineage")
 
-    def _send_again(self) -> None:
-        """A gateway that dies between its update and the word on it sends it again, and gets a receipt."""
-        name = self.site.names[0]
-        self._crash(name, "after update", settle=False)
-
     def _start(self, name: str) -> Program:
-        return self.site.start_coordinator() if name == "coordinator" else self.site.start_gateway(name)
+        return self.site.start_coordinator() if name == COORDINATOR else self.site.start_gateway(name)
 
     def _make_site(self, name: str, rounds: int = 1_000_000, interval_seconds: float | None = None) -> Site:
         directory = self._directory / name
         directory.mkdir(parents=True)
         if interval_seconds is None:
-            # With chunks: time enough for a gateway to be back while the last round's delta is the newest.
-            interval_seconds = 3.0 if self._dense else 0.3
+            # With chunks: time enough to stop a gateway after one round and before the next.
+            interval_seconds = 1.0 if self._kind.dense else 0.3
         return Site(
             directory,
             self._fleet,
             port=self._broker.port,
             rounds=rounds,
-            task={"hidden": [320], "codec.kind": "dense"} if self._dense else {},
+            task={"hidden": [320], "codec.kind": "dense"} if self._kind.dense else {},
             round_={
-                "min_gateways": 3 if self._patient else 2,
-                "closing_seconds": 60 if self._patient else 4,
+                "min_gateways": len(self._fleet.gateways) if self._kind.patient else 2,
+                "closing_seconds": 60 if self._kind.patient else 2,
                 "interval_seconds": interval_seconds,
             },
         )

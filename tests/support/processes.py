@@ -113,6 +113,8 @@ class Program:
     process: subprocess.Popen[bytes]
     log: Path
     expected_to_run: bool = True
+    logged: int = 0
+    """Bytes in the log when it was started."""
 
     @property
     def pid(self) -> int:
@@ -120,6 +122,10 @@ class Program:
 
     def text(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def is_connected(self) -> bool:
+        """Whether this process, and none before it, has said so."""
+        return b"connected with MQTT" in self.log.read_bytes()[self.logged :]
 
     def signal(self, number: signal.Signals) -> int:
         """Send it and wait for the end; returns the exit status."""
@@ -372,6 +378,7 @@ class Site:
         log = self.directory / "logs" / f"{name}.log"
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output:
+            logged = output.tell()
             process = subprocess.Popen(
                 [sys.executable, "-m", "fedmq", *words],
                 stdin=subprocess.DEVNULL,
@@ -380,7 +387,7 @@ class Site:
                 env=environment(**more),
                 start_new_session=True,
             )
-        program = Program(name=name, process=process, log=log, expected_to_run=crash_at is None)
+        program = Program(name=name, process=process, log=log, expected_to_run=crash_at is None, logged=logged)
         self.programs[name] = program
         return program
 

@@ -13,25 +13,25 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from crashes import CrashRun
+from crashes import BROKER, RUNS, CrashRun, Disturbance
 from fedmq_broker_config.run import LocalBroker
+from fedmq_coordinator.service import CRASH_POINTS as COORDINATOR_POINTS
+from fedmq_edge_node.service import CRASH_POINTS as GATEWAY_POINTS
 
-pytestmark = [pytest.mark.broker, pytest.mark.slow]
+BROKER_KILLS = 5
 
 
-def test_a_coordinator_killed_at_every_crash_point(tmp_path: Path, mosquitto: LocalBroker) -> None:
-    with CrashRun(tmp_path, mosquitto) as run:
-        run.kill_coordinator(times=1)
+@pytest.mark.broker
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RUNS, ids=lambda kind: kind.title)
+def test_whoever_is_killed_the_run_goes_on_to_the_same_model(
+    tmp_path: Path, mosquitto: LocalBroker, kind: Disturbance
+) -> None:
+    with CrashRun(tmp_path, mosquitto, kind) as run:
+        run.disturb(times=BROKER_KILLS if kind is BROKER else 1, rng=Random(1))
         run.finish()
 
 
-def test_a_gateway_killed_at_every_crash_point(tmp_path: Path, mosquitto: LocalBroker) -> None:
-    with CrashRun(tmp_path, mosquitto) as run:
-        run.kill_gateway(times=1)
-        run.finish()
-
-
-def test_a_broker_killed_at_random_instants(tmp_path: Path, mosquitto: LocalBroker) -> None:
-    with CrashRun(tmp_path, mosquitto) as run:
-        run.kill_broker(times=5, rng=Random(1))
-        run.finish()
+def test_there_is_a_run_for_each_crash_point() -> None:
+    assert {point for kind in RUNS for point in kind.coordinator} == set(COORDINATOR_POINTS)
+    assert {point for kind in RUNS for point in kind.gateway} == set(GATEWAY_POINTS)
