@@ -300,8 +300,8 @@ class Checker:
             if behind > self._task.staleness or (late and not self._task.staleness):
                 raise Violation(
                     "late",
-                    f"update {counter} of {gateway} to round {round_id} counts, which {'has closed' if late else 'is open'}"
-                    f" and is {behind} versions behind; at most {self._task.staleness} are allowed",
+                    f"update {counter} of {gateway} to {'closed' if late else 'open'} round {round_id} counts, "
+                    f"{behind} versions behind; at most {self._task.staleness} are allowed",
                 )
             books = self._books.get(gateway)
             known = self._accepted.get((gateway, counter))
