@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import binascii
 import math
+from functools import lru_cache
 
 import zstandard
 
 from fedmq_compression import compiled
 
 __all__ = [
+    "LEAST_FRAME_BITS",
     "MAX_SCALE",
     "PayloadError",
     "Reader",
@@ -42,6 +44,12 @@ MAX_SCALE = ((1 << SCALE_MANTISSA_BITS) - 1) << 30
 
 ZSTD_LEVEL = 12
 """Payloads are small and made once a round: past this level zstd gains nothing on entropy-coded numbers."""
+
+LEAST_FRAME_BITS = 48
+"""Of a zstd frame without magic number: two bytes that say the content's size, three of a block's head, one in it."""
+
+COMPILED_FROM = 2048
+"""Bytes from which the checksum is worth a call of machine code."""
 
 MAX_WINDOW_BYTES = 1 << 27
 """No frame may ask for more window than this; a frame of ours is one segment, its window its content."""
@@ -143,7 +151,8 @@ class Reader:
 def checksum(data: bytes, agreed: bytes) -> bytes:
     """CRC-16/IBM-3740 over what both ends agreed on and the data, two bytes, high byte first."""
     start = binascii.crc_hqx(agreed, 0xFFFF)
-    crc = compiled.checksum(data, start)
+    # Of a short one the library is done before a kernel has been called.
+    crc = compiled.checksum(data, start) if len(data) >= COMPILED_FROM else None
     return (binascii.crc_hqx(data, start) if crc is None else crc).to_bytes(CHECKSUM_BYTES, "big")
 
 
@@ -167,10 +176,15 @@ def unseal(payload: bytes, agreed: bytes, *, at_most: int) -> bytes:
 
 def deflate(data: bytes) -> bytes:
     """One zstd frame (RFC 8878) without its magic number, which says the content's size and nothing else."""
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        ZSTD_LEVEL, source_size=len(data), write_content_size=1, write_checksum=0, write_dict_id=0
+    compressor = zstandard.ZstdCompressor(compression_params=_parameters(len(data)))
+    return compressor.compress(data)[len(zstandard.FRAME_HEADER) :]
+
+
+@lru_cache(maxsize=64)
+def _parameters(size: int) -> zstandard.ZstdCompressionParameters:
+    return zstandard.ZstdCompressionParameters.from_level(
+        ZSTD_LEVEL, source_size=size, write_content_size=1, write_checksum=0, write_dict_id=0
     )
-    return zstandard.ZstdCompressor(compression_params=parameters).compress(data)[len(zstandard.FRAME_HEADER) :]
 
 
 def inflate(frame: bytes, size: int) -> bytes:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq_compression.bits import BitReader, best_divisor, golomb, golomb_bits, natural_divisor
-from fedmq_compression.frame import PayloadError, deflate, inflate, varint
+from fedmq_compression.frame import LEAST_FRAME_BITS, PayloadError, deflate, inflate, varint
 
 __all__ = ["Layout", "Support", "code_support", "read_support", "rivals"]
 
@@ -60,15 +60,24 @@ class Support:
 
 def code_support(indices: NDArray[np.int64], length: int) -> Support:
     """The cheapest coding of strictly increasing indices below `length`, at least one and not all."""
-    if BITMAP_FROM * indices.size > length:
+    if 2 * indices.size > length:
         return min(rivals(indices, length), key=lambda support: support.cost)
-    # Of few indices gaps are always the cheapest, and a cost needs no bits to be made.
+    # A cost needs no bits to be made.
     gaps = np.diff(indices, prepend=-1) - 1
     natural = natural_divisor(length, indices.size)
     best, bits = best_divisor(gaps, natural)
-    if bits + 8 * len(varint(best)) < golomb_bits(gaps, natural):
-        return Support(layout=Layout.GAPS, divisor=best, bits=golomb(gaps, best))
-    return Support(layout=Layout.GAPS, divisor=None, bits=golomb(gaps, natural))
+    plain = bits if best == natural else golomb_bits(gaps, natural)
+    stated = best != natural and bits + 8 * len(varint(best)) < plain
+    coded = Support(
+        layout=Layout.GAPS,
+        divisor=best if stated else None,
+        bits=golomb(gaps, best if stated else natural),
+    )
+    # Of few indices gaps are always the cheapest, and what is as short as any frame needs no rival.
+    if BITMAP_FROM * indices.size <= length or coded.cost <= LEAST_FRAME_BITS:
+        return coded
+    bitmap = _bitmap(indices, length)
+    return bitmap if bitmap.cost < coded.cost else coded
 
 
 def rivals(indices: NDArray[np.int64], length: int) -> list[Support]:
@@ -79,13 +88,15 @@ def rivals(indices: NDArray[np.int64], length: int) -> list[Support]:
         mask[indices] = False
         codings += _gaps(Layout.UNSENT_GAPS, np.flatnonzero(mask), length)
     if BITMAP_FROM * indices.size > length:
-        mask = np.zeros(length, dtype=bool)
-        mask[indices] = True
-        frame = deflate(np.packbits(mask).tobytes())
-        codings.append(
-            Support(layout=Layout.BITMAP, divisor=None, bits=np.unpackbits(np.frombuffer(frame, dtype=np.uint8)))
-        )
+        codings.append(_bitmap(indices, length))
     return codings
+
+
+def _bitmap(indices: NDArray[np.int64], length: int) -> Support:
+    mask = np.zeros(length, dtype=bool)
+    mask[indices] = True
+    frame = deflate(np.packbits(mask).tobytes())
+    return Support(layout=Layout.BITMAP, divisor=None, bits=np.unpackbits(np.frombuffer(frame, dtype=np.uint8)))
 
 
 def read_support(reader: BitReader, layout: Layout, length: int, count: int, divisor: int | None) -> NDArray[np.int64]:

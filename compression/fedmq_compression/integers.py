@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq_compression.bits import BitReader, best_divisor, fields, golomb, natural_divisor
-from fedmq_compression.frame import PayloadError, Reader, deflate, inflate, seal, unseal, varint
+from fedmq_compression.frame import LEAST_FRAME_BITS, PayloadError, Reader, deflate, inflate, seal, unseal, varint
 
 __all__ = ["Plan", "decode_integers", "encode_integers", "layouts"]
 
@@ -146,6 +146,8 @@ def _sparse(values: NDArray[np.int64], indices: NDArray[np.int64], length: int) 
         places = np.concatenate([places, golomb(steps_up, divisor)])
         bits = np.concatenate([places, fields(which, _name_bits(names.size))])
         made.append(bytes([0x80 | Plan.SPARSE_NAMED]) + told + np.packbits(bits).tobytes())
+        if values.size * _name_bits(names.size) <= LEAST_FRAME_BITS:
+            return made  # no frame is shorter, and it states its size besides
         frame = _pack_planes(which, _name_bytes(names.size))
         stream = np.packbits(places).tobytes()
         made.append(bytes([0x80 | Plan.SPARSE_PACKED]) + told + varint(len(frame)) + frame + stream)

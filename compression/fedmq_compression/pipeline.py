@@ -141,6 +141,8 @@ class Encoded:
     """What the other end decodes, exactly."""
     residual: NDArray[np.float32] = field(repr=False)
     """What was not sent, `(length,) float32`: goes into the next `encode`."""
+    plain: bytes = field(repr=False)
+    """The same as `payload` to who has no contexts: what to keep where these will be gone. Seldom shorter."""
 
 
 def encode(
@@ -179,8 +181,15 @@ def encode(
         indices, levels = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     sent = Decoded(length=length, indices=indices, steps=levels * scale, step=spec.step)
     agreed = _agreed(length, spec, contexts)
-    body = _body(levels, scale, indices, length, spec, contexts)
-    return Encoded(payload=seal(body, agreed), sent=sent, residual=_left(wanted, sent))
+    plain = _body(levels, scale, indices, length, spec)
+    body = plain if contexts is None else _ranked_body(plain, levels, scale, indices, length, spec, contexts)
+    payload = seal(body, agreed)
+    return Encoded(
+        payload=payload,
+        sent=sent,
+        residual=_left(wanted, sent),
+        plain=payload if contexts is None else seal(plain, spec.agreed(length)),
+    )
 
 
 def decode(payload: bytes, length: int, spec: CodecSpec, *, contexts: Contexts | None = None) -> Decoded:
@@ -254,17 +263,11 @@ def _body(
     indices: NDArray[np.int64] | None,
     length: int,
     spec: CodecSpec,
-    contexts: Contexts | None,
 ) -> bytes:
-    """Everything but the checksum."""
+    """Everything but the checksum, to who has no contexts."""
     if not levels.size:
         return bytes([Layout.NOTHING << 4])
-    flags = 0
-    numbers = b""
-    if levels.size != spec.target(length):
-        flags |= COUNT_STATED
-        numbers += varint(levels.size)
-    told_scale = b"" if spec.bits == 32 else scale_bytes(scale)
+    flags, numbers, told_scale = _head(levels.size, scale, length, spec)
     codes = to_codes(levels, spec.bits, spec.step, dense=indices is None)
     if indices is None:
         sections, packed = _values(codes, levels.size, np.zeros(0, dtype=np.uint8), spec, dense=True)
@@ -275,16 +278,36 @@ def _body(
     if support.divisor is not None:
         divisor_flag, divisor = DIVISOR_STATED, varint(support.divisor)
     sections, packed = _values(codes, levels.size, support.bits, spec, dense=False)
-    body = bytes([support.layout << 4 | flags | divisor_flag | packed]) + numbers + divisor + told_scale + sections
-    if contexts is None:
-        return body
+    return bytes([support.layout << 4 | flags | divisor_flag | packed]) + numbers + divisor + told_scale + sections
+
+
+def _ranked_body(
+    plain: bytes,
+    levels: NDArray[np.int64],
+    scale: int,
+    indices: NDArray[np.int64] | None,
+    length: int,
+    spec: CodecSpec,
+    contexts: Contexts,
+) -> bytes:
+    """The same along the contexts' ranking, or the plain one where that is no longer."""
+    if indices is None or not levels.size:
+        return plain
+    flags, numbers, told_scale = _head(levels.size, scale, length, spec)
     ranked = code_ranked(contexts, indices)
     if spec.bits == 1:
         sections, packed = np.packbits(np.concatenate([ranked, code_signs(contexts, indices, levels < 0)])).tobytes(), 0
     else:
+        codes = to_codes(levels, spec.bits, spec.step, dense=False)
         sections, packed = _values(codes, levels.size, ranked, spec, dense=False)
     rival = bytes([Layout.RANKED << 4 | flags | packed]) + numbers + told_scale + sections
-    return rival if len(rival) < len(body) else body
+    return rival if len(rival) < len(plain) else plain
+
+
+def _head(count: int, scale: int, length: int, spec: CodecSpec) -> tuple[int, bytes, bytes]:
+    """Flags, the count where it is stated, and the scale."""
+    told_scale = b"" if spec.bits == 32 else scale_bytes(scale)
+    return (0, b"", told_scale) if count == spec.target(length) else (COUNT_STATED, varint(count), told_scale)
 
 
 def _values(codes: bytes, count: int, support: Bits, spec: CodecSpec, *, dense: bool) -> tuple[bytes, int]:

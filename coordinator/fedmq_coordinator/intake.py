@@ -170,7 +170,7 @@ class Intake:
         nonce = self._roster.heard(name, update.sent, update.received, now)
         accepted = verdict is Verdict.ACCEPTED and not judgement.repeat
         late = False
-        if not judgement.repeat and self._ledger.has_round(update.round_id) and self._roster.get(name) is not None:
+        if not judgement.repeat and self._is_kept(update.round_id) and self._roster.get(name) is not None:
             counting = self._run.counting if accepted else None
             evaluation = update.evaluation
             answer = Answer(
@@ -210,6 +210,11 @@ class Intake:
         self._outbox.command(
             name, Channel.RECEIPT, Receipt(round_id=update.round_id, counter=update.counter, verdict=verdict)
         )
+
+    def _is_kept(self, round_id: int) -> bool:
+        """Whether answers to the round are on record one by one."""
+        round_ = self._run.round
+        return (round_ is not None and round_.plan.round_id == round_id) or self._ledger.has_round(round_id)
 
     def tell_accepted(self, now: float) -> None:
         """Receipts for what was accepted so far in a round that takes longer than its gateways would wait."""

@@ -20,6 +20,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,7 +72,7 @@ class Gateway:
     tags: str = ""
     """One a line."""
 
-    @property
+    @cached_property
     def tag_set(self) -> frozenset[str]:
         return frozenset(self.tags.split("\n")) - {""}
 
@@ -259,6 +260,13 @@ def connect_file(path: str) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
 
 
+@cache
+def _columns(kind: type) -> tuple[tuple[str, ...], str]:
+    """Of the table that holds rows of this kind."""
+    names = tuple(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+    return names, ", ".join(names)
+
+
 class _Records:
     """What can be read of one task, or of all: rounds and lineages are numbered through all tasks."""
 
@@ -283,8 +291,8 @@ class _Records:
         return LedgerError(f"cannot use the ledger {self.path}: {error}; {advice}")
 
     def _select(self, kind: type[T], table: str, clause: str, values: Sequence[object] = ()) -> list[T]:
-        names = list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
-        rows = self._execute(f"SELECT {', '.join(names)} FROM {table} {clause}", values)  # noqa: S608
+        names, listed = _columns(kind)  # type: ignore[arg-type]
+        rows = self._execute(f"SELECT {listed} FROM {table} {clause}", values)  # noqa: S608
         try:
             found = rows.fetchall()
         except sqlite3.Error as error:

@@ -28,6 +28,8 @@ class Roster:
         self._windowing = windowing
         self._gateways = {gateway.name: gateway for gateway in ledger.gateways()}
         self._superseded: set[bytes] = set()
+        self.changes = 0
+        """Counts up whenever somebody comes or goes, or is born with other recordings."""
 
     def __len__(self) -> int:
         """Places given, of gateways here or not."""
@@ -66,6 +68,7 @@ class Roster:
             tags="\n".join(sorted(tag for tag in birth.tags if "\n" not in tag)),
         )
         self._gateways[name] = gateway
+        self.changes += 1
         self._ledger.save_gateway(gateway)
         self._count(gateway, birth.sent, birth.received, now)
         return gateway
@@ -76,6 +79,7 @@ class Roster:
         if known is None or known.nonce != leave.nonce:
             return
         self._gateways[name] = replace(known, present=False, last_seen=now)
+        self.changes += 1
         self._ledger.set_presence(name, False, now)
         if leave.clean:
             self._count(known, leave.sent, leave.received, now, final=True)
@@ -86,6 +90,7 @@ class Roster:
         if known is None:
             return bytes(8)
         self._gateways[name] = replace(known, present=True, last_seen=now)
+        self.changes += not known.present
         self._ledger.set_presence(name, True, now)
         self._count(known, sent, received, now)
         return known.nonce
@@ -120,6 +125,11 @@ class Members:
     def __len__(self) -> int:
         """Places given in the whole roster: by place the plan's bitmap counts."""
         return len(self._roster)
+
+    @property
+    def mark(self) -> object:
+        """Equal as long as nothing has changed of who takes part."""
+        return self._roster.changes, self.paused_tags
 
     def belongs(self, gateway: Gateway) -> bool:
         return not self._tags or not self._tags.isdisjoint(gateway.tag_set)

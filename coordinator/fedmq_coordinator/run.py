@@ -138,6 +138,13 @@ class Run:
         """Why no round opens, or None."""
         self.paused = False
         """No round opens; one that is open goes on to its close."""
+        newest = ledger.last_round()
+        self._newest = 0 if newest is None else newest.id
+        self._waits: tuple[object, ...] | None = None
+        """What there was when it was found that no round is to open: without anything new it need not be asked again
+        before `opens_at`."""
+        self._between: dict[int, int] = {}
+        """Rounds that have come since an earlier one, up to the open one."""
         opened = ledger.get("opened")
         if opened:
             self._reopen(msgspec.msgpack.decode(opened, type=_Opened))
@@ -156,6 +163,7 @@ class Run:
     def _begin(self, opened: _Opened) -> None:
         """Make the open round, with all that is in its sum: what earlier rounds owe, and after a restart the rest."""
         plan = opened.plan
+        self._between.clear()
         self.round = Round(
             plan,
             asked=frozenset(opened.asked),
@@ -233,7 +241,10 @@ class Run:
         """Of an update in this round's sum: the less, the more rounds have opened since its own."""
         if answer_round == round_id:
             return weight
-        waited = self._ledger.rounds_between(self._line.number, answer_round, round_id)
+        waited = self._between.get(answer_round)
+        if waited is None:
+            waited = self._ledger.rounds_between(self._line.number, answer_round, round_id)
+            self._between[answer_round] = waited
         return staleness(weight, waited, self._settings.staleness_exponent)
 
     # -- opening -------------------------------------------------------------------------------------------------
@@ -245,6 +256,10 @@ class Run:
             else:
                 return
         if self.round is None and not self.paused:
+            around = self._roster.mark, self._newest, self._absences
+            if around == self._waits and (self.opens_at is None or now < self.opens_at):
+                return
+            self._waits = around
             self._open_if_due(now)
 
     def abandon(self, now: float) -> None:
@@ -253,7 +268,7 @@ class Run:
             self._ledger.close_round(self.round.plan.round_id, at=now, outcome="abandoned", version=None)
         self._ledger.forget("opened")
         self._ledger.erase_payloads()
-        self.round = self.mean = self.opens_at = self.receipts_at = None
+        self.round = self.mean = self.opens_at = self.receipts_at = self._waits = None
 
     def tell_release(self, now: float) -> None:
         """The plan at hand goes out again, with the number of the newest release."""
@@ -334,6 +349,7 @@ class Run:
                 level=plan.level,
             )
         )
+        self._newest = plan.round_id
         self._begin(opened)
         self.publish_plan(plan, now)
 
@@ -423,7 +439,7 @@ class Run:
 
     def _close(self, round_: Round, now: float) -> None:
         """Everything that the round came to, in the running transaction; the model's file is on disk before."""
-        self.round = None
+        self.round = self._waits = None
         self._ledger.forget("opened")
         plan = round_.plan
         version, loss = None, None
@@ -598,5 +614,4 @@ class Run:
 
     def newest_round(self) -> int:
         """Of this task; 0 before the first."""
-        newest = self._ledger.last_round()
-        return 0 if newest is None else newest.id
+        return self._newest

@@ -74,6 +74,8 @@ __all__ = ["CRASH_POINTS", "Coordinator", "Job", "TaskPlan"]
 
 log = logging.getLogger("fedmq.coordinator")
 
+TASKS_KEPT = 64
+
 ORDERS_EVERY_SECONDS = 1.0
 """Between two looks whether another program has written an order."""
 
@@ -246,6 +248,7 @@ class Job:
         """How the task stands, for one gateway."""
         record = self.book.verdict(gateway.name)
         plan = self.plan_at_hand(now)
+        releases = self.book.last_release()
         if plan is not None and plan.scaler is not None:
             plan = msgspec.structs.replace(plan, scaler=None)  # the assignment brings it
         mine = (self.line.number, short(self.line.task.digest))
@@ -255,8 +258,8 @@ class Job:
             task=None if any((h.lineage, h.task) == mine for h in held) else self.line.task,
             scaler=self.line.scaler,
             plan=plan,
-            releases=self.book.last_release(),
-            release=release_for(self.book, self.line.number, gateway),
+            releases=releases,
+            release=release_for(self.book, self.line.number, gateway) if releases else None,
         )
 
     # -- questions ---------------------------------------------------------------------------------------------
@@ -418,6 +421,8 @@ class Coordinator:
         """The birth of each gateway that was answered."""
         self._untold = False
         """Whether gateways are still to hear that a task of theirs has come to an end, or begun anew."""
+        self._tasks: dict[int, str] = {}
+        """Of rounds that were spoken of lately, the task: it stays what it is."""
         self._orders_at = 0.0
         self._newest_round = ledger.newest_round()
         self._connected = False
@@ -472,8 +477,7 @@ class Coordinator:
         if self._connected:
             for job in self._jobs.values():
                 job.proceed(now)
-            newest = self._ledger.newest_round()
-            if newest != self._newest_round:
+            if self._ledger.changed and (newest := self._ledger.newest_round()) != self._newest_round:
                 self._newest_round = newest
                 retention.fold(self._ledger, keep_rounds=self._limits.keep_rounds)
         self._commit()
@@ -571,8 +575,12 @@ class Coordinator:
         for job in self._jobs.values():
             if job.run.round is not None and job.run.round.plan.round_id == round_id:
                 return job
-        name = self._ledger.task_of_round(round_id)
-        return next(iter(self._jobs.values()), None) if name is None else self._jobs.get(name)
+        if round_id not in self._tasks:
+            name = self._ledger.task_of_round(round_id)
+            if name is None:
+                return next(iter(self._jobs.values()), None)
+            self._tasks = dict([*self._tasks.items(), (round_id, name)][-TASKS_KEPT:])
+        return self._jobs.get(self._tasks[round_id])
 
     def _of_lineage(self, lineage: int, gateway: str) -> list[Job]:
         """One job or none. Who asks by a number that is no longer in force is helped where there is no doubt."""

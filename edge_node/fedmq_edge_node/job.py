@@ -171,6 +171,10 @@ class _Questions:
     model: Retry = field(default_factory=Retry)
     release: Retry = field(default_factory=Retry)
 
+    @property
+    def idle(self) -> bool:
+        return self.verdict.at is None and self.model.at is None and self.release.at is None
+
     def due_at(self) -> Iterator[float]:
         for retry in (self.verdict, self.model, self.release):
             if retry.at is not None:
@@ -442,8 +446,10 @@ class Job:
 
     def due_at(self, now: float) -> Iterator[float]:
         """When something is to be done, unless an event comes."""
-        yield from self._ask.due_at()
-        yield from self._downloads.due_at()
+        if not self._ask.idle:
+            yield from self._ask.due_at()
+        if not self._downloads.idle:
+            yield from self._downloads.due_at()
         if self._plan is not None and now < self._answer_not_before:
             yield self._answer_not_before
         if self.ready(now) or self._candidate is not None:
@@ -451,6 +457,8 @@ class Job:
 
     def ask(self, now: float) -> None:
         """Send on what waits, and put the questions that are due."""
+        if self._upload is None and self._ask.idle and self._downloads.idle:
+            return
         self._pump()
         state, pending = self._state, self._state.pending
         # A question that would begin a transfer anew has time until that one is whole, or given up.

@@ -13,6 +13,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -45,8 +46,8 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     """Mean over the windows while training, in whole 1/10,000."""
     payload: bytes
     sent: bytes = b""
-    """What the payload decodes to, as whole numbers (`encode_integers`): its contexts are gone once the model has moved
-    on. Empty where the payload is dense, and needs none."""
+    """The payload as it is coded without contexts, for those are gone once the model has moved on. Empty where the
+    payload is dense, and needs none."""
     evaluation: Evaluation | None = None
 
 
@@ -219,12 +220,16 @@ class Memory:
         old = self._saved.get(name)
         if state is old:
             return
-        values = {key: _CODED[key](state) for key in _FRESH if old is None or _PART[key](state) is not _PART[key](old)}
-        if old is not None and _numbers(state) == _numbers(old):
-            values.pop("numbers", None)
+        keys: Iterable[str] = _FRESH
+        if old is not None:
+            changed = [
+                key for key, new, before in zip(_PARTS, _parts(state), _parts(old), strict=True) if new is not before
+            ]
+            keys = changed if _numbers_of(state) == _numbers_of(old) else ["numbers", *changed]
+        values = {key: _CODED[key](state) for key in keys}
         if not values:
             return
-        self._transact(lambda: self._write(name, values))
+        self._transact(lambda: self._write(name, values), one_statement=True)
         self._saved[name] = state
 
     def forget(self, task: str) -> None:
@@ -242,20 +247,26 @@ class Memory:
 
     def put(self, key: str, value: bytes) -> None:
         """Durable when it returns."""
-        self._transact(lambda: self._write(_NOBODY, {key: value}))
+        self._transact(lambda: self._write(_NOBODY, {key: value}), one_statement=True)
 
     def close(self) -> None:
         self._db.close()
 
     def _write(self, task: str, values: dict[str, bytes]) -> None:
-        rows: Iterable[tuple[str, str, bytes]] = (
-            (task, key, _seal(_place(task, key), value)) for key, value in values.items()
-        )
-        self._db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", rows)
+        """In one statement, which is a transaction by itself where none is open."""
+        if not values:
+            return
+        row: list[str | bytes] = []
+        for key, value in values.items():
+            row += (task, key, _seal(_place(task, key), value))
+        self._db.execute(f"INSERT OR REPLACE INTO state VALUES {', '.join(['(?, ?, ?)'] * len(values))}", row)  # noqa: S608
 
-    def _transact(self, work: Callable[[], object]) -> None:
+    def _transact(self, work: Callable[[], object], *, one_statement: bool = False) -> None:
         """All or nothing."""
         try:
+            if one_statement:
+                work()
+                return
             self._db.execute("BEGIN IMMEDIATE")
             work()
             self._db.execute("COMMIT")
@@ -316,13 +327,12 @@ def _unseal(place: object, sealed: object) -> bytes:
     return sealed[4:]
 
 
+_NUMBERS = ("lineage", "version", "counter", "answered")
+_numbers_of = attrgetter(*_NUMBERS)
+
+
 def _numbers(state: GatewayState) -> dict[str, int]:
-    return {
-        "lineage": state.lineage,
-        "version": state.version,
-        "counter": state.counter,
-        "answered": state.answered,
-    }
+    return dict(zip(_NUMBERS, _numbers_of(state), strict=True))
 
 
 def _service(state: GatewayState) -> _Service | None:
@@ -334,18 +344,9 @@ def _service(state: GatewayState) -> _Service | None:
     )
 
 
-_PART: dict[str, Callable[[GatewayState], object]] = {
-    "numbers": lambda state: state,
-    "task": lambda state: state.task,
-    "scaler": lambda state: state.scaler,
-    "pending": lambda state: state.pending,
-    "steps": lambda state: state.steps,
-    "residual": lambda state: state.residual,
-    "service": lambda state: state.in_service,
-    "service-steps": lambda state: state.in_service,
-    "tried": lambda state: state.tried,
-}
-"""What a key holds; the same object is not written again."""
+_PARTS = ("task", "scaler", "pending", "steps", "residual", "service", "service-steps", "tried")
+_parts = attrgetter("task", "scaler", "pending", "steps", "residual", "in_service", "in_service", "tried")
+"""What each key but the numbers holds; the same object is not written again."""
 
 _CODED: dict[str, Callable[[GatewayState], bytes]] = {
     "numbers": lambda state: msgspec.msgpack.encode(_numbers(state)),

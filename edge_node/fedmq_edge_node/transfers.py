@@ -137,6 +137,11 @@ class Downloads(Generic[Use]):
         same.uses[kind] = use
         self._by_transfer[key] = same
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is coming in."""
+        return not self._by_transfer
+
     def under_way(self, kind: str) -> bool:
         return any(kind in download.uses for download in self._by_transfer.values())
 

@@ -28,7 +28,6 @@ from fedmq_compression.pipeline import (
     decode,
     decode_integers,
     encode,
-    encode_integers,
 )
 from fedmq_protocol.messages import (
     Assignment,
@@ -200,9 +199,10 @@ def settle(state: GatewayState, receipt: Receipt) -> GatewayState:
 def sent_by(pending: Pending, task: Task) -> NDArray[np.float32]:
     """What the coordinator adds to its sum for an update, `(P,) float32`."""
     length = task.model.parameters
-    if not pending.sent:
-        return decode(pending.payload, length, uplink(task.up.at(pending.level))).dense()
-    return (decode_integers(pending.sent, length) * UPLINK_STEP).astype(np.float32)
+    if pending.sent and pending.sent[0] & 0x80:
+        # As whole numbers: a file that earlier software wrote.
+        return (decode_integers(pending.sent, length) * UPLINK_STEP).astype(np.float32)
+    return decode(pending.sent or pending.payload, length, uplink(task.up.at(pending.level))).dense()
 
 
 def settle_by_plan(state: GatewayState, plan: RoundPlan, place: int) -> GatewayState:
@@ -272,7 +272,7 @@ def train_update(
         level=plan.level,
         loss=loss_told(result.loss),
         payload=encoded.payload,
-        sent=b"" if contexts is None else encode_integers(encoded.sent.whole_steps()),
+        sent=b"" if contexts is None else encoded.plain,
         evaluation=_evaluation(task, engine, flat, samples, scaler) if task.held_out_reports else None,
     )
     state = replace(

@@ -257,7 +257,8 @@ def _broadcast(
     )
     delta = (rate * made.state.momentum + server.residual).astype(np.float32)
     sent = decode(made.delta, delta.size, spec, contexts=contexts)
-    encoded = Encoded(payload=made.delta, sent=sent, residual=made.state.residual.astype(np.float32))
+    left = made.state.residual.astype(np.float32)
+    encoded = Encoded(payload=made.delta, sent=sent, residual=left, plain=made.delta)
     none = np.zeros_like(delta)
     coded = Coded(delta=delta, residual=none, spec=spec, gain=codec.gain, contexts=contexts, encoded=encoded)
     return coded, made.state

@@ -1,8 +1,8 @@
 """Disks: SQLite files and model files that live as long as the simulation, and processes that do not.
 
 Owns what a crash leaves behind: what was committed stays, what was not is rolled back, a model file that was written
-stays whatever the ledger says. Refuses to know what is stored. Every durable step passes two named points, where the
-simulation may end the process, and may find the disk full.
+stays whatever the ledger says. Refuses to know what is stored. Every durable step may find the disk full; before
+and after it the services pass their own points, where the simulation may end the process.
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ class Crash(BaseException):
 
 _execute = sqlite3.Connection.execute
 
+_WRITES = {"INSERT", "UPDATE", "DELETE"}
+"""Statements that commit by themselves where no transaction is open."""
+
 
 class _Connection(sqlite3.Connection):
-    """A connection whose commits pass the disk's points. Closing it closes the process's view of it, not the file."""
+    """A connection whose commits take time, and room. Closing it closes the process's view of it, not the file."""
 
     disk: Disk
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        if sql != "COMMIT":
+        if sql != "COMMIT" and (sql[:6] not in _WRITES or self.in_transaction):
             return _execute(self, sql, parameters)
         disk = self.disk
-        disk.point("before commit")
         if disk.full:
-            _execute(self, "ROLLBACK")
+            if self.in_transaction:
+                _execute(self, "ROLLBACK")
             raise sqlite3.OperationalError("database or disk is full")
-        done = _execute(self, sql)
+        done = _execute(self, sql, parameters)
         disk.committed()
-        if not disk.owner_tells:
-            disk.point("after commit")
         return done
 
     def close(self) -> None:
@@ -54,14 +55,12 @@ class _Connection(sqlite3.Connection):
 
 
 class Disk:
-    """One machine's disk. `point` is told of each durable step by name, `committed` of each commit."""
+    """One machine's disk. `point` is told of model files, before and after each; `committed` of each commit."""
 
     def __init__(self, *, point: Callable[[str], None], committed: Callable[[], None]) -> None:
         self.point = point
         self.committed = committed
         self.full = False
-        self.owner_tells = False
-        """Its owner passes "after commit" by itself, once it has noted what is on disk."""
         self.models: dict[tuple[int, int], NDArray[np.int32]] = {}
         self.connection: _Connection | None = None
 

@@ -226,12 +226,10 @@ class _Memory(Memory):
     def __init__(self, path: Path, disk: Disk, doings: Doings) -> None:
         super().__init__(path, connect=disk.connect)
         self._doings = doings
-        disk.owner_tells = True
 
     def save(self, state: GatewayState) -> None:
         super().save(state)
         self._doings.saved(state)
-        self._doings.point("after commit")
 
 
 def make_gateway(

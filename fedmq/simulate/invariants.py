@@ -3,6 +3,7 @@
 Cheap, since only what a step touched is looked at. The promises, by the name that a violation carries:
 
 - *once*: one update for each gateway and round counts at most once;
+- *late*: an update whose round has closed counts only where the task lets it, and no further behind than that;
 - *law*: for each gateway, what it learnt == what was taken of it + its residual + what was discarded, to float32
   rounding; what was taken of it is what the coordinator has accepted, and both know it once all is quiet;
 - *receipt*: nothing that says "accepted" leaves before that is committed;
@@ -283,15 +284,25 @@ class Checker:
             return False
         self._changes = disk.changes
         rows = disk.rows(
-            "SELECT rowid, round, gateway, counter, digest, weight, kind, verdict FROM answers WHERE rowid > ?",
+            "SELECT answers.rowid, round, gateway, counter, digest, weight, answers.kind, verdict, base,"
+            " received_at > closed_at FROM answers JOIN rounds ON rounds.id = round WHERE answers.rowid > ?"
+            " ORDER BY answers.rowid",
             (self._last_row,),
         )
         found = False
-        for row, round_id, gateway, counter, digest, weight, kind, verdict in rows:
+        for row, round_id, gateway, counter, digest, weight, kind, verdict, base, late in rows:
             self._last_row = row
             if kind != "update" or verdict != "accepted":
                 continue
             found = True
+            # Answers are read before the version that their commit may have made.
+            behind = self._version - base
+            if behind > self._task.staleness or (late and not self._task.staleness):
+                raise Violation(
+                    "late",
+                    f"update {counter} of {gateway} to {'closed' if late else 'open'} round {round_id} counts, "
+                    f"{behind} versions behind; at most {self._task.staleness} are allowed",
+                )
             books = self._books.get(gateway)
             known = self._accepted.get((gateway, counter))
             if known is not None:

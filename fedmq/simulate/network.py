@@ -24,7 +24,7 @@ from fedmq_protocol.session import Connected, ConnectFailed, Denied, Disconnecte
 from fedmq.simulate.broker import MOSQUITTO_ALIASES, Broker, BrokerSession, Message
 from fedmq.simulate.scheduler import Scheduler, Trace
 
-__all__ = ["Link", "LinkedSession", "Mishap", "Noise", "Shape", "Way"]
+__all__ = ["Link", "LinkedSession", "Mishap", "Mishaps", "Noise", "Shape", "Way"]
 
 SEGMENT_BYTES = 1_400
 """Of MQTT in a TCP segment, about."""
@@ -64,10 +64,14 @@ class Noise:
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Mishap:
-    """What becomes of one message: the `number`th that goes this way over this link, from 0."""
+    """What becomes of one message: the `number`th on its topic that goes this way over this link, from 0.
+
+    By topic, so that it meets the same message where a gateway is left out.
+    """
 
     link: str
     way: str
+    topic: str
     number: int
     kind: str
     """lose | double | delay | swallow"""
@@ -83,17 +87,22 @@ class Way:
         self.name = name
         self.free_at = 0.0
         self.last = 0.0
-        self.messages = 0
+        self.messages: dict[str, int] = {}
+        """By topic."""
         self.carried = 0
         """Bytes of MQTT packets that set out this way."""
         self.arrived = 0
         """And those that came to its end, as a counter at the client's cable would have them, either way."""
 
 
-class Link:
-    """`mishaps` is the list to follow, by way and number; None: draw, and note in `happened`."""
+Mishaps = dict[tuple[str, str, int], Mishap]
+"""By way, topic and number."""
 
-    def __init__(self, name: str, shape: Shape, rng: Random, mishaps: dict[tuple[str, int], Mishap] | None) -> None:
+
+class Link:
+    """`mishaps` is the list to follow; None: draw, and note in `happened`."""
+
+    def __init__(self, name: str, shape: Shape, rng: Random, mishaps: Mishaps | None) -> None:
         self.name = name
         self.shape = shape
         self.noise: Noise | None = None
@@ -135,12 +144,12 @@ class Link:
                     waited += min(size, SEGMENT_BYTES) / shape.rate
         return waited
 
-    def mishap(self, way: Way) -> Mishap | None:
-        """What becomes of the next message that goes this way."""
-        number = way.messages
-        way.messages += 1
+    def mishap(self, way: Way, topic: str) -> Mishap | None:
+        """What becomes of the next message on this topic that goes this way."""
+        number = way.messages.get(topic, 0)
+        way.messages[topic] = number + 1
         if self._mishaps is not None:
-            return self._mishaps.get((way.name, number))
+            return self._mishaps.get((way.name, topic, number))
         noise = self.noise
         if noise is None:
             return None
@@ -155,7 +164,7 @@ class Link:
         ):
             if drawn < share:
                 seconds = 0.0 if kind in ("lose", "swallow") else LATE_SECONDS * self._mishap_rng.random() ** 2
-                found = Mishap(link=self.name, way=way.name, number=number, kind=kind, seconds=seconds)
+                found = Mishap(link=self.name, way=way.name, topic=topic, number=number, kind=kind, seconds=seconds)
                 self.happened.append(found)
                 return found
             drawn -= share
@@ -436,12 +445,14 @@ class LinkedSession(BrokerSession):
         if message.qos:
             self._down[number] = message
         link = self.link
+        topic = message.received.topic
         arrives = link.carry(link.down, now, message.size)
         if link.noise is None and link._mishaps is None:
-            link.down.messages += 1
+            messages = link.down.messages
+            messages[topic] = messages.get(topic, 0) + 1
             self._scheduler.at(arrives, self._came, (self._epoch, number, message))
             return
-        for late in self._fates(link.down, message.qos, message.received.topic, message.received.payload):
+        for late in self._fates(link.down, message.qos, topic, message.received.payload):
             self._scheduler.at(arrives + late, self._came, (self._epoch, number, message))
 
     def _came(self, what: tuple[int, int, Message]) -> None:
@@ -466,7 +477,7 @@ class LinkedSession(BrokerSession):
 
     def _fates(self, way: Way, qos: int, topic: str, payload: bytes) -> Iterator[float]:
         """How much later than it should the message arrives, once or twice or never."""
-        mishap = self.link.mishap(way)
+        mishap = self.link.mishap(way, topic)
         if mishap is None:
             yield 0.0
             return

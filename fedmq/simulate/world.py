@@ -37,7 +37,7 @@ from fedmq.simulate.disks import Crash, Disk
 from fedmq.simulate.faults import BROKER, COORDINATOR, Fault
 from fedmq.simulate.fleet import Doings, DrawnEngine, DrawnSource, Source, TimedEngine
 from fedmq.simulate.invariants import Checker, Violation
-from fedmq.simulate.network import Link, LinkedSession, Mishap, Noise, Shape
+from fedmq.simulate.network import Link, LinkedSession, Mishap, Mishaps, Noise, Shape
 from fedmq.simulate.scheduler import Scheduler, Trace
 from fedmq.simulate.sharing import shared
 
@@ -118,19 +118,15 @@ class Outcome:
 
 
 class _Session(LinkedSession):
-    """Passes the points before and after each send, and lets the checker hear what the coordinator says."""
+    """Lets the checker hear what the coordinator says."""
 
     node: Node
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expiry_seconds: int | None = None
     ) -> bool:
-        node = self.node
-        node.point("before send")
-        node.speaks(topic, payload)
-        sent = super().publish(topic, payload, qos=qos, retain=retain, expiry_seconds=expiry_seconds)
-        node.point("after send")
-        return sent
+        self.node.speaks(topic, payload)
+        return super().publish(topic, payload, qos=qos, retain=retain, expiry_seconds=expiry_seconds)
 
 
 class Node:
@@ -484,9 +480,9 @@ class World:
         self.broker = Broker(clock=lambda: self.scheduler.now, keep_log=False)
         self.checker = Checker(scenario.task) if scenario.checked else None
         self.table = DrawnEngine.table(scenario.task, 1)
-        self._mishaps: dict[str, dict[tuple[str, int], Mishap]] = {}
+        self._mishaps: dict[str, Mishaps] = {}
         for mishap in scenario.mishaps or ():
-            self._mishaps.setdefault(mishap.link, {})[mishap.way, mishap.number] = mishap
+            self._mishaps.setdefault(mishap.link, {})[mishap.way, mishap.topic, mishap.number] = mishap
         self.coordinator = CoordinatorNode(self)
         self.gateways = {unit.name: GatewayNode(self, unit) for unit in scenario.units}
 
@@ -494,7 +490,7 @@ class World:
         """A generator of its own for each part, so that none depends on what another one draws."""
         return Random("/".join((self.scenario.seed, *names)))
 
-    def mishaps_of(self, link: str) -> dict[tuple[str, int], Mishap] | None:
+    def mishaps_of(self, link: str) -> Mishaps | None:
         return None if self.scenario.mishaps is None else self._mishaps.get(link, {})
 
     def run(self) -> Outcome:

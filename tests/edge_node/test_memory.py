@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sqlite3
 import threading
 import zlib
@@ -244,7 +245,7 @@ def test_only_what_changed_is_written(path: Path) -> None:
     def written(new: GatewayState) -> set[str]:
         statements.clear()
         memory.save(new)
-        return {text.split("'")[3] for text in statements if text.startswith("INSERT")}
+        return {key for text in statements for key in re.findall(r"\('[^']*', ?'([a-z-]+)'", text)}
 
     assert written(state) == set()
     assert statements == []

@@ -8,8 +8,10 @@ import sys
 from dataclasses import replace
 
 import pytest
+from fedmq_protocol.topics import Channel, Direction, topic
 
-from fedmq.simulate.faults import PROFILES, Fault, draw
+from fedmq.simulate.faults import COORDINATOR, COORDINATOR_POINTS, GATEWAY_POINTS, PROFILES, Fault, draw
+from fedmq.simulate.fleet import FEDERATION
 from fedmq.simulate.network import Mishap
 from fedmq.simulate.schedules import scenario_of
 from fedmq.simulate.shrink import play
@@ -89,11 +91,10 @@ def test_every_kind_of_fault_and_every_point_of_a_crash_is_drawn() -> None:
     assert {fault.kind for fault in faults} == {
         *("noise", "cut", "partition", "crash", "power", "broker", "clock", "slow", "gate", "disk")
     }
-    assert {fault.point for fault in faults} == {
-        "",
-        *("before commit", "after commit", "before send", "after send", "training"),
-        *("before model file", "after model file"),
-    }
+    drawn = {(fault.target == COORDINATOR, fault.point) for fault in faults if fault.point}
+    assert drawn == {(True, point) for point in COORDINATOR_POINTS} | {(False, point) for point in GATEWAY_POINTS}
+    assert {"before commit", "after model file", "before receipt", "after plan"} <= set(COORDINATOR_POINTS)
+    assert {"before save", "after save", "after update", "before verdict question", "training"} <= set(GATEWAY_POINTS)
     assert all(str(fault) for fault in faults)
 
 
@@ -110,14 +111,15 @@ def test_faults_happen() -> None:
 
 def test_a_mishap_that_is_told_meets_that_message_and_no_other() -> None:
     scenario = scenario_of(0, gateways=3, rounds=3, profile="none")
+    plans = topic(FEDERATION, Direction.DOWN, Channel.PLAN)
     world = World(
-        replace(scenario, mishaps=(Mishap(link="g1", way="down", number=1, kind="double", seconds=3.0),)),
+        replace(scenario, mishaps=(Mishap(link="g1", way="down", topic=plans, number=1, kind="double", seconds=3.0),)),
         keep_trace=True,
     )
     assert world.run().violation is None
     world.close()
     doubled = [line for line in world.trace.lines if line.what == "doubled"]
-    assert [line.who for line in doubled] == ["g1"]
+    assert [(line.who, line.topic) for line in doubled] == [("g1", plans)]
 
 
 def test_a_gateway_with_too_few_windows_for_statistics_declines_instead_of_being_dropped_without_a_word() -> None:
