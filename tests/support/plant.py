@@ -155,7 +155,7 @@ class Plant:
             memory=Memory(self.directory / name / "gateway.sqlite"),
             source=self.folders[name],  # type: ignore[arg-type]
             vitals=lambda: self.vitals.get(name, Vitals()),
-            limits=Limits(),
+            limits=Limits(monthly_bytes=1 << 40),
             monotonic=lambda: self.now - START,
             rng=Random(self.births),
             nonce=nonce,
