@@ -39,7 +39,9 @@ __all__ = ["Intake"]
 log = logging.getLogger("fedmq.coordinator")
 
 CHUNK_PAUSE_SECONDS = 2.0
-"""An update in chunks that has been still for so long is asked for what is missing."""
+"""An update in chunks that has been still for so long is asked for what is missing; then twice as long, and so on."""
+
+LONGEST_PAUSE_SECONDS = 60.0
 
 
 @dataclass(kw_only=True)
@@ -49,6 +51,7 @@ class _Transfer:
     update: Update
     incoming: Incoming
     still_since: float
+    pause: float = CHUNK_PAUSE_SECONDS
 
 
 class Intake:
@@ -87,6 +90,8 @@ class Intake:
         transfer = self._transfers.get(name)
         if transfer is None or transfer.incoming.transfer != chunk.transfer:
             return
+        # A slow link takes as long for the next one.
+        transfer.pause = min(max(CHUNK_PAUSE_SECONDS, 2 * (now - transfer.still_since)), LONGEST_PAUSE_SECONDS)
         transfer.still_since = now
         try:
             if not transfer.incoming.add(chunk):
@@ -113,8 +118,9 @@ class Intake:
         """Ask again for what is missing of updates that have been still for a while."""
         self._transfers = {n: t for n, t in self._transfers.items() if self._run.plan_of(t.update.round_id) is not None}
         for name, transfer in self._transfers.items():
-            if now - transfer.still_since >= CHUNK_PAUSE_SECONDS:
+            if now - transfer.still_since >= transfer.pause:
                 transfer.still_since = now
+                transfer.pause = min(2 * transfer.pause, LONGEST_PAUSE_SECONDS)
                 missing = transfer.incoming.missing()
                 self._outbox.command(
                     name, Channel.RECEIPT, Missing(transfer=transfer.incoming.transfer, missing=missing)

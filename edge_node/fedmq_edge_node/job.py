@@ -293,9 +293,19 @@ class Job:
         self._come_to_base(plan, now)
         return plan.release is not None and plan.release != self._releases
 
+    def expect(self, plan: RoundPlan, now: float) -> bool:
+        """Collect the delta that a plan names; False where there is none in chunks that leads on from here.
+
+        To be called before the welcome, too, which brings the plan again: the chunks, which come right behind the
+        plan, it does not.
+        """
+        if not isinstance(plan.delta, BlobRef) or self._state.version + 1 != plan.base:
+            return False
+        self._fetch(DELTA, plan, plan.delta, now)
+        return True
+
     def _come_to_base(self, plan: RoundPlan, now: float) -> None:
-        if isinstance(plan.delta, BlobRef) and self._state.version + 1 == plan.base:
-            self._fetch(DELTA, plan, plan.delta, now)
+        if self.expect(plan, now):
             return
         if self._state.version < plan.base and self._downloads.under_way(DELTA):
             return  # a delta before this plan's is coming in; from where it leads we see further
@@ -482,13 +492,14 @@ class Job:
             digest = short(refer(pending.payload, 256).digest)
             self._question(AskVerdict(round_id=pending.round_id, counter=pending.counter, digest=digest))
         for key, missing in self._downloads.due(now, self._host.bytes_received):
-            self._question(AskChunks(transfer=key, missing=missing))
+            # One try: above QoS 0 it would be sent again on the next connection, and what it asks for come twice.
+            self._host.publish(Channel.ASK, AskChunks(transfer=key, missing=missing), qos=0)
         for uses in self._downloads.give_up():
             log.warning("gave up a transfer (%s)", ", ".join(uses))
             if DELTA in uses:
                 self._ask.model.hurry(now, self._host.jitter())
 
-    def _question(self, message: AskModel | AskVerdict | AskChunks) -> None:
+    def _question(self, message: AskModel | AskVerdict) -> None:
         self._host.publish(Channel.ASK, message)
 
     # -- the answer --------------------------------------------------------------------------------------------

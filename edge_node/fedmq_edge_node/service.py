@@ -365,9 +365,11 @@ class Gateway:
             self._pass_over(job.state.lineage)
 
     def _on_plan(self, plan: RoundPlan, now: float) -> None:
-        if not self._welcomed:
-            return  # the welcome brings the plan again
         job = self._job_of(plan.lineage)
+        if not self._welcomed:
+            if job is not None:
+                job.expect(plan, now)
+            return  # the welcome brings the plan again
         if job is not None:
             if job.on_plan(plan, now):
                 log.info("there is a new release of task %r: joining again", job.task.name)

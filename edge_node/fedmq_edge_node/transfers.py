@@ -25,8 +25,9 @@ CHUNK_PAUSE_SECONDS = 2.0
 
 LONGEST_PAUSE_SECONDS = 300.0
 
-PAUSE_CHUNKS = 3.0
-"""On a slow link it waits for as long as so many chunks took."""
+PAUSE_CHUNKS = 8.0
+"""On a slow link it waits for as long as so many chunks took: TCP that loses segments is still for several, and what
+is asked for while it only waits comes twice."""
 
 MOVING_BYTES = 256
 """A socket that received more since the last look is taken to be in the middle of a chunk."""

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 from fake_broker import FakeBroker
-from fedmq_compression.pipeline import encode_integers
+from fedmq_compression.pipeline import CodecSpec, encode, encode_integers
 from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import GatewayState, Memory, StateError
 from fedmq_edge_node.runtimes import NumpyEngine
@@ -874,6 +874,60 @@ def test_a_transfer_goes_on_after_a_reconnect_with_what_is_missing(catching_up: 
         catching_up.say(Channel.CHUNK, piece)
     catching_up.run()
     assert catching_up.state().version == 3
+
+
+def a_plan_with_a_delta_in_chunks() -> tuple[RoundPlan, list[Chunk]]:
+    """It leads to version 1 of LARGE."""
+    step = np.float32(LARGE.grid_step)
+    delta = np.full(LARGE.model.parameters, step, dtype=np.float32)
+    codec = LARGE.down.at(0)
+    body = encode(delta, CodecSpec(bits=codec.bits, density=codec.density, step=LARGE.grid_step)).payload
+    ref = refer(body, 4096)
+    after = start_of(LARGE) + np.int32(1)
+    plan = a_plan(2, task=LARGE, base=1, model=check_of(model_digest(after)), kind=RoundKind.REST, delta=ref)
+    return plan, list(chunks(body, ref))
+
+
+def test_chunks_that_come_before_the_welcome_are_not_asked_for_again(tmp_path: Path) -> None:
+    """A kept session brings first the plan, then the chunks; the welcome waits behind them in the same line."""
+    script = Script(tmp_path)
+    script.run()
+    script.welcome(an_assignment(LARGE))
+    script.session.cut()
+    script.session.heal()
+    script.run()
+    plan, pieces = a_plan_with_a_delta_in_chunks()
+    assert len(pieces) > 3
+    script.plan(plan)
+    for piece in pieces:
+        script.say(Channel.CHUNK, piece)
+    script.run()
+    script.welcome(an_assignment(LARGE, known=True, plan=plan))
+    script.run(30.0)
+    assert script.state(LARGE).version == 1
+    assert not script.heard(AskChunks)
+    script.memory.close()
+
+
+def test_a_question_for_chunks_is_not_sent_again_by_the_connection(tmp_path: Path) -> None:
+    """What it asks for would come twice; a new connection brings a new question."""
+    script = Script(tmp_path)
+    script.run()
+    asked: list[int] = []
+    publish = script.session.publish
+
+    def note(where: str, payload: bytes, *, qos: int = 1, **how: object) -> bool:
+        if parse(where).channel is Channel.ASK:
+            asked.append(qos)
+        return publish(where, payload, qos=qos, **how)  # type: ignore[arg-type]
+
+    script.session.publish = note  # type: ignore[method-assign, assignment]
+    plan, _ = a_plan_with_a_delta_in_chunks()
+    script.welcome(an_assignment(LARGE, plan=plan))
+    script.run(5.0)
+    assert len(script.heard(AskChunks)) == 1
+    assert asked == [0]
+    script.memory.close()
 
 
 def test_a_newer_catch_up_does_not_begin_anew_what_has_begun(catching_up: Script) -> None:

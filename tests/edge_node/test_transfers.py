@@ -63,8 +63,8 @@ def test_on_a_slow_link_nothing_is_asked_for_that_is_on_its_way() -> None:
             assert transfer.due(now, received) == ()
         assert transfer.add(piece, now, received) is None
     # The pause has grown with what a chunk took, for links whose bytes cannot be seen coming.
-    assert transfer.due(now + 40.0, received) == ()
-    assert transfer.due(now + 50.0, received) == (9,)
+    assert transfer.due(now + 120.0, received) == ()
+    assert transfer.due(now + 130.0, received) == (9,)
 
 
 def test_other_messages_that_move_the_socket_do_not_keep_a_transfer_silent_for_ever() -> None:

@@ -27,7 +27,7 @@ from typing import Self
 from fedmq_broker_config.run import LocalBroker
 from fedmq_coordinator.ledger import Round
 from fedmq_protocol.messages import AskVerdict, to_bytes
-from fedmq_protocol.session import Connection, MqttSession
+from fedmq_protocol.session import Connected, Connection, MqttSession
 from fedmq_protocol.topics import Channel, Direction, topic
 from processes import FEDERATION, PATIENCE_SECONDS, Program, Site, fedmq, small_fleet, tail
 
@@ -280,7 +280,7 @@ class CrashRun:
         answer = site.answers_of(name)[-1]
         question = AskVerdict(round_id=answer.round, counter=answer.counter, digest=answer.digest)
         where = topic(FEDERATION, Direction.UP, Channel.ASK, name)
-        session = MqttSession(Connection(host="127.0.0.1", port=site.port, client_id="asker", session_expiry_seconds=0))
+        session = self._session("asker")
         asked_at = 0.0
 
         def ask() -> None:
@@ -313,7 +313,7 @@ class CrashRun:
         self._let_pass(3)
 
     def _miss_chunks(self, name: str) -> None:
-        """Kill it in a round whose plan and chunks it has been given, and has not read."""
+        """Kill it in a round whose plan and chunks it has not read, and have the broker forget what waits for it."""
         site = self.site
         self._let_pass(1)
         stopped = site.programs[name]
@@ -323,6 +323,16 @@ class CrashRun:
         assert site.version == made, "a version was made without everyone"
         time.sleep(0.2)
         site.kill(name)
+        session = self._session(name)
+        session.start()
+        assert isinstance(session.next(PATIENCE_SECONDS), Connected)
+        session.stop(flush_seconds=1.0)
+
+    def _session(self, client_id: str) -> MqttSession:
+        """One that begins with nothing and leaves nothing behind."""
+        return MqttSession(
+            Connection(host="127.0.0.1", port=self.site.port, client_id=client_id, session_expiry_seconds=0)
+        )
 
     def _leave(self, name: str) -> None:
         program = self.site.programs[name]

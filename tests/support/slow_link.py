@@ -11,6 +11,8 @@ import contextlib
 import socket
 import threading
 import time
+from collections import deque
+from collections.abc import Sequence
 from random import Random
 from types import TracebackType
 from typing import Self
@@ -19,7 +21,8 @@ SEGMENT_BYTES = 512
 
 
 class SlowLink:
-    """Stands before a broker. `cut_after_bytes` ends the connection each time so many bytes have passed since."""
+    """Stands before a broker. `cuts_up` and `cuts_down` say after how many bytes that way, counted from the start, all
+    connections are ended."""
 
     def __init__(
         self,
@@ -29,8 +32,8 @@ class SlowLink:
         bytes_per_second: float,
         loss: float,
         timeout_seconds: float = 0.2,
-        cut_after_bytes: int | None = None,
-        cuts: int = 0,
+        cuts_up: Sequence[int] = (),
+        cuts_down: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
         self._target = (host, port)
@@ -38,12 +41,11 @@ class SlowLink:
         self._rate = bytes_per_second
         self._loss = loss
         self._timeout = timeout_seconds
-        self._cut_after = cut_after_bytes
-        self._cuts_left = cuts
+        self._cuts_up = deque(cuts_up)
+        self._cuts_down = deque(cuts_down)
         self._rng = Random(seed)
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
-        self._since_cut = 0
         self.port: int = self._listener.getsockname()[1]
         self.connections = 0
         self.cuts = 0
@@ -110,11 +112,10 @@ class SlowLink:
                 self.bytes_up += size
             else:
                 self.bytes_down += size
-            self._since_cut += size
-            if self._cut_after is None or not self._cuts_left or self._since_cut < self._cut_after:
+            passed, cuts = (self.bytes_up, self._cuts_up) if up else (self.bytes_down, self._cuts_down)
+            if not cuts or passed < cuts[0]:
                 return False
-            self._since_cut = 0
-            self._cuts_left -= 1
+            cuts.popleft()
             self.cuts += 1
             self._end_all()
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from fedmq_protocol.messages import (
     AskVerdict,
     Chunk,
     Decline,
+    Missing,
     Receipt,
     RoundKind,
     RoundPlan,
@@ -666,6 +668,24 @@ def test_dense_float32_goes_in_chunks_and_lost_chunks_are_asked_for(tmp_path: Pa
     assert set(plant.digests().values()) == {plant.digest}
     assert [r.outcome for r in plant.ledger.rounds()] == ["applied"] * 4
     assert all(len(plant.ledger.answers(r.id)) == 3 for r in plant.ledger.rounds())
+
+
+def test_an_upload_in_chunks_that_is_still_is_asked_about_more_and_more_rarely(tmp_path: Path) -> None:
+    """On a slow link what is asked for is on its way already."""
+    plant = Plant(tmp_path, gateways=1, rounds=1, task=make_task(sizes=(22, 128, 64, 3), dense=True))
+    asked: list[float] = []
+
+    def lose(client: str, received: Received) -> bool:
+        message = message_of(received)
+        if isinstance(message, Missing):
+            asked.append(plant.now)
+            return True
+        return isinstance(message, Chunk) and client == "coordinator"
+
+    plant.lose = lose
+    plant.run_until(lambda: len(asked) == 4)
+    pauses = [after - before for before, after in itertools.pairwise(asked)]
+    assert all(after > 1.5 * before for before, after in itertools.pairwise(pauses))
 
 
 def test_a_large_catch_up_goes_in_chunks(tmp_path: Path) -> None:
