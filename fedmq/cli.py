@@ -298,10 +298,10 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     simulate.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
     simulate.add_argument(
-        "--gateways", type=_positive, metavar="N", help="how many (default: 40 with faults, 10 without)"
+        "--gateways", type=_positive, metavar="N", help="how many (default: 24 with faults, 10 without)"
     )
     simulate.add_argument(
-        "--rounds", type=_positive, metavar="N", help="training rounds (default: 20 with faults, 40 without)"
+        "--rounds", type=_positive, metavar="N", help="training rounds (default: 12 with faults, 40 without)"
     )
     faults = simulate.add_argument_group("faults")
     faults.add_argument(
@@ -311,6 +311,13 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         help="what goes wrong (default: none)",
     )
     faults.add_argument("--schedules", type=_positive, default=1, metavar="K", help="how many (default: 1)")
+    faults.add_argument(
+        "--jobs",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="processes that share the schedules, one for each core at most; the results are the same (default: 1)",
+    )
     faults.add_argument(
         "--stories", type=int, default=3, metavar="N", help="broken promises whose shortest story is told (default: 3)"
     )

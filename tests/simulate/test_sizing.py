@@ -93,8 +93,18 @@ def test_schedules_are_counted_and_traced(tmp_path: Path, capsys: pytest.Capture
     )
     assert found["schedules"] == 3
     assert found["violations"] == 0
-    assert "events a second; 0 violations" in capsys.readouterr().out
+    assert "events a second and core; 0 violations" in capsys.readouterr().out
     assert trace.read_text(encoding="utf-8").count("# seed") == 3
+
+
+def test_several_processes_play_the_same_schedules_in_the_same_order(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["simulate", "--faults", "all", "--schedules", "5", "--gateways", "3", "--rounds", "2", "--digests"]
+    told = []
+    for jobs in ("1", "2"):
+        assert main([*words, "--no-progress", "--jobs", jobs]) == 0
+        told.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("seed ")])
+    assert len(told[0]) == 5
+    assert told[0] == told[1]
 
 
 def test_links_speeds_and_batteries_are_read_from_words() -> None:
