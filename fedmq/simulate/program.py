@@ -45,6 +45,8 @@ LAST_LINES = 80
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit status: 1 where a promise was broken."""
     _get_ready(arguments.log_level)
+    if arguments.target is not None and arguments.data is None:
+        raise ValueError("--target: drawn training learns nothing, and has no metric; add --data, and no --faults")
     if arguments.faults == "none" and arguments.schedules == 1:
         return _size(arguments)
     return _schedules(arguments)
@@ -240,7 +242,7 @@ def _size(arguments: argparse.Namespace) -> int:
         seconds = time.process_time() - began
         if arguments.trace is not None:
             _append(arguments.trace, _trace_text(world, arguments.seed))
-        found = sizing.measure(world, outcome.events, outcome.digest)
+        found = sizing.measure(world, outcome.events, outcome.digest, target=arguments.target)
         world.close()
     print(sizing.to_text(found), end="")
     print(
