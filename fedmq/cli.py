@@ -276,7 +276,8 @@ _SIMULATE = """\
 Runs the real coordinator and real gateways in one process and in virtual time; network, broker, disks, clocks and
 training times are made up from the seed. With --faults, each schedule (its seed is --seed plus its number) draws its
 own fleet and faults, and every promise of docs/simulation.md is checked after every step: what breaks one is told as
-the shortest story that still does. Without, it shows what a fleet would need: rounds, bytes, time.
+the shortest story that still does. Without, it shows what a fleet would need: rounds, bytes, time, and with --target
+how soon the model is good enough, so that settings can be held against each other with `--set rounds.KEY=VALUE`.
 """
 
 _SIMULATE_EPILOG = """\
@@ -285,6 +286,7 @@ examples:
   fedmq simulate --faults all --seed 42 --trace trace.txt          one schedule again, line by line
   fedmq simulate --gateways 500 --rounds 100 --fraction 0.1 --link 2kB/s,300ms,5% --battery night
   fedmq simulate --data cwru:DIR --rounds 40 --speeds 1:20 --plot course.svg
+  fedmq simulate --data cwru:DIR --rounds 200 --speeds 1:20 --target 0.95 --set rounds.aggregation=buffered
 """
 
 
@@ -298,10 +300,10 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     simulate.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
     simulate.add_argument(
-        "--gateways", type=_positive, metavar="N", help="how many (default: 40 with faults, 10 without)"
+        "--gateways", type=_positive, metavar="N", help="how many (default: 24 with faults, 10 without)"
     )
     simulate.add_argument(
-        "--rounds", type=_positive, metavar="N", help="training rounds (default: 20 with faults, 40 without)"
+        "--rounds", type=_positive, metavar="N", help="training rounds (default: 12 with faults, 40 without)"
     )
     faults = simulate.add_argument_group("faults")
     faults.add_argument(
@@ -311,6 +313,13 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         help="what goes wrong (default: none)",
     )
     faults.add_argument("--schedules", type=_positive, default=1, metavar="K", help="how many (default: 1)")
+    faults.add_argument(
+        "--jobs",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="processes that share the schedules, one for each core at most; the results are the same (default: 1)",
+    )
     faults.add_argument(
         "--stories", type=int, default=3, metavar="N", help="broken promises whose shortest story is told (default: 3)"
     )
@@ -354,6 +363,12 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     data.add_argument("--test-load", type=int, metavar="LOAD", help="as for `fedmq demo`")
     data.add_argument("--hidden", type=_sizes, metavar="N,N,…", help="hidden units (default: 32)")
     data.add_argument("--codec", choices=("sparse", "dense", "8bit", "4bit"), default="sparse", help="default: sparse")
+    data.add_argument(
+        "--target",
+        type=float,
+        metavar="X",
+        help="say when the test metric was first X or more with two versions in a row: virtual time, version and round",
+    )
     simulate.add_argument("--trace", type=Path, metavar="FILE", help="append everything that happens, line by line")
     simulate.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     simulate.add_argument("--plot", type=Path, metavar="FILE", help="draw metric or versions over time (.svg, .png)")

@@ -21,6 +21,7 @@ __all__ = [
     "Bits",
     "best_divisor",
     "fields",
+    "gaps_of",
     "golomb",
     "golomb_bits",
     "natural_divisor",
@@ -71,6 +72,14 @@ def ragged_fields(numbers: Numbers, widths: Numbers) -> Bits:
         bits = (numbers[first : first + RAGGED_BLOCK, None] >> np.maximum(shifts, 0)) & 1
         blocks.append(bits[shifts >= 0].astype(np.uint8))
     return np.concatenate(blocks)
+
+
+def gaps_of(numbers: Numbers) -> Numbers:
+    """How many whole numbers are left out before each of strictly increasing ones, at least one of them, all >= 0."""
+    gaps = numbers.copy()
+    gaps[1:] -= numbers[:-1]
+    gaps[1:] -= 1
+    return gaps
 
 
 def golomb(numbers: Numbers, divisor: int) -> Bits:

@@ -25,7 +25,7 @@ from math import isqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_compression.bits import BitReader, Bits, fields, golomb, natural_divisor, one_golomb, ragged_golomb
+from fedmq_compression.bits import BitReader, Bits, fields, gaps_of, golomb, natural_divisor, one_golomb, ragged_golomb
 from fedmq_compression.frame import PayloadError
 
 __all__ = ["Contexts", "code_ranked", "code_signs", "read_ranked", "read_signs"]
@@ -370,7 +370,7 @@ def _code_rare(flags: NDArray[np.bool_]) -> Bits:
     head = fields(np.array([count], dtype=np.int64), flags.size.bit_length())
     if not told.size:
         return head
-    return np.concatenate([head, golomb(np.diff(told, prepend=-1) - 1, natural_divisor(flags.size, told.size))])
+    return np.concatenate([head, golomb(gaps_of(told), natural_divisor(flags.size, told.size))])
 
 
 def _read_rare(reader: BitReader, size: int) -> NDArray[np.bool_]:

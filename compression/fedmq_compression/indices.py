@@ -16,7 +16,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_compression.bits import BitReader, best_divisor, golomb, golomb_bits, natural_divisor
+from fedmq_compression.bits import BitReader, best_divisor, gaps_of, golomb, golomb_bits, natural_divisor
 from fedmq_compression.frame import LEAST_FRAME_BITS, PayloadError, deflate, inflate, varint
 
 __all__ = ["Layout", "Support", "code_support", "read_support", "rivals"]
@@ -63,7 +63,7 @@ def code_support(indices: NDArray[np.int64], length: int) -> Support:
     if 2 * indices.size > length:
         return min(rivals(indices, length), key=lambda support: support.cost)
     # A cost needs no bits to be made.
-    gaps = np.diff(indices, prepend=-1) - 1
+    gaps = gaps_of(indices)
     natural = natural_divisor(length, indices.size)
     best, bits = best_divisor(gaps, natural)
     plain = bits if best == natural else golomb_bits(gaps, natural)
@@ -119,7 +119,7 @@ def read_support(reader: BitReader, layout: Layout, length: int, count: int, div
 
 
 def _gaps(layout: Layout, indices: NDArray[np.int64], length: int) -> list[Support]:
-    gaps = np.diff(indices, prepend=-1) - 1
+    gaps = gaps_of(indices)
     natural = natural_divisor(length, indices.size)
     best, _ = best_divisor(gaps, natural)
     codings = [Support(layout=layout, divisor=None, bits=golomb(gaps, natural))]

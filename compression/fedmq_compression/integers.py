@@ -13,7 +13,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_compression.bits import BitReader, best_divisor, fields, golomb, natural_divisor
+from fedmq_compression.bits import BitReader, best_divisor, fields, gaps_of, golomb, natural_divisor
 from fedmq_compression.frame import LEAST_FRAME_BITS, PayloadError, Reader, deflate, inflate, seal, unseal, varint
 
 __all__ = ["Plan", "decode_integers", "encode_integers", "layouts"]
@@ -125,7 +125,7 @@ def _unpack_planes(frame: bytes, count: int, width: int) -> NDArray[np.int64]:
 
 def _sparse(values: NDArray[np.int64], indices: NDArray[np.int64], length: int) -> list[bytes]:
     """All three open with the count, two divisors, and a stream of signs and gaps."""
-    gaps = np.diff(indices, prepend=-1) - 1
+    gaps = gaps_of(indices)
     gap_divisor, _ = best_divisor(gaps, natural_divisor(length, indices.size))
     told = varint(indices.size) + varint(gap_divisor)
     places = np.concatenate([(values < 0).astype(np.uint8), golomb(gaps, gap_divisor)])
@@ -140,7 +140,7 @@ def _sparse(values: NDArray[np.int64], indices: NDArray[np.int64], length: int) 
 
     names, which = np.unique(magnitudes, return_inverse=True)
     if names.size <= MAX_NAMES:
-        steps_up = np.diff(names, prepend=-1) - 1
+        steps_up = gaps_of(names)
         divisor, _ = best_divisor(steps_up, natural_divisor(int(steps_up.sum()), names.size))
         told += varint(divisor) + varint(names.size)
         places = np.concatenate([places, golomb(steps_up, divisor)])

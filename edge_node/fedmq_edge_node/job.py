@@ -10,6 +10,7 @@ Every question is repeated with a doubling pause. What has come of a transfer ou
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -454,16 +455,18 @@ class Job:
 
     # -- as time passes ----------------------------------------------------------------------------------------
 
-    def due_at(self, now: float) -> Iterator[float]:
-        """When something is to be done, unless an event comes."""
-        if not self._ask.idle:
-            yield from self._ask.due_at()
-        if not self._downloads.idle:
-            yield from self._downloads.due_at()
-        if self._plan is not None and now < self._answer_not_before:
-            yield self._answer_not_before
+    def due_at(self, now: float) -> float:
+        """When something is to be done, unless an event comes; infinity where nothing is."""
         if self.ready(now) or self._candidate is not None:
-            yield now
+            return now
+        due = math.inf
+        if self._plan is not None and now < self._answer_not_before:
+            due = self._answer_not_before
+        if not self._ask.idle:
+            due = min(due, *self._ask.due_at())
+        if not self._downloads.idle:
+            due = min(due, *self._downloads.due_at())
+        return due
 
     def ask(self, now: float) -> None:
         """Send on what waits, and put the questions that are due."""

@@ -214,13 +214,13 @@ class Gateway:
         """How long nothing is due, unless an event comes; a second at most, to look whether to stop."""
         if not self._connected:
             return most
-        due = [] if self._born_again.at is None else [self._born_again.at]
+        soonest = now + most if self._born_again.at is None else self._born_again.at
         if self._welcomed:
             for job in self._jobs.values():
-                due.extend(job.due_at(now))
+                soonest = min(soonest, job.due_at(now))
                 if job.sending:
-                    due.append(now + CHUNKS_LOOK_SECONDS)
-        return min([most, *(max(0.0, at - now) for at in due)])
+                    soonest = min(soonest, now + CHUNKS_LOOK_SECONDS)
+        return min(most, max(0.0, soonest - now))
 
     def leave(self) -> None:
         """Publish the final totals; only this message and the DISCONNECT are not among them."""

@@ -380,8 +380,8 @@ def read_scaler(data: bytes | None, task: Task) -> Scaler:
         raise ValueError(f"expected a scaler of {8 * features} bytes for {features} features, got none")
     if len(data) != 8 * features:
         raise ValueError(f"expected a scaler of {8 * features} bytes for {features} features, got {len(data)}")
-    mean, scale = np.split(np.frombuffer(data, dtype="<f4").astype(np.float32), 2)
-    return Scaler(mean=mean, scale=scale)
+    both = np.frombuffer(data, dtype="<f4").astype(np.float32)
+    return Scaler(mean=both[:features], scale=both[features:])
 
 
 def uplink(codec: Codec) -> CodecSpec:

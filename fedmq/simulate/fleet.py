@@ -277,7 +277,7 @@ NOTHING = GatewayState()
 
 
 def state_of(gateway: Gateway) -> GatewayState:
-    return next(iter(gateway.states.values()), NOTHING)
+    return next((job.state for job in gateway._jobs.values()), NOTHING)
 
 
 def gateway_wait(gateway: Gateway, now: float) -> float:

@@ -7,10 +7,11 @@ import gc
 import json
 import logging
 import math
+import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,15 +35,18 @@ from fedmq.simulate.world import Scenario, Unit, World
 
 __all__ = ["fleet_scenario", "run"]
 
+FAULTY_GATEWAYS, FAULTY_ROUNDS = 24, 12
+"""Of a schedule with faults, where nothing else is said: ten thousand of them take about as long as a lunch break."""
+
 PROGRESS_SECONDS = 1.0
 LAST_LINES = 80
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The command; returns its exit status: 1 where a promise was broken."""
-    # A fault is an everyday thing here, and each is logged: formatting them would take most of the time.
-    logging.getLogger("fedmq").setLevel(arguments.log_level.upper())
-    np.seterr(all="raise", under="ignore")
+    _get_ready(arguments.log_level)
+    if arguments.target is not None and arguments.data is None:
+        raise ValueError("--target: drawn training learns nothing, and has no metric; add --data, and no --faults")
     if arguments.faults == "none" and arguments.schedules == 1:
         return _size(arguments)
     return _schedules(arguments)
@@ -51,51 +55,127 @@ def run(arguments: argparse.Namespace) -> int:
 # -- schedules ----------------------------------------------------------------------------------------------------
 
 
-def _schedules(arguments: argparse.Namespace) -> int:
-    # What is loaded by now stays: the collector need not look at it for every schedule.
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """One schedule to play, as another process is told of it."""
+
+    seed: int
+    gateways: int
+    rounds: int
+    profile: str
+    keep_trace: bool
+
+    @property
+    def scenario(self) -> Scenario:
+        return scenario_of(self.seed, gateways=self.gateways, rounds=self.rounds, profile=self.profile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Played:
+    order: _Order
+    events: int
+    acknowledgements: int
+    digest: str
+    invariant: str | None
+    """Of the promise that was broken."""
+    violation: str
+    trace: str
+    """Its lines, where they are kept."""
+    seconds: float
+    """Of one core."""
+
+
+def _play(order: _Order) -> _Played:
+    began = time.process_time()
+    world = World(order.scenario, keep_trace=order.keep_trace)
+    outcome = world.run()
+    world.close()
+    return _Played(
+        order=order,
+        events=outcome.events,
+        acknowledgements=outcome.acknowledgements,
+        digest=outcome.digest,
+        invariant=None if outcome.violation is None else outcome.violation.invariant,
+        violation=str(outcome.violation or ""),
+        trace=_trace_text(world, order.seed) if order.keep_trace else "",
+        seconds=time.process_time() - began,
+    )
+
+
+def _get_ready(log_level: str) -> None:
+    """What holds for a whole process."""
+    # A fault is an everyday thing here, and each is logged: formatting them would take most of the time.
+    logging.getLogger("fedmq").setLevel(log_level.upper())
+    np.seterr(all="raise", under="ignore")
+
+
+def _settle_down(log_level: str) -> None:
+    """For schedule after schedule: what is loaded by now stays, and the collector need not look at it each time."""
+    _get_ready(log_level)
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000)
-    began, shown = time.process_time(), time.monotonic()
-    events, acknowledgements, broken = 0, 0, 0
-    for number in range(arguments.schedules):
-        seed = arguments.seed + number
-        scenario = scenario_of(
-            seed, gateways=arguments.gateways or 40, rounds=arguments.rounds or 20, profile=arguments.faults
+
+
+@contextmanager
+def _players(arguments: argparse.Namespace, orders: Iterable[_Order]) -> Iterator[Iterator[_Played]]:
+    """What came of the orders, in their order, played by `--jobs` processes."""
+    if arguments.jobs == 1:
+        _settle_down(arguments.log_level)
+        yield map(_play, orders)
+        return
+    # Not forked: a child must not inherit what this process has open, or its threads.
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(arguments.jobs, initializer=_settle_down, initargs=(arguments.log_level,)) as pool:
+        yield pool.imap(_play, orders)
+
+
+def _schedules(arguments: argparse.Namespace) -> int:
+    began = shown = time.monotonic()
+    events, acknowledgements, seconds, broken = 0, 0, 0.0, 0
+    orders = (
+        _Order(
+            seed=arguments.seed + number,
+            gateways=arguments.gateways or FAULTY_GATEWAYS,
+            rounds=arguments.rounds or FAULTY_ROUNDS,
+            profile=arguments.faults,
+            keep_trace=arguments.trace is not None,
         )
-        world = World(scenario, keep_trace=arguments.trace is not None)
-        outcome = world.run()
-        world.close()
-        events += outcome.events
-        acknowledgements += outcome.acknowledgements
-        if arguments.trace is not None:
-            _write_trace(world, arguments.trace, seed)
-        if arguments.digests:
-            print(f"seed {seed}: {outcome.events} events, trace {outcome.digest}")
-        if outcome.violation is not None:
-            broken += 1
-            _clear(arguments)
-            print(f"seed {seed} breaks a promise: {outcome.violation}", flush=True)
-            print(f"  again: {_again(arguments, seed)}", flush=True)
-            if broken <= arguments.stories:
-                _tell(shortest(scenario, outcome.violation.invariant, most_runs=arguments.shrink_runs))
-        now = time.monotonic()
-        if arguments.progress and now - shown >= PROGRESS_SECONDS:
-            shown = now
-            rate = events / max(1e-9, time.process_time() - began)
-            print(
-                f"\r{number + 1:,} of {arguments.schedules:,} schedules, {events:,} events, {rate:,.0f} a second, "
-                f"{broken:,} violations ",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+        for number in range(arguments.schedules)
+    )
+    with _players(arguments, orders) as played:
+        for number, one in enumerate(played):
+            seed = one.order.seed
+            events += one.events
+            acknowledgements += one.acknowledgements
+            seconds += one.seconds
+            if arguments.trace is not None:
+                _append(arguments.trace, one.trace)
+            if arguments.digests:
+                print(f"seed {seed}: {one.events} events, trace {one.digest}")
+            if one.invariant is not None:
+                broken += 1
+                _clear(arguments)
+                print(f"seed {seed} breaks a promise: {one.violation}", flush=True)
+                print(f"  again: {_again(arguments, seed)}", flush=True)
+                if broken <= arguments.stories:
+                    _tell(shortest(one.order.scenario, one.invariant, most_runs=arguments.shrink_runs))
+            now = time.monotonic()
+            if arguments.progress and now - shown >= PROGRESS_SECONDS:
+                shown = now
+                print(
+                    f"\r{number + 1:,} of {arguments.schedules:,} schedules, {events:,} events, "
+                    f"{events / max(1e-9, seconds):,.0f} a second, {broken:,} violations ",
+                    end="",
+                    file=sys.stderr,
+                    flush=True,
+                )
     _clear(arguments)
-    seconds = time.process_time() - began
+    cores = "" if arguments.jobs == 1 else f" by {arguments.jobs} processes in {time.monotonic() - began:.0f} s"
     print(
         f"{arguments.schedules:,} schedules, faults {arguments.faults}: {events:,} events "
-        f"({acknowledgements:,} acknowledgements among them) in {seconds:.1f} s of one core, "
-        f"{events / max(1e-9, seconds):,.0f} events a second; {broken:,} violations"
+        f"({acknowledgements:,} acknowledgements among them) in {seconds:.1f} s of one core{cores}, "
+        f"{events / max(1e-9, seconds):,.0f} events a second and core; {broken:,} violations"
     )
     if arguments.json is not None:
         figures = {
@@ -105,6 +185,8 @@ def _schedules(arguments: argparse.Namespace) -> int:
             "events": events,
             "acknowledgements": acknowledgements,
             "seconds": round(seconds, 3),
+            "jobs": arguments.jobs,
+            "elapsed": round(time.monotonic() - began, 3),
             "events_per_second": round(events / max(1e-9, seconds)),
             "violations": broken,
         }
@@ -140,10 +222,13 @@ def _tell(story: Story) -> None:
     print(f"  {story.outcome.violation}", flush=True)
 
 
-def _write_trace(world: World, path: Path, seed: int) -> None:
+def _trace_text(world: World, seed: int) -> str:
+    return "".join([f"# seed {seed}, trace {world.trace.digest}\n", *(f"{read(line)}\n" for line in world.trace.lines)])
+
+
+def _append(path: Path, text: str) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(f"# seed {seed}, trace {world.trace.digest}\n")
-        file.writelines(f"{read(line)}\n" for line in world.trace.lines)
+        file.write(text)
 
 
 # -- sizing -------------------------------------------------------------------------------------------------------
@@ -156,8 +241,8 @@ def _size(arguments: argparse.Namespace) -> int:
         outcome = world.run()
         seconds = time.process_time() - began
         if arguments.trace is not None:
-            _write_trace(world, arguments.trace, arguments.seed)
-        found = sizing.measure(world, outcome.events, outcome.digest)
+            _append(arguments.trace, _trace_text(world, arguments.seed))
+        found = sizing.measure(world, outcome.events, outcome.digest, target=arguments.target)
         world.close()
     print(sizing.to_text(found), end="")
     print(

@@ -9,6 +9,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from fedmq.simulate.network import Shape
@@ -18,6 +19,16 @@ __all__ = ["Sizing", "battery_pattern", "link_shape", "measure", "speeds", "to_t
 
 LATE_SECONDS = 1.0
 """Later than this past its closing time a round closed late: plans tell closing times in whole seconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reached:
+    """The first version that had the target metric as the version before had it, too: one alone may be luck."""
+
+    seconds: float
+    """Of virtual time, since the start."""
+    version: int
+    round: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +43,8 @@ class Sizing:
     closed_late: int
     versions: int
     updates: int
+    late: int
+    """Updates among those that counted in a later round than the one they answer."""
     refused: int
     silent: int
     declines: dict[str, int]
@@ -47,15 +60,21 @@ class Sizing:
     metric_name: str
     metrics: tuple[tuple[float, float | None], ...]
     """Virtual seconds since the start, and the metric, for each version."""
+    training_seconds_least: float
+    training_seconds_most: float
+    """What a whole local training takes on the fastest and on the slowest gateway."""
+    target: float | None
+    reached: Reached | None
+    """None also where no target was set."""
     events: int
     digest: str
 
 
-def measure(world: World, events: int, digest: str) -> Sizing:
+def measure(world: World, events: int, digest: str, *, target: float | None = None) -> Sizing:
     """From the ledger and the links of a run that has ended."""
     rows = world.coordinator.disk.rows
     rounds = rows(
-        "SELECT opened_at, closed_at, closes_at, outcome, drawn, metric, version FROM rounds"
+        "SELECT opened_at, closed_at, closes_at, outcome, drawn, metric, version, id FROM rounds"
         " WHERE kind = 'training' ORDER BY id"
     )
     closed = [row for row in rounds if row[1] is not None]
@@ -67,10 +86,13 @@ def measure(world: World, events: int, digest: str) -> Sizing:
     updates = sum(n for kind, verdict, _, n, _ in answers if kind == "update" and verdict == "accepted")
     refused = sum(n for kind, verdict, _, n, _ in answers if kind == "update" and verdict != "accepted")
     payload = sum(size for kind, verdict, _, _, size in answers if kind == "update" and verdict == "accepted")
+    late = rows("SELECT count(*) FROM answers WHERE kind = 'update' AND verdict = 'accepted' AND counted_in > round")
     declines = {reason or "?": n for kind, _, reason, n, _ in answers if kind == "decline"}
     up = sum(node.link.up.carried for node in world.gateways.values())
     down = sum(node.link.down.arrived for node in world.gateways.values())
     task = world.scenario.task
+    made = [row for row in closed if row[6] is not None]
+    trainings = [u.seconds_per_window * u.windows * task.recipe.local_epochs for u in world.scenario.units]
     return Sizing(
         gateways=len(world.gateways),
         parameters=task.model.parameters,
@@ -80,6 +102,7 @@ def measure(world: World, events: int, digest: str) -> Sizing:
         closed_late=sum(row[1] > row[2] + LATE_SECONDS for row in closed),
         versions=int(rows("SELECT max(number) FROM versions")[0][0] or 0),
         updates=updates,
+        late=int(late[0][0]),
         refused=refused,
         silent=sum(row[4] for row in rounds) - updates - refused - sum(declines.values()),
         declines=declines,
@@ -93,10 +116,21 @@ def measure(world: World, events: int, digest: str) -> Sizing:
         round_seconds_median=lasted[len(lasted) // 2] if lasted else 0.0,
         round_seconds_most=lasted[-1] if lasted else 0.0,
         metric_name=world.scenario.metric_name,
-        metrics=tuple((row[1] - START, row[5]) for row in closed if row[6] is not None),
+        metrics=tuple((row[1] - START, row[5]) for row in made),
+        training_seconds_least=min(trainings),
+        training_seconds_most=max(trainings),
+        target=target,
+        reached=None if target is None else _reached(made, target),
         events=events,
         digest=digest,
     )
+
+
+def _reached(made: list[Any], target: float) -> Reached | None:
+    for before, row in pairwise(made):
+        if min(before[5] or -math.inf, row[5] or -math.inf) >= target:
+            return Reached(seconds=row[1] - START, version=row[6], round=row[7])
+    return None
 
 
 def to_text(sizing: Sizing) -> str:
@@ -109,12 +143,28 @@ def to_text(sizing: Sizing) -> str:
         ("closed late", f"{sizing.closed_late:,}"),
         ("model versions", f"{sizing.versions:,}"),
         *([(sizing.metric_name, f"{final:.4f}")] if final is not None else []),
+        *([] if sizing.target is None else [(f"{sizing.metric_name} {sizing.target:g}", _when(sizing))]),
         ("virtual time", _duration(sizing.seconds)),
-        ("a round took", f"{sizing.round_seconds_median:.1f} s (median), {sizing.round_seconds_most:.1f} s at most"),
-        ("updates accepted", f"{sizing.updates:,}, {sizing.bytes_per_update:,.0f} B of payload each"),
+        (
+            "a training takes",
+            f"{_short(sizing.training_seconds_least)} on the fastest gateway, "
+            f"{_short(sizing.training_seconds_most)} on the slowest",
+        ),
+        (
+            "a round took",
+            f"{_short(sizing.round_seconds_median)} (median), {_short(sizing.round_seconds_most)} at most",
+        ),
+        (
+            "updates accepted",
+            f"{sizing.updates:,}, {sizing.bytes_per_update:,.0f} B of payload each; "
+            f"{sizing.late:,} after their round had closed",
+        ),
         ("updates refused", f"{sizing.refused:,}"),
         ("declines", _declines(sizing.declines)),
-        ("no answer", f"{sizing.silent:,}"),
+        (
+            "no answer",
+            f"{sizing.silent:,}" + (": away, too slow, or busy with an earlier round" if sizing.silent else ""),
+        ),
         ("a gateway and round", f"{sizing.bytes_per_gateway_and_round:,.0f} B, both ways"),
         ("all gateways, up", _bytes(sizing.bytes_up)),
         ("all gateways, down", _bytes(sizing.bytes_down)),
@@ -194,6 +244,18 @@ def _bytes(count: float) -> str:
             return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.2f} {unit}"
         count /= 1000
     return f"{count:,.2f} GB"
+
+
+def _when(sizing: Sizing) -> str:
+    reached = sizing.reached
+    if reached is None:
+        return "not reached twice in a row"
+    return f"after {_short(reached.seconds)}, with version {reached.version} of round {reached.round} (twice in a row)"
+
+
+def _short(seconds: float) -> str:
+    """Tenths matter of a second, and not of an hour."""
+    return f"{seconds:.3g} s" if seconds < 100 else _duration(seconds)
 
 
 def _duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,39 @@ def test_real_training_in_virtual_time_learns(tmp_path: Path) -> None:
     assert metrics[-1][0] > 10.0
 
 
+def test_the_time_to_a_target_is_told_for_rounds_in_step_and_for_buffered_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--data", "sim", "--gateways", "4", "--speeds", "1:20", "--window-seconds", "0.1", "--target", "0.5")
+    buffered = ("--set", "rounds.aggregation=buffered", "--set", "rounds.buffer_updates=2")
+    times = []
+    for more in (("--rounds", "12"), ("--rounds", "60", *buffered)):
+        found = figures(tmp_path, *words, *more)
+        reached, metrics = found["reached"], found["metrics"]
+        assert isinstance(reached, dict)
+        assert isinstance(metrics, list)
+        at = [seconds for seconds, _ in metrics].index(reached["seconds"])
+        assert metrics[at - 1][1] >= 0.5
+        assert metrics[at][1] >= 0.5
+        assert reached["version"] == at + 1
+        assert all(min(one[1], other[1]) < 0.5 for one, other in pairwise(metrics[:at]))
+        assert "(twice in a row)" in capsys.readouterr().out
+        times.append(reached["seconds"])
+    # With one gateway twenty times as fast as another, whoever waits for all is later.
+    assert times[1] < times[0]
+    assert found["late"] > 0  # type: ignore[operator]
+
+
+def test_a_target_that_is_not_reached_is_said_so_and_without_a_metric_it_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = figures(tmp_path, "--data", "sim", "--gateways", "3", "--rounds", "2", "--target", "1.1")
+    assert found["reached"] is None
+    assert "not reached" in capsys.readouterr().out
+    assert main(["simulate", "--target", "0.5"]) == 1
+    assert "--data" in capsys.readouterr().err
+
+
 def test_the_same_words_give_the_same_figures(tmp_path: Path) -> None:
     words = ("--gateways", "5", "--rounds", "3", "--link", "2kB/s,100ms,5%")
     assert figures(tmp_path, *words) == figures(tmp_path, *words)
@@ -93,8 +127,18 @@ def test_schedules_are_counted_and_traced(tmp_path: Path, capsys: pytest.Capture
     )
     assert found["schedules"] == 3
     assert found["violations"] == 0
-    assert "events a second; 0 violations" in capsys.readouterr().out
+    assert "events a second and core; 0 violations" in capsys.readouterr().out
     assert trace.read_text(encoding="utf-8").count("# seed") == 3
+
+
+def test_several_processes_play_the_same_schedules_in_the_same_order(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["simulate", "--faults", "all", "--schedules", "5", "--gateways", "3", "--rounds", "2", "--digests"]
+    told = []
+    for jobs in ("1", "2"):
+        assert main([*words, "--no-progress", "--jobs", jobs]) == 0
+        told.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("seed ")])
+    assert len(told[0]) == 5
+    assert told[0] == told[1]
 
 
 def test_links_speeds_and_batteries_are_read_from_words() -> None:
