@@ -1,0 +1,55 @@
+"""Real recordings in virtual time: stragglers, leavers, and the two modes of aggregation, on CWRU's bearings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import cwru_folder
+
+from fedmq.cli import main
+
+FINAL = 1.0
+"""Macro-F1 of the undisturbed run on the unseen load, seeds 0 to 2, to two digits."""
+
+
+def simulated(tmp_path: Path, *words: str) -> dict[str, Any]:
+    target = tmp_path / "figures.json"
+    fixed = ["--data", f"cwru:{cwru_folder()}", "--test-load", "2", "--rounds", "40", "--no-progress"]
+    assert main(["simulate", *fixed, *words, "--json", str(target)]) == 0
+    found = json.loads(target.read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
+def final(found: dict[str, Any]) -> float:
+    return float(found["metrics"][-1][1])
+
+
+@pytest.mark.parametrize("late", ["refuse", "weigh"])
+@pytest.mark.parametrize("who", ["--stragglers", "--leavers"])
+def test_with_a_third_of_the_fleet_slow_or_leaving_rounds_close_in_time_and_the_model_is_as_good(
+    tmp_path: Path, who: str, late: str
+) -> None:
+    found = simulated(tmp_path, who, "0.3", "--closing-seconds", "20", "--set", f"rounds.late={late}")
+    assert found["closed_late"] == 0
+    assert found["round_seconds_most"] < 21.5
+    assert found["updates"] < 7 * 40, "nobody was slow, and nobody left"
+    assert final(found) >= FINAL - 0.01
+
+
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_buffered_rounds_reach_the_metric_in_less_virtual_time_where_gateways_differ_in_speed(
+    tmp_path: Path, seed: str
+) -> None:
+    words = ("--seed", seed, "--speeds", "1:20", "--window-seconds", "0.05", "--target", "0.98")
+    sync = simulated(tmp_path, *words)
+    buffered = simulated(
+        tmp_path, *words, "--rounds", "200", "--set", "rounds.aggregation=buffered", "--set", "rounds.buffer_updates=3"
+    )
+    assert sync["reached"] is not None
+    assert buffered["reached"] is not None
+    assert buffered["reached"]["seconds"] < sync["reached"]["seconds"]
+    assert final(buffered) >= final(sync) - 0.01
