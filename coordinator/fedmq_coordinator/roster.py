@@ -27,7 +27,8 @@ class Roster:
         self._ledger = ledger
         self._windowing = windowing
         self._gateways = {gateway.name: gateway for gateway in ledger.gateways()}
-        self._superseded: set[bytes] = set()
+        self._superseded = {wire.nonce for wire in ledger.wires()} - {g.nonce for g in self._gateways.values()}
+        """Of earlier starts."""
         self.changes = 0
         """Counts up whenever somebody comes or goes, or is born with other recordings."""
 
@@ -46,10 +47,20 @@ class Roster:
         return list(self._gateways.values())
 
     def born(self, name: str, birth: Birth, now: float) -> Gateway:
-        """A gateway has come, for the first time or again."""
+        """A gateway has come, for the first time or again.
+
+        What an earlier start of it said, and comes late, changes nothing but the byte counts of that start: the record
+        stays with the newest, for it is that one whose answers and good-bye are to come.
+        """
         known = self._gateways.get(name)
-        if birth.nonce in self._superseded:
-            log.error("two gateways call themselves %s: give each its own name and certificate", name)
+        if known is not None and birth.nonce in self._superseded:
+            log.error(
+                "an earlier start of %s is heard again: where that goes on, two gateways have this name; "
+                "give each its own name and certificate",
+                name,
+            )
+            self._count(replace(known, nonce=birth.nonce), birth.sent, birth.received, now)
+            return known
         if known is not None and known.nonce != birth.nonce:
             self._superseded.add(known.nonce)
         samples = sum(birth.signal_samples.values())

@@ -597,7 +597,8 @@ class Coordinator:
         answered = self._welcomed.get(name)
         if retained and answered is not None and answered.nonce == birth.nonce:
             return  # the broker's copy of what was answered already
-        self._welcomed[name] = birth
+        if gateway.nonce == birth.nonce:
+            self._welcomed[name] = birth
         self._welcome(gateway, birth, now)
 
     def _welcome(self, gateway: Gateway, birth: Birth, now: float) -> None:

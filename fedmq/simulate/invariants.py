@@ -25,7 +25,7 @@ from fedmq_coordinator.aggregate import staleness
 from fedmq_coordinator.service import Coordinator
 from fedmq_edge_node.memory import GatewayState, Pending
 from fedmq_edge_node.service import Gateway
-from fedmq_protocol.messages import MessageError, Receipt, RoundPlan, Verdict, from_bytes
+from fedmq_protocol.messages import Birth, MessageError, Receipt, RoundPlan, Verdict, from_bytes
 from fedmq_protocol.task import Task, model_digest, short
 from fedmq_protocol.topics import parse
 from fedmq_protocol.transfer import refer
@@ -110,10 +110,20 @@ class Checker:
         self._steps: NDArray[np.int32] | None = None
         self._open: int | None = None
 
+        self._starts: dict[str, list[bytes]] = {}
+        """Boot nonces of each gateway, in order."""
+        self._newest_heard: dict[str, int] = {}
+        self._said: dict[bytes, tuple[str, int]] = {}
+        """Of each answer the gateway, and which start of it."""
+        self._muddled: set[str] = set()
+        """Gateways of which the coordinator has heard an answer, or for the first time a birth, of a start after a
+        later one: it cannot tell which is which, and may put bytes down to the wrong one."""
+
     # -- gateways ----------------------------------------------------------------------------------------------
 
     def gateway_started(self, name: str, gateway: Gateway) -> None:
         """A process has begun, on what its disk holds."""
+        self._starts.setdefault(name, []).append(gateway._nonce)
         state = fleet.state_of(gateway)
         books = self._books.get(name)
         if books is None:
@@ -241,6 +251,31 @@ class Checker:
     def coordinator_stepped(self, coordinator: Coordinator, disk: Disk) -> None:
         if self._sync(coordinator, disk):
             self._check_sum(coordinator, "once")
+
+    def gateway_speaks(self, name: str, topic: str, payload: bytes) -> None:
+        """It publishes this now."""
+        if not topic.endswith("/status"):
+            self._said[payload] = name, len(self._starts[name]) - 1
+
+    def coordinator_hears(self, disk: Disk, topic: str, payload: bytes) -> None:
+        """It is about to work on this."""
+        said = self._said.get(payload)
+        if said is not None and said[1] < self._newest_heard.get(said[0], -1):
+            self._muddled.add(said[0])  # an answer does not say which start it is of
+        if not topic.endswith("/status"):
+            return
+        where = parse(topic)
+        message, name = from_bytes(where.spec, payload), where.gateway or ""
+        if not isinstance(message, Birth):
+            return
+        start = self._starts[name].index(message.nonce)
+        newest = self._newest_heard.get(name, -1)
+        if start > newest:
+            self._newest_heard[name] = start
+        elif start < newest and not disk.rows(
+            "SELECT 1 FROM wire WHERE gateway = ? AND nonce = ?", (name, message.nonce)
+        ):
+            self._muddled.add(name)
 
     def coordinator_speaks(self, coordinator: Coordinator, disk: Disk, topic: str, payload: bytes) -> None:
         """It publishes this now."""
@@ -444,7 +479,7 @@ class Checker:
         """
         told = {(n, bytes(c)): (s, r) for n, c, s, r in disk.rows("SELECT gateway, nonce, sent, received FROM wire")}
         for key, (up, down, left) in carried.items():
-            if key not in told:
+            if key not in told or key[0] in self._muddled:
                 continue
             sent, received = told[key]
             name = key[0]

@@ -27,7 +27,7 @@ from fedmq_edge_node.gates import Vitals
 from fedmq_edge_node.memory import GatewayState
 from fedmq_edge_node.runtimes import Engine
 from fedmq_edge_node.service import Gateway, will
-from fedmq_protocol.session import Event, Will
+from fedmq_protocol.session import Event, Received, Will
 from fedmq_protocol.task import Task
 from numpy.typing import NDArray
 
@@ -418,6 +418,10 @@ class GatewayNode(Node):
         if self.world.checker is not None:
             self.world.checker.gateway_stepped(self.name, fleet.state_of(service), self._learnt)
 
+    def speaks(self, topic: str, payload: bytes) -> None:
+        if self.world.checker is not None:
+            self.world.checker.gateway_speaks(self.name, topic, payload)
+
     def wait(self) -> float:
         assert self.service is not None
         return fleet.gateway_wait(self.service, self.monotonic()) / self.unit.clock_rate
@@ -461,6 +465,10 @@ class CoordinatorNode(Node):
         assert service is not None
         events = list(self.inbox)
         self.inbox.clear()
+        if self.world.checker is not None:
+            for event in events:
+                if isinstance(event, Received) and event.payload:
+                    self.world.checker.coordinator_hears(self.disk, event.topic, event.payload)
         service.step(events, self.clock())
         if self.world.checker is not None:
             self.world.checker.coordinator_stepped(service, self.disk)
