@@ -209,9 +209,12 @@ class Run:
         return plan
 
     def closed_plan(self, round_id: int) -> RoundPlan | None:
-        """Of a training round of this lineage that has closed, as far back as late updates may need it."""
+        """Of a training round of this lineage that has closed, as far back as late updates may need it.
+
+        None for one whose answers are summed up: there is no place any more to put an update on record.
+        """
         closed = self._closed.get(round_id)
-        return None if closed is None else closed.plan
+        return closed.plan if closed is not None and self._ledger.has_round(round_id) else None
 
     def weight_of(self, name: str, round_id: int) -> int:
         """Of a gateway's update to a round with a plan: fixed when that opened, but for one that came later."""

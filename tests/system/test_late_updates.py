@@ -8,10 +8,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from fedmq_coordinator.aggregate import AggregationRule
-from fedmq_coordinator.ledger import Answer
+from fedmq_coordinator.ledger import Answer, Folded
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_edge_node.memory import GatewayState
 from fedmq_edge_node.service import Gateway
@@ -137,6 +138,23 @@ def balance(plant: SlowPlant) -> None:
 
 
 # --- late ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_to_a_round_that_is_summed_up_already_is_put_back_and_not_taken_without_a_record(tmp_path: Path) -> None:
+    plant = SlowPlant(tmp_path, **WEIGHED)
+    plant.run_until(lambda: plant.version == 1)
+    plant.seconds["g3"] = 13.0
+    plant.run_until(lambda: plant.held)
+    update = message(plant.held[0][1])
+    assert isinstance(update, Update)
+    plant.run_until(lambda: (row := plant.book.round(update.round_id)) and row.closed_at is not None)
+    plant.ledger.fold_round(update.round_id, msgspec.msgpack.encode(Folded()))
+    plant.ledger.commit()
+    plant.run_until(lambda: not plant.held)
+    told = [receipt.verdict for receipt in plant.receipts("g3") if receipt.round_id == update.round_id]
+    assert Verdict.ACCEPTED not in told, "it is on record nowhere"
+    assert told[-1] is Verdict.CLOSED
+    assert plant.book.answer(update.round_id, "g3") is None
 
 
 def test_a_late_update_counts_in_the_round_that_is_open_then_and_hears_of_it_at_once(tmp_path: Path) -> None:
