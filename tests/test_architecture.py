@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("protocol", "compression", "broker_config", "edge_node", "coordinator", "firmware_bridge")
+FOLDERS = ("protocol", "compression", "models", "broker_config", "edge_node", "coordinator", "firmware_bridge")
 PACKAGES = {name: folder for name in FOLDERS if (folder := ROOT / name / f"fedmq_{name}").is_dir()} | {
     "fedmq": ROOT / "fedmq"
 }
@@ -21,10 +21,11 @@ MAY_IMPORT = {
     "compression": set(),
     "firmware_bridge": set(),
     "protocol": set(),
+    "models": {"protocol", "compression"},
     "broker_config": {"protocol"},
-    "edge_node": {"protocol", "compression", "firmware_bridge"},
-    "coordinator": {"protocol", "compression"},
-    "fedmq": {"protocol", "compression", "broker_config", "edge_node", "coordinator", "firmware_bridge"},
+    "edge_node": {"protocol", "compression", "models", "firmware_bridge"},
+    "coordinator": {"protocol", "compression", "models"},
+    "fedmq": {"protocol", "compression", "models", "broker_config", "edge_node", "coordinator", "firmware_bridge"},
 }
 
 DOORS = {

@@ -1,22 +1,31 @@
 """The engines: a flat parameter vector and a batch go in, a gradient or an output comes out.
 
-Owns the arithmetic of the built-in dense models (softmax regression, multi-layer perceptron, autoencoder) on numpy.
-Refuses to know about rounds, optimisers, clipping or where a batch came from: whatever offers the two calls of
-`Engine` can take the place of `NumpyEngine`. Every array is float32, and a model is one flat vector laid out as
-`ModelSpec.layers` says. Rows with weight 0 pad a batch to its fixed size and change nothing.
+Owns the arithmetic of the built-in dense models (softmax regression, multi-layer perceptron, autoencoder) on numpy,
+and the runtimes that compute a model's graph: onnxruntime, and numpy where there is none. Refuses to know about rounds,
+optimisers, clipping or where a batch came from. Every array is float32, and a model is one flat vector laid out as
+`ModelSpec.blocks` says. Rows with weight 0 pad a batch to its fixed size and change nothing.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any, Protocol
 
 import numpy as np
+from fedmq_models.builtin import grad_graph, infer_graph
+from fedmq_models.graph import Graph
+from fedmq_models.interpreter import Interpreter
+from fedmq_models.onnx_format import to_onnx
 from fedmq_protocol.task import ModelSpec
 from numpy.typing import NDArray
 
-__all__ = ["Engine", "NumpyEngine", "anomaly_score"]
+__all__ = ["ENGINES", "Engine", "GraphEngine", "NumpyEngine", "anomaly_score", "available_engines", "make_engine"]
 
 Floats = NDArray[np.float32]
+
+INFER_BATCH = 64
+"""Rows of a run where there are many; a single window is a run of its own."""
 
 
 class Engine(Protocol):
@@ -35,6 +44,95 @@ class Engine(Protocol):
         ...
 
 
+Run = Callable[[Sequence[NDArray[Any]]], Sequence[NDArray[Any]]]
+"""Computes one graph: its inputs in order -> its outputs."""
+
+
+class GraphEngine:
+    """A model as graphs of fixed batch, which `load` makes runnable; each is loaded when it is first needed."""
+
+    def __init__(self, model: ModelSpec, load: Callable[[Graph, tuple[str, ...]], Run]) -> None:
+        self._model = model
+        self._load = load
+        self._grad: dict[int, Run] = {}
+        self._infer: dict[int, Run] = {}
+
+    def loss_grad(self, flat: Floats, x: Floats, y: NDArray[np.int64] | Floats, w: Floats) -> tuple[Floats, float]:
+        """As `Engine` has it. A batch of another size is another graph: keep to one."""
+        _check(self._model, flat, x)
+        total = float(w.sum())
+        if len(w) != len(x) or not total > 0:
+            raise ValueError(f"expected {len(x)} weights that add to more than 0, got {len(w)} that add to {total}")
+        if len(x) not in self._grad:
+            self._grad[len(x)] = self._load(grad_graph(self._model, len(x)), ("grad", "loss"))
+        gradient, loss = self._grad[len(x)]([flat, x, y, w])
+        return gradient, float(loss)
+
+    def infer(self, flat: Floats, x: Floats) -> Floats:
+        """As `Engine` has it, for any number of rows."""
+        _check(self._model, flat, x)
+        if len(x) == 1:
+            return self._batch(flat, x)
+        parts = []
+        for start in range(0, len(x), INFER_BATCH):
+            part = x[start : start + INFER_BATCH]
+            missing = INFER_BATCH - len(part)
+            padded = np.pad(part, ((0, missing), (0, 0))) if missing else part
+            parts.append(self._batch(flat, padded)[: len(part)])
+        return np.concatenate(parts) if parts else np.zeros((0, self._model.sizes[-1]), dtype=np.float32)
+
+    def _batch(self, flat: Floats, x: Floats) -> Floats:
+        if len(x) not in self._infer:
+            self._infer[len(x)] = self._load(infer_graph(self._model, len(x)), ("out",))
+        (out,) = self._infer[len(x)]([flat, x])
+        return np.asarray(out, dtype=np.float32)
+
+
+def _load_numpy(graph: Graph, output_names: tuple[str, ...]) -> Run:
+    return Interpreter(graph).run
+
+
+def _load_onnxruntime(graph: Graph, output_names: tuple[str, ...]) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # A gateway has other work to do, and its arena would keep the largest batch for ever.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    session = onnxruntime.InferenceSession(
+        to_onnx(graph, output_names=output_names), options, providers=["CPUExecutionProvider"]
+    )
+    names = [name for name, _ in graph.inputs]
+    return lambda inputs: session.run(
+        list(output_names), dict(zip(names, map(np.ascontiguousarray, inputs), strict=True))
+    )
+
+
+ENGINES: dict[str, tuple[str | None, Callable[[Graph, tuple[str, ...]], Run]]] = {
+    "onnxruntime": ("onnxruntime", _load_onnxruntime),
+    "numpy": (None, _load_numpy),
+}
+"""By name: the package that it needs, and what makes a graph runnable. The first that is there is taken."""
+
+
+def available_engines() -> tuple[str, ...]:
+    """Those whose package is installed, the preferred one first."""
+    return tuple(name for name, (package, _) in ENGINES.items() if package is None or find_spec(package) is not None)
+
+
+def make_engine(model: ModelSpec, name: str = "auto") -> Engine:
+    """The engine of this name. `auto`: numpy for dense models, which it does as fast and in half the memory; for
+    others the first that is installed. Raises ValueError for a name that there is not, or that is not installed.
+    """
+    known = available_engines()
+    if name not in ("auto", *known):
+        how = " (pip install 'fedmq[onnx]')" if name == "onnxruntime" else ""
+        raise ValueError(f"engine: expected auto, {', '.join(known)}, which are installed here, got {name!r}{how}")
+    if model.kind != "cnn1d" and name in ("auto", "numpy"):
+        return NumpyEngine(model)
+    return GraphEngine(model, ENGINES[known[0] if name == "auto" else name][1])
+
+
 class NumpyEngine:
     """The built-in dense models, forward and backward, in numpy."""
 
@@ -45,7 +143,7 @@ class NumpyEngine:
 
     def loss_grad(self, flat: Floats, x: Floats, y: NDArray[np.int64] | Floats, w: Floats) -> tuple[Floats, float]:
         """Cross-entropy of a classifier; mean squared error over the features of an autoencoder."""
-        self._check(flat, x)
+        _check(self._model, flat, x)
         total = float(w.sum())
         if len(w) != len(x) or not total > 0:
             raise ValueError(f"expected {len(x)} weights that add to more than 0, got {len(w)} that add to {total}")
@@ -75,7 +173,7 @@ class NumpyEngine:
 
     def infer(self, flat: Floats, x: Floats) -> Floats:
         """Softmax probabilities `(n, classes)`, or the reconstruction `(n, inputs)`."""
-        self._check(flat, x)
+        _check(self._model, flat, x)
         out = self._forward(flat, x)[-1]
         return np.exp(_log_softmax(out)) if self._classifies else out
 
@@ -88,11 +186,12 @@ class NumpyEngine:
             given.append(out if layer is self._layers[-1] else np.maximum(out, np.float32(0)))
         return given
 
-    def _check(self, flat: Floats, x: Floats) -> None:
-        if flat.dtype != np.float32 or flat.shape != (self._model.parameters,):
-            raise ValueError(f"expected ({self._model.parameters},) float32 parameters, got {flat.shape} {flat.dtype}")
-        if x.dtype != np.float32 or x.ndim != 2 or x.shape[1] != self._model.sizes[0]:
-            raise ValueError(f"expected (n, {self._model.sizes[0]}) float32 features, got {x.shape} {x.dtype}")
+
+def _check(model: ModelSpec, flat: Floats, x: Floats) -> None:
+    if flat.dtype != np.float32 or flat.shape != (model.parameters,):
+        raise ValueError(f"expected ({model.parameters},) float32 parameters, got {flat.shape} {flat.dtype}")
+    if x.dtype != np.float32 or x.ndim != 2 or x.shape[1] != model.sizes[0]:
+        raise ValueError(f"expected (n, {model.sizes[0]}) float32 features, got {x.shape} {x.dtype}")
 
 
 def anomaly_score(x: Floats, reconstruction: Floats) -> Floats:

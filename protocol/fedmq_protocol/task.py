@@ -80,14 +80,42 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
         return self.bias_start + self.outputs
 
 
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the flat vector that belongs together, row-major, and how it is drawn at the start."""
+
+    shape: tuple[int, ...]
+    fan_in: int = 0
+    """Inputs of each output: weights are drawn by it. 0: all are `filled`."""
+    filled: float = 0.0
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+class Convolution(msgspec.Struct, frozen=True, kw_only=True):
+    """One convolution of a CNN along time; padded by half its kernel at both ends."""
+
+    channels: int
+    outputs: int
+    kernel: int
+    stride: int
+
+
+FIRST_KERNEL, FIRST_STRIDE = 64, 8
+"""A wide first kernel, as raw vibration wants it (Zhang et al. 2017, Sensors 17(2), 425: WDCNN)."""
+NEXT_KERNEL, NEXT_STRIDE = 5, 2
+
+
 class ModelSpec(Wire, frozen=True, kw_only=True):
-    """A built-in dense model. `sizes` counts units from inputs to outputs, for instance (22, 32, 4).
+    """A built-in model. `sizes` counts units from inputs to outputs, for instance (22, 32, 4).
 
     `softmax` has two sizes and no hidden layer; `mlp` has ReLU between its layers and a softmax at its end;
-    `autoencoder` has ReLU between its layers, a linear end, and as many outputs as inputs.
+    `autoencoder` has ReLU between its layers, a linear end, and as many outputs as inputs; `cnn1d` takes a window of
+    raw samples of one channel, its hidden sizes are channels of convolutions, and it ends as an `mlp` does.
     """
 
-    kind: Literal["softmax", "mlp", "autoencoder"]
+    kind: Literal["softmax", "mlp", "autoencoder", "cnn1d"]
     sizes: Annotated[tuple[Annotated[int, Meta(ge=1, le=65_536)], ...], Meta(min_length=2, max_length=32)]
 
     def __post_init__(self) -> None:
@@ -95,21 +123,66 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
             raise ValueError(f"a softmax model has an input and an output size, got {self.sizes}")
         if self.kind == "autoencoder" and self.sizes[0] != self.sizes[-1]:
             raise ValueError(f"an autoencoder gives back its inputs, got sizes {self.sizes}")
+        if self.kind == "cnn1d" and (len(self.sizes) < 3 or self.sizes[0] < FIRST_KERNEL):
+            raise ValueError(
+                f"a cnn1d has windows of at least {FIRST_KERNEL} samples and one convolution or more, got {self.sizes}"
+            )
         if self.parameters > MAX_PARAMETERS:
             raise ValueError(f"a model has at most {MAX_PARAMETERS:,} parameters, got {self.parameters:,}")
 
     @property
     def parameters(self) -> int:
         """Length of the flat vector."""
+        if self.kind == "cnn1d":
+            return sum(block.count for block in self.blocks)
         return _parameters(self.sizes)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
-        """The flat vector as blocks of (rows, columns): a layer's weights, with its biases as the last row."""
-        return tuple((layer.inputs + 1, layer.outputs) for layer in self.layers)
+        """The flat vector as matrices (rows, columns): a layer's weights, with its biases as the last row."""
+        if self.kind != "cnn1d":
+            return tuple((layer.inputs + 1, layer.outputs) for layer in self.layers)
+        shapes = []
+        for conv in self.convolutions:
+            shapes += [(conv.outputs, conv.channels * conv.kernel), (2, conv.outputs)]
+        return (*shapes, (self.sizes[-2] + 1, self.sizes[-1]))
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """All of the flat vector, in order."""
+        if self.kind != "cnn1d":
+            return tuple(
+                block
+                for layer in self.layers
+                for block in (
+                    Block(shape=(layer.inputs, layer.outputs), fan_in=layer.inputs),
+                    Block(shape=(layer.outputs,)),
+                )
+            )
+        blocks = []
+        for conv in self.convolutions:
+            shape = (conv.outputs, conv.channels, conv.kernel)
+            blocks += [
+                Block(shape=shape, fan_in=conv.channels * conv.kernel),
+                Block(shape=(conv.outputs,), filled=1.0),
+                Block(shape=(conv.outputs,)),
+            ]
+        inputs, outputs = self.sizes[-2:]
+        return (*blocks, Block(shape=(inputs, outputs), fan_in=inputs), Block(shape=(outputs,)))
+
+    @property
+    def convolutions(self) -> tuple[Convolution, ...]:
+        """Of a `cnn1d`, from the window on."""
+        made: list[Convolution] = []
+        for outputs in self.sizes[1:-1]:
+            channels = made[-1].outputs if made else 1
+            kernel, stride = (NEXT_KERNEL, NEXT_STRIDE) if made else (FIRST_KERNEL, FIRST_STRIDE)
+            made.append(Convolution(channels=channels, outputs=outputs, kernel=kernel, stride=stride))
+        return tuple(made)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
+        """Of a dense model."""
         layers = []
         start = 0
         for inputs, outputs in zip(self.sizes, self.sizes[1:], strict=False):
@@ -259,7 +332,7 @@ def to_parameters(steps: NDArray[np.int32], grid_bits: int) -> NDArray[np.float3
 
 
 def initial_steps(model: ModelSpec, seed: int, grid_bits: int) -> NDArray[np.int32]:
-    """The seeded start, `(P,) int32` in grid steps: He-uniform weights (He et al. 2015), zero biases.
+    """The seeded start, `(P,) int32` in grid steps: He-uniform weights (He et al. 2015), zero biases, scales 1.
 
     Drawn with our own generator and in whole numbers but for one multiplication in float64, so that every
     machine and every numpy draws the same: numpy promises no such thing of its own distributions (NEP 19).
@@ -279,12 +352,17 @@ def _kept_steps(model: ModelSpec, seed: int, grid_bits: int) -> NDArray[np.int32
 
 def _drawn_steps(model: ModelSpec, seed: int, grid_bits: int) -> NDArray[np.int32]:
     steps = np.zeros(model.parameters, dtype=np.int32)
-    for layer in model.layers:
-        count = layer.inputs * layer.outputs
-        # 53 random bits, centred, so that the product below is one correctly rounded operation.
-        drawn = (_splitmix64(seed, layer.start, count) >> np.uint64(11)).astype(np.int64) - (1 << 52)
-        limit = np.sqrt(6.0 / layer.inputs) * 2.0**grid_bits
-        steps[layer.start : layer.bias_start] = np.rint(drawn.astype(np.float64) * 2.0**-52 * limit)
+    start = 0
+    for block in model.blocks:
+        part = steps[start : start + block.count]
+        if block.fan_in:
+            # 53 random bits, centred, so that the product below is one correctly rounded operation.
+            drawn = (_splitmix64(seed, start, block.count) >> np.uint64(11)).astype(np.int64) - (1 << 52)
+            limit = np.sqrt(6.0 / block.fan_in) * 2.0**grid_bits
+            part[:] = np.rint(drawn.astype(np.float64) * 2.0**-52 * limit)
+        else:
+            part[:] = round(block.filled * 2.0**grid_bits)
+        start += block.count
     return steps
 
 
