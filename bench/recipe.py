@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--split", default="fault", choices=["fault", "severity", "load"])
     parser.add_argument("--test-load", type=int)
     parser.add_argument("--gateways", type=int)
-    parser.add_argument("--model", default="mlp", choices=["softmax", "mlp", "autoencoder"])
+    parser.add_argument("--model", default="mlp", choices=["softmax", "mlp", "autoencoder", "cnn1d"])
     parser.add_argument("--hidden", type=_units, help="such as 64,128,64 (default: the model's own)")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rounds", type=int, default=40)

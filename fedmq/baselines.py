@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from fedmq_edge_node.runtimes import NumpyEngine
+from fedmq_edge_node.runtimes import make_engine
 from fedmq_edge_node.samples import Floats, Samples, Scaler, statistics
 from fedmq_edge_node.trainer import evaluate, train
 from fedmq_edge_node.work import read_scaler
@@ -56,7 +56,7 @@ def _train_and_evaluate(own: Labelled, test: Labelled, task: Task, rounds: int, 
         count, mean, m2 = statistics(own[0])
         spread = np.sqrt(m2 / count)
         scaler = Scaler(mean=mean.astype(np.float32), scale=np.where(spread > 1e-6, spread, 1.0).astype(np.float32))
-    engine = NumpyEngine(task.model)
+    engine = make_engine(task.model)
     rng = np.random.default_rng((task.seed, stream))
     flat = to_parameters(initial_steps(task.model, task.seed, task.grid_bits), task.grid_bits)
     x = scaler.apply(own[0])

@@ -231,7 +231,9 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument("--gateways", type=_positive, help="how many (sim: 7, digits: 8; others have what is there)")
     demo.add_argument("--seed", type=int, default=0, help="of initial weights, batches and simulation (default: 0)")
     learning = demo.add_argument_group("learning")
-    learning.add_argument("--model", choices=("softmax", "mlp", "autoencoder"), default="mlp", help="default: mlp")
+    learning.add_argument(
+        "--model", choices=("softmax", "mlp", "autoencoder", "cnn1d"), default="mlp", help="default: mlp"
+    )
     learning.add_argument(
         "--hidden", type=_sizes, metavar="N,N,…", help="hidden units, such as 64,128,64 (default: 32)"
     )

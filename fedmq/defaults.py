@@ -16,9 +16,9 @@ from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initi
 
 __all__ = ["CODECS", "HIDDEN", "task_of", "task_settings"]
 
-Kind = Literal["softmax", "mlp", "autoencoder"]
+Kind = Literal["softmax", "mlp", "autoencoder", "cnn1d"]
 
-HIDDEN: dict[str, tuple[int, ...]] = {"softmax": (), "mlp": (32,), "autoencoder": (12, 6, 12)}
+HIDDEN: dict[str, tuple[int, ...]] = {"softmax": (), "mlp": (32,), "autoencoder": (12, 6, 12), "cnn1d": (16, 32, 32)}
 
 CODECS: dict[str, CodecSettings] = {
     "sparse": CodecSettings(),

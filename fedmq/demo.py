@@ -27,7 +27,7 @@ from fedmq_broker_config.run import choose
 from fedmq_coordinator import report as savings
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.report_html import to_html
-from fedmq_edge_node.samples import UNLABELLED, load, load_test
+from fedmq_edge_node.samples import RAW, UNLABELLED, load, load_test
 
 from fedmq.baselines import local_only, pooled
 from fedmq.data import Fleet, Split, cwru, digits, gearbox, lay_out, own_folder
@@ -141,6 +141,8 @@ def run(options: DemoOptions) -> int:
 def open_fleet(options: DemoOptions) -> Fleet:
     """The recordings that `--data` names, and how they are cut. Raises ValueError for what cannot be used."""
     fleet = _find_fleet(options)
+    if options.model == "cnn1d":
+        fleet = replace(fleet, windowing=replace(fleet.windowing, features=RAW, scaling="none"))
     wishes: dict[str, Any] = {
         "features": options.features,
         "channels": options.channels,

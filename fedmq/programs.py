@@ -68,9 +68,12 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
     """A gateway, not running yet. Raises ValueError for recordings, a memory or vitals that cannot be used."""
     from fedmq_edge_node.folder import Folder
     from fedmq_edge_node.memory import Memory
+    from fedmq_edge_node.runtimes import available_engines, make_engine, unknown_engine
     from fedmq_edge_node.service import CRASH_POINTS, Gateway, will
     from fedmq_edge_node.vitals import FileVitals, Reader, VitalsReader, lower_priority
 
+    if settings.engine not in ("auto", *available_engines()):
+        raise ValueError(unknown_engine(settings.engine))
     lower_priority(settings.nice)
     nonce = os.urandom(8)
     federation = settings.connection.federation
@@ -96,6 +99,8 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         answer_jitter_seconds=settings.answer_jitter_seconds,
         look_every_seconds=settings.look_every_seconds,
         tags=settings.tags,
+        engine=lambda task: make_engine(task.model, settings.engine),
+        engines=available_engines() if settings.engine == "auto" else (settings.engine,),
         crash_point=crash_point(CRASH_POINTS),
     )
 
@@ -191,13 +196,13 @@ METRIC_NAMES = {"macro_f1": "macro-F1", "auc": "AUC", "r2": "R2"}
 def evaluator(task: Task, directory: Path) -> tuple[Callable[[NDArray[np.float32], bytes | None], Score], str]:
     """Scores a model on a folder of recordings, cut into windows once; and the name of the metric."""
     from fedmq_coordinator.run import Score
-    from fedmq_edge_node.runtimes import NumpyEngine
+    from fedmq_edge_node.runtimes import make_engine
     from fedmq_edge_node.samples import load_test
     from fedmq_edge_node.trainer import evaluate
     from fedmq_edge_node.work import read_scaler
 
     x, y = load_test(directory, task.windowing, task.classes, task.anomaly_label)
-    engine = NumpyEngine(task.model)
+    engine = make_engine(task.model)
 
     def score(flat: NDArray[np.float32], scaler: bytes | None) -> Score:
         found = evaluate(engine, flat, read_scaler(scaler, task).apply(x), y, task.classes)

@@ -205,11 +205,12 @@ class TaskSettings(Table):
         str, Meta(min_length=1, max_length=64, examples=["bearing-faults"], description="Name of the task.")
     ]
     kind: Annotated[
-        Literal["softmax", "mlp", "autoencoder"],
+        Literal["softmax", "mlp", "autoencoder", "cnn1d"],
         Meta(
             description='Model: "softmax" is linear, "mlp" has hidden layers, "autoencoder" learns what healthy'
             " looks like"
-            " and scores how far a window is from that.",
+            ' and scores how far a window is from that, "cnn1d" learns from raw windows (features = "raw") with'
+            " convolutions, and its hidden layers are their channels.",
         ),
     ] = "mlp"
     hidden: Annotated[

@@ -20,7 +20,16 @@ from fedmq_models.onnx_format import to_onnx
 from fedmq_protocol.task import ModelSpec
 from numpy.typing import NDArray
 
-__all__ = ["ENGINES", "Engine", "GraphEngine", "NumpyEngine", "anomaly_score", "available_engines", "make_engine"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "GraphEngine",
+    "NumpyEngine",
+    "anomaly_score",
+    "available_engines",
+    "make_engine",
+    "unknown_engine",
+]
 
 Floats = NDArray[np.float32]
 
@@ -126,11 +135,17 @@ def make_engine(model: ModelSpec, name: str = "auto") -> Engine:
     """
     known = available_engines()
     if name not in ("auto", *known):
-        how = " (pip install 'fedmq[onnx]')" if name == "onnxruntime" else ""
-        raise ValueError(f"engine: expected auto, {', '.join(known)}, which are installed here, got {name!r}{how}")
+        raise ValueError(unknown_engine(name))
     if model.kind != "cnn1d" and name in ("auto", "numpy"):
         return NumpyEngine(model)
     return GraphEngine(model, ENGINES[known[0] if name == "auto" else name][1])
+
+
+def unknown_engine(name: str) -> str:
+    """What to say of an engine that is not here."""
+    how = ": pip install 'fedmq[onnx]'" if name == "onnxruntime" else ""
+    here = ", ".join(available_engines())
+    return f"engine: expected auto or one that is installed here ({here}), got {name!r}{how}"
 
 
 class NumpyEngine:

@@ -66,7 +66,7 @@ from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.gates import Budget, Limits, Vitals, check
 from fedmq_edge_node.job import Job, Retry
 from fedmq_edge_node.memory import GatewayState, InService, Memory
-from fedmq_edge_node.runtimes import Engine, NumpyEngine
+from fedmq_edge_node.runtimes import Engine, available_engines, make_engine
 from fedmq_edge_node.samples import SampleError, Samples
 
 __all__ = ["CRASH_POINTS", "Gateway", "will"]
@@ -137,7 +137,8 @@ class Gateway:
         answer_jitter_seconds: float = 0.0,
         vitals_every_seconds: float = 1.0,
         look_every_seconds: float = 60.0,
-        engine: Callable[[Task], Engine] = lambda task: NumpyEngine(task.model),
+        engine: Callable[[Task], Engine] = lambda task: make_engine(task.model),
+        engines: tuple[str, ...] | None = None,
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._name = name
@@ -158,6 +159,7 @@ class Gateway:
         self._look_every = look_every_seconds
         self._look_at = 0.0
         self._make_engine = engine
+        self._engines = available_engines() if engines is None else engines
         self._crash_point = crash_point
         self._jobs = {name: Job(self, state) for name, state in memory.load().items()}
         self._budget = _budget(memory.get("budget"))
@@ -432,7 +434,7 @@ class Gateway:
             birth = Birth(
                 nonce=self._nonce,
                 software=self._software,
-                engines=("numpy",),
+                engines=self._engines,
                 signal_samples=self._signal_samples(),
                 sent=self._session.bytes_sent,
                 received=self._session.bytes_received,

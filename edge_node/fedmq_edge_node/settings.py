@@ -74,6 +74,13 @@ class GatewaySettings(Table):
             " 0 leaves the priority as it is.",
         ),
     ] = 10
+    engine: Annotated[
+        Literal["auto", "onnxruntime", "numpy"],
+        Meta(
+            description='What computes the model: "auto" takes numpy for dense models, and for others onnxruntime where'
+            ' it is installed (the extra "onnx"), else numpy.',
+        ),
+    ] = "auto"
     ask_jitter_seconds: Annotated[
         float,
         Meta(

@@ -20,7 +20,7 @@ from fedmq_coordinator.density import Course
 from fedmq_coordinator.lineage import spec_of
 from fedmq_coordinator.scaling import combine
 from fedmq_coordinator.settings import RoundSettings
-from fedmq_edge_node.runtimes import NumpyEngine
+from fedmq_edge_node.runtimes import make_engine
 from fedmq_edge_node.samples import Samples, Scaler, feature_count, load, load_test, statistics
 from fedmq_edge_node.trainer import evaluate, train
 from fedmq_edge_node.work import EVALUATION_SCALE, loss_told, read_scaler
@@ -172,7 +172,7 @@ def play(
     settings = settings or RoundSettings()
     length = task.model.parameters
     scaler = _scaler(task, gateways)
-    engine = NumpyEngine(task.model)
+    engine = make_engine(task.model)
     own_x = [scaler.apply(own.train_x) for own in gateways]
     test_x = None if test is None else scaler.apply(test[0])
     votes = weights([own.train_windows for own in gateways])

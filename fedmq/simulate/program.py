@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from fedmq_coordinator.settings import CoordinatorSettings, RoundSettings
 from fedmq_edge_node.folder import Folder
-from fedmq_edge_node.runtimes import Engine, NumpyEngine
+from fedmq_edge_node.runtimes import Engine, make_engine
 from fedmq_edge_node.samples import Samples
 from fedmq_protocol.settings import load
 from fedmq_protocol.task import Task, Windowing
@@ -384,7 +384,7 @@ def _scenario(arguments: argparse.Namespace, data: _Recordings | None) -> Scenar
         )
 
     def engine(unit: Unit, task: Task) -> Engine:
-        return NumpyEngine(task.model)
+        return make_engine(task.model)
 
     return Scenario(
         seed=str(arguments.seed),
