@@ -52,6 +52,9 @@ SHORT_DIGEST = 8
 UPLINK_STEP = 2.0**-24
 """Values of an update are whole numbers of this, so that the coordinator's fixed-point sum is exact."""
 
+MAX_BUNDLE_BYTES = 8 << 20
+"""Of a bundle of graphs: those of a model for a gateway take some kilobytes."""
+
 MAX_PARAMETERS = 50_000_000
 """No task is larger: a bound for what a message may make a process allocate (200 MB of float32)."""
 
@@ -80,17 +83,21 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True):
         return self.bias_start + self.outputs
 
 
-class Block(msgspec.Struct, frozen=True, kw_only=True):
+class Block(Wire, frozen=True, kw_only=True):
     """A part of the flat vector that belongs together, row-major, and how it is drawn at the start."""
 
-    shape: tuple[int, ...]
-    fan_in: int = 0
-    """Inputs of each output: weights are drawn by it. 0: all are `filled`."""
-    filled: float = 0.0
+    shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=MAX_PARAMETERS)], ...], Meta(max_length=8)]
+    limit: Annotated[float, Meta(ge=0, le=1e3)] = 0.0
+    """Drawn evenly from -limit to limit. 0: all are `filled`."""
+    filled: Annotated[float, Meta(ge=-1e3, le=1e3)] = 0.0
 
     @property
     def count(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        return math.prod(self.shape[1:]) if len(self.shape) > 1 else self.count
 
 
 class Convolution(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,12 +120,25 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
     `softmax` has two sizes and no hidden layer; `mlp` has ReLU between its layers and a softmax at its end;
     `autoencoder` has ReLU between its layers, a linear end, and as many outputs as inputs; `cnn1d` takes a window of
     raw samples of one channel, its hidden sizes are channels of convolutions, and it ends as an `mlp` does.
+    `graph` is somebody's own model: its graphs come in a bundle, its sizes are inputs and outputs.
     """
 
-    kind: Literal["softmax", "mlp", "autoencoder", "cnn1d"]
+    kind: Literal["softmax", "mlp", "autoencoder", "cnn1d", "graph"]
     sizes: Annotated[tuple[Annotated[int, Meta(ge=1, le=65_536)], ...], Meta(min_length=2, max_length=32)]
 
+    bundle: Annotated[bytes, Meta(max_length=32)] = b""
+    """sha256 of a `graph`'s bundle; empty for the others."""
+    bundle_bytes: Annotated[int, Meta(ge=0, le=MAX_BUNDLE_BYTES)] = 0
+    parts: Annotated[tuple[Block, ...], Meta(max_length=4096)] = ()
+    """Of a `graph`: its flat vector, in order."""
+    loss: Literal["", "cross_entropy", "squared_error", "reconstruction"] = ""
+    """Of a `graph`: what it is trained for."""
+
     def __post_init__(self) -> None:
+        if (self.kind == "graph") != bool(self.bundle and self.bundle_bytes and self.parts and self.loss):
+            raise ValueError(f"expected a bundle, parts and a loss of a graph, and of nothing else, got {self.kind}")
+        if self.kind == "graph" and (len(self.bundle) != 32 or len(self.sizes) != 2):
+            raise ValueError(f"a graph has a digest of 32 bytes, an input and an output size, got {self.sizes}")
         if self.kind == "softmax" and len(self.sizes) != 2:
             raise ValueError(f"a softmax model has an input and an output size, got {self.sizes}")
         if self.kind == "autoencoder" and self.sizes[0] != self.sizes[-1]:
@@ -133,13 +153,16 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
     @property
     def parameters(self) -> int:
         """Length of the flat vector."""
-        if self.kind == "cnn1d":
+        if self.kind in ("cnn1d", "graph"):
             return sum(block.count for block in self.blocks)
         return _parameters(self.sizes)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """The flat vector as matrices (rows, columns): a layer's weights, with its biases as the last row."""
+        if self.kind == "graph":
+            # Rows and columns of vectors and of higher dimensions, too.
+            return tuple((block.shape[0] if len(block.shape) > 1 else 1, block.columns) for block in self.parts)
         if self.kind != "cnn1d":
             return tuple((layer.inputs + 1, layer.outputs) for layer in self.layers)
         shapes = []
@@ -150,12 +173,14 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
     @property
     def blocks(self) -> tuple[Block, ...]:
         """All of the flat vector, in order."""
+        if self.kind == "graph":
+            return self.parts
         if self.kind != "cnn1d":
             return tuple(
                 block
                 for layer in self.layers
                 for block in (
-                    Block(shape=(layer.inputs, layer.outputs), fan_in=layer.inputs),
+                    Block(shape=(layer.inputs, layer.outputs), limit=_he(layer.inputs)),
                     Block(shape=(layer.outputs,)),
                 )
             )
@@ -163,12 +188,12 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
         for conv in self.convolutions:
             shape = (conv.outputs, conv.channels, conv.kernel)
             blocks += [
-                Block(shape=shape, fan_in=conv.channels * conv.kernel),
+                Block(shape=shape, limit=_he(conv.channels * conv.kernel)),
                 Block(shape=(conv.outputs,), filled=1.0),
                 Block(shape=(conv.outputs,)),
             ]
         inputs, outputs = self.sizes[-2:]
-        return (*blocks, Block(shape=(inputs, outputs), fan_in=inputs), Block(shape=(outputs,)))
+        return (*blocks, Block(shape=(inputs, outputs), limit=_he(inputs)), Block(shape=(outputs,)))
 
     @property
     def convolutions(self) -> tuple[Convolution, ...]:
@@ -189,6 +214,11 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
             layers.append(Layer(start=start, inputs=inputs, outputs=outputs))
             start = layers[-1].stop
         return tuple(layers)
+
+
+def _he(fan_in: int) -> float:
+    """Bound of evenly drawn weights with so many inputs (He et al. 2015, eq. 10)."""
+    return math.sqrt(6.0 / fan_in)
 
 
 @lru_cache(maxsize=64)
@@ -355,10 +385,10 @@ def _drawn_steps(model: ModelSpec, seed: int, grid_bits: int) -> NDArray[np.int3
     start = 0
     for block in model.blocks:
         part = steps[start : start + block.count]
-        if block.fan_in:
+        if block.limit:
             # 53 random bits, centred, so that the product below is one correctly rounded operation.
             drawn = (_splitmix64(seed, start, block.count) >> np.uint64(11)).astype(np.int64) - (1 << 52)
-            limit = np.sqrt(6.0 / block.fan_in) * 2.0**grid_bits
+            limit = block.limit * 2.0**grid_bits
             part[:] = np.rint(drawn.astype(np.float64) * 2.0**-52 * limit)
         else:
             part[:] = round(block.filled * 2.0**grid_bits)

@@ -170,7 +170,7 @@ def test_the_model_s_digest_is_that_of_little_endian_integers() -> None:
 
 
 def test_the_task_s_digest_is_the_one_written_down() -> None:
-    assert task().digest.hex() == "541fb193f21b000f1d9ffc1a7454cb9498371364bcd1e5fc14dad5635c0f0749"
+    assert task().digest.hex() == "ceba1a258d002a0bbef10c32bc62714dbc3b33c8fb73bb467cffc034c8fc6435"
 
 
 def test_the_digest_survives_the_wire_and_changes_with_every_field() -> None:

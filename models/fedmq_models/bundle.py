@@ -1,0 +1,183 @@
+"""A model that somebody brings, as one file: what it takes and gives, its parameters, the graphs that compute it.
+
+Owns the file's layout, its bounds, and the check that graphs and manifest say the same. There is no code in it, only
+graphs and numbers.
+
+    magic "FMQB", version (1 byte), sha256 of what follows (32), length of the content (4, big-endian), one zstd frame
+
+The content is a msgpack array: manifest, training graph, inference graph of a batch, and of a single window. Whatever
+the file says of its own size is checked before anything of that size is made. Every complaint is a `BundleError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+import msgspec
+from fedmq_compression.frame import PayloadError, deflate, inflate
+from fedmq_protocol.task import MAX_BUNDLE_BYTES, Block, ModelSpec, Wire
+from msgspec import Meta
+
+from fedmq_models.graph import Checked, Graph, GraphError, Tensor, check
+
+__all__ = [
+    "MAX_RUN_BYTES",
+    "MAX_RUN_OPERATIONS",
+    "Bundle",
+    "BundleError",
+    "Manifest",
+    "Parameter",
+    "from_bytes",
+    "to_bytes",
+]
+
+MAGIC = b"FMQB"
+VERSION = 1
+HEAD = len(MAGIC) + 1 + 32 + 4
+MAX_CONTENT_BYTES = 4 * MAX_BUNDLE_BYTES
+MAX_RUN_BYTES = 64 << 20
+"""Memory that one run of a graph may need."""
+MAX_RUN_OPERATIONS = 4_000_000_000
+"""Operations that one run may take: some seconds on a small gateway."""
+
+Size = Annotated[int, Meta(ge=1, le=1 << 24)]
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be used: what was expected, and what came."""
+
+
+class Parameter(Wire, frozen=True, kw_only=True):
+    """One of the model's tensors; they lie in the flat vector one after the other."""
+
+    name: Annotated[str, Meta(max_length=200)]
+    block: Block
+    trainable: bool = True
+
+
+class Manifest(Wire, frozen=True, kw_only=True):
+    """What is to be known of a model besides its graphs."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    inputs: Annotated[tuple[Size, ...], Meta(min_length=1, max_length=7)]
+    """Shape of one window as the model takes it; windows travel flat, row-major."""
+    outputs: Size
+    loss: Literal["cross_entropy", "squared_error", "reconstruction"]
+    batch: Annotated[int, Meta(ge=1, le=65_536)]
+    """Windows of one step of training."""
+    parameters: Annotated[tuple[Parameter, ...], Meta(min_length=1, max_length=4096)]
+    noise: Annotated[tuple[tuple[Size, ...], ...], Meta(max_length=64)] = ()
+    """Shapes of what is drawn evenly from 0 to 1 for each step of training, such as for dropout."""
+    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.05
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    local_epochs: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    made_with: Annotated[str, Meta(max_length=200)] = ""
+    remarks: Annotated[tuple[Annotated[str, Meta(max_length=500)], ...], Meta(max_length=32)] = ()
+    """What was changed on the way, for people."""
+
+    @property
+    def length(self) -> int:
+        """Of the flat vector."""
+        return sum(parameter.block.count for parameter in self.parameters)
+
+
+class Bundle(Wire, frozen=True, kw_only=True):
+    """`grad`: flat, x, y, w, noise… -> gradient, loss. `infer`, `infer_one`: flat, x -> out, of a batch and of one."""
+
+    manifest: Manifest
+    grad: Graph
+    infer: Graph
+    infer_one: Graph
+
+    def model(self, digest: bytes, length: int) -> ModelSpec:
+        """As a task names it; `digest` and `length` are the file's."""
+        manifest = self.manifest
+        inputs = 1
+        for size in manifest.inputs:
+            inputs *= size
+        return ModelSpec(
+            kind="graph",
+            sizes=(inputs, manifest.outputs),
+            bundle=digest,
+            bundle_bytes=length,
+            parts=tuple(parameter.block for parameter in manifest.parameters),
+            loss=manifest.loss,
+        )
+
+
+_DECODER = msgspec.msgpack.Decoder(Bundle)
+
+
+def to_bytes(bundle: Bundle) -> bytes:
+    """The file. Raises BundleError for one that `from_bytes` would refuse."""
+    verify(bundle)
+    content = msgspec.msgpack.encode(bundle)
+    if len(content) > MAX_CONTENT_BYTES:
+        raise BundleError(f"expected at most {MAX_CONTENT_BYTES:,} bytes of graphs, got {len(content):,}")
+    body = len(content).to_bytes(4, "big") + deflate(content)
+    data = MAGIC + bytes([VERSION]) + hashlib.sha256(body).digest() + body
+    if len(data) > MAX_BUNDLE_BYTES:
+        raise BundleError(f"expected a bundle of at most {MAX_BUNDLE_BYTES:,} bytes, got {len(data):,}")
+    return data
+
+
+def from_bytes(data: bytes) -> Bundle:
+    """A bundle in which everything has been checked. Raises BundleError."""
+    if len(data) > MAX_BUNDLE_BYTES:
+        raise BundleError(f"expected a bundle of at most {MAX_BUNDLE_BYTES:,} bytes, got {len(data):,}")
+    if len(data) <= HEAD or data[: len(MAGIC)] != MAGIC:
+        raise BundleError("expected a bundle as `fedmq task build` makes it, got something else")
+    if data[len(MAGIC)] != VERSION:
+        raise BundleError(f"expected a bundle of version {VERSION}, got {data[len(MAGIC)]}: other software made it")
+    body = data[HEAD - 4 :]
+    if hashlib.sha256(body).digest() != data[len(MAGIC) + 1 : HEAD - 4]:
+        raise BundleError("the bundle is damaged: its digest is not the one that stands in it")
+    size = int.from_bytes(body[:4], "big")
+    if size > MAX_CONTENT_BYTES:
+        raise BundleError(f"expected at most {MAX_CONTENT_BYTES:,} bytes of graphs, the bundle has {size:,}")
+    try:
+        bundle = _DECODER.decode(inflate(body[4:], size))
+    except (PayloadError, msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BundleError(f"the bundle cannot be read: {error}") from None
+    verify(bundle)
+    return bundle
+
+
+def verify(bundle: Bundle) -> None:
+    """Raises BundleError where a graph is none, costs more than a gateway gives, or is not what the manifest says."""
+    manifest = bundle.manifest
+    batch, length = manifest.batch, manifest.length
+    flat, x = Tensor("float32", (length,)), Tensor("float32", (batch, *manifest.inputs))
+    y = {
+        "cross_entropy": Tensor("int64", (batch,)),
+        "squared_error": Tensor("float32", (batch, manifest.outputs)),
+        "reconstruction": x,
+    }[manifest.loss]
+    w = Tensor("float32", (batch,))
+    noise = tuple(Tensor("float32", shape) for shape in manifest.noise)
+    out = Tensor("float32", (batch, manifest.outputs))
+    if manifest.loss == "reconstruction":
+        out = x
+        if manifest.outputs != x.elements // batch:
+            raise BundleError(f"a model that gives back its inputs has as many outputs, got {manifest.outputs}")
+    one = tuple(Tensor("float32", (1, *tensor.shape[1:])) for tensor in (x, out))
+    _verify(bundle.grad, "grad", (flat, x, y, w, *noise), (flat, Tensor("float32", ())))
+    _verify(bundle.infer, "infer", (flat, x), (out,))
+    _verify(bundle.infer_one, "infer_one", (flat, one[0]), (one[1],))
+
+
+def _verify(graph: Graph, name: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Checked:
+    try:
+        checked = check(graph, max_bytes=MAX_RUN_BYTES, max_operations=MAX_RUN_OPERATIONS)
+    except GraphError as error:
+        raise BundleError(f"graph {name!r}: {error}") from None
+    for what, wanted, found in (
+        ("inputs", inputs, tuple(tensor for _, tensor in graph.inputs)),
+        ("outputs", outputs, tuple(checked.values[number] for number in graph.outputs)),
+    ):
+        if wanted != found:
+            raise BundleError(
+                f"graph {name!r}: expected the {what} {', '.join(map(str, wanted))}, got {', '.join(map(str, found))}"
+            )
+    return checked
