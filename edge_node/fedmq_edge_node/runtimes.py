@@ -8,13 +8,16 @@ optimisers, clipping or where a batch came from. Every array is float32, and a m
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
 from fedmq_models.builtin import grad_graph, infer_graph
-from fedmq_models.graph import Graph
+from fedmq_models.bundle import Bundle
+from fedmq_models.graph import DTYPES, Graph
 from fedmq_models.interpreter import Interpreter
 from fedmq_models.onnx_format import to_onnx
 from fedmq_protocol.task import ModelSpec
@@ -57,14 +60,66 @@ Run = Callable[[Sequence[NDArray[Any]]], Sequence[NDArray[Any]]]
 """Computes one graph: its inputs in order -> its outputs."""
 
 
+class Graphs(Protocol):
+    """A model's graphs by their batch. Raise ValueError for a batch that they are not made for."""
+
+    @property
+    def batch(self) -> int:
+        """Rows of `infer` where there are many."""
+
+    @property
+    def frozen(self) -> NDArray[np.bool_] | None:
+        """Which parameters `(P,)` are not trained; None: all are."""
+
+    def grad(self, batch: int) -> Graph: ...
+
+    def infer(self, batch: int) -> Graph: ...
+
+
+class BuiltinGraphs:
+    """Made here, for any batch."""
+
+    batch = INFER_BATCH
+    frozen = None
+
+    def __init__(self, model: ModelSpec) -> None:
+        self._model = model
+
+    def grad(self, batch: int) -> Graph:
+        return grad_graph(self._model, batch)
+
+    def infer(self, batch: int) -> Graph:
+        return infer_graph(self._model, batch)
+
+
+class BundledGraphs:
+    """As a bundle has them: for the batch that they were traced with, and for one window."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self.batch = bundle.manifest.batch
+        parts = [np.full(p.block.count, not p.trainable) for p in bundle.manifest.parameters]
+        frozen = np.concatenate(parts)
+        self.frozen = frozen if frozen.any() else None
+
+    def grad(self, batch: int) -> Graph:
+        if batch != self.batch:
+            raise ValueError(f"the bundle was made for batches of {self.batch} windows, the task has {batch}")
+        return self._bundle.grad
+
+    def infer(self, batch: int) -> Graph:
+        return self._bundle.infer_one if batch == 1 else self._bundle.infer
+
+
 class GraphEngine:
     """A model as graphs of fixed batch, which `load` makes runnable; each is loaded when it is first needed."""
 
-    def __init__(self, model: ModelSpec, load: Callable[[Graph, tuple[str, ...]], Run]) -> None:
+    def __init__(self, model: ModelSpec, graphs: Graphs, load: Callable[[Graph, tuple[str, ...]], Run]) -> None:
         self._model = model
+        self._graphs = graphs
         self._load = load
-        self._grad: dict[int, Run] = {}
-        self._infer: dict[int, Run] = {}
+        self._grad: dict[int, _Loaded] = {}
+        self._infer: dict[int, _Loaded] = {}
 
     def loss_grad(self, flat: Floats, x: Floats, y: NDArray[np.int64] | Floats, w: Floats) -> tuple[Floats, float]:
         """As `Engine` has it. A batch of another size is another graph: keep to one."""
@@ -73,9 +128,24 @@ class GraphEngine:
         if len(w) != len(x) or not total > 0:
             raise ValueError(f"expected {len(x)} weights that add to more than 0, got {len(w)} that add to {total}")
         if len(x) not in self._grad:
-            self._grad[len(x)] = self._load(grad_graph(self._model, len(x)), ("grad", "loss"))
-        gradient, loss = self._grad[len(x)]([flat, x, y, w])
+            graph = self._graphs.grad(len(x))
+            self._grad[len(x)] = _Loaded(graph, self._load(graph, ("grad", "loss")))
+        loaded = self._grad[len(x)]
+        # The same numbers for the same parameters, so that a round that is trained again comes to the same.
+        noise = self._noise(flat, loaded.graph)
+        gradient, loss = loaded.run([flat, *loaded.shaped(1, x, y), w, *noise])
+        gradient = np.asarray(gradient, dtype=np.float32)
+        if self._graphs.frozen is not None:
+            gradient = np.where(self._graphs.frozen, np.float32(0), gradient)
         return gradient, float(loss)
+
+    def _noise(self, flat: Floats, graph: Graph) -> list[Floats]:
+        wanted = graph.inputs[4:]
+        if not wanted:
+            return []
+        seed = int.from_bytes(hashlib.sha256(flat.tobytes()).digest()[:16], "little")
+        rng = np.random.Generator(np.random.PCG64(seed))
+        return [rng.random(tensor.shape, dtype=np.float32) for _, tensor in wanted]
 
     def infer(self, flat: Floats, x: Floats) -> Floats:
         """As `Engine` has it, for any number of rows."""
@@ -83,18 +153,40 @@ class GraphEngine:
         if len(x) == 1:
             return self._batch(flat, x)
         parts = []
-        for start in range(0, len(x), INFER_BATCH):
-            part = x[start : start + INFER_BATCH]
-            missing = INFER_BATCH - len(part)
+        batch = self._graphs.batch
+        for start in range(0, len(x), batch):
+            part = x[start : start + batch]
+            missing = batch - len(part)
             padded = np.pad(part, ((0, missing), (0, 0))) if missing else part
             parts.append(self._batch(flat, padded)[: len(part)])
         return np.concatenate(parts) if parts else np.zeros((0, self._model.sizes[-1]), dtype=np.float32)
 
     def _batch(self, flat: Floats, x: Floats) -> Floats:
         if len(x) not in self._infer:
-            self._infer[len(x)] = self._load(infer_graph(self._model, len(x)), ("out",))
-        (out,) = self._infer[len(x)]([flat, x])
-        return np.asarray(out, dtype=np.float32)
+            graph = self._graphs.infer(len(x))
+            self._infer[len(x)] = _Loaded(graph, self._load(graph, ("out",)))
+        loaded = self._infer[len(x)]
+        (out,) = loaded.run([flat, *loaded.shaped(1, x)])
+        return np.asarray(out, dtype=np.float32).reshape(len(x), -1)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    graph: Graph
+    run: Run
+
+    def shaped(self, first: int, *arrays: NDArray[Any]) -> list[NDArray[Any]]:
+        """Rows as the graph's inputs from `first` on take them: a window may have more than one dimension.
+
+        A target that is not looked at may come in any form, and becomes zeros.
+        """
+        shaped: list[NDArray[Any]] = []
+        for (_, tensor), array in zip(self.graph.inputs[first:], arrays, strict=False):
+            if array.size == tensor.elements:
+                shaped.append(array.reshape(tensor.shape).astype(DTYPES[tensor.dtype], copy=False))
+            else:
+                shaped.append(np.zeros(tensor.shape, dtype=DTYPES[tensor.dtype]))
+        return shaped
 
 
 def _load_numpy(graph: Graph, output_names: tuple[str, ...]) -> Run:
@@ -129,16 +221,24 @@ def available_engines() -> tuple[str, ...]:
     return tuple(name for name, (package, _) in ENGINES.items() if package is None or find_spec(package) is not None)
 
 
-def make_engine(model: ModelSpec, name: str = "auto") -> Engine:
+def make_engine(model: ModelSpec, name: str = "auto", bundle: Bundle | None = None) -> Engine:
     """The engine of this name. `auto`: numpy for dense models, which it does as fast and in half the memory; for
-    others the first that is installed. Raises ValueError for a name that there is not, or that is not installed.
+    others the first that is installed. `bundle` is that of a `graph`. Raises ValueError for a name that there is not,
+    or that is not installed, and for a graph without its bundle.
     """
     known = available_engines()
     if name not in ("auto", *known):
         raise ValueError(unknown_engine(name))
-    if model.kind != "cnn1d" and name in ("auto", "numpy"):
+    if model.kind not in ("cnn1d", "graph") and name in ("auto", "numpy"):
         return NumpyEngine(model)
-    return GraphEngine(model, ENGINES[known[0] if name == "auto" else name][1])
+    graphs: Graphs
+    if model.kind != "graph":
+        graphs = BuiltinGraphs(model)
+    elif bundle is not None:
+        graphs = BundledGraphs(bundle)
+    else:
+        raise ValueError("expected the bundle of a graph, got none")
+    return GraphEngine(model, graphs, ENGINES[known[0] if name == "auto" else name][1])
 
 
 def unknown_engine(name: str) -> str:

@@ -59,6 +59,16 @@ MAX_PARAMETERS = 50_000_000
 """No task is larger: a bound for what a message may make a process allocate (200 MB of float32)."""
 
 
+Objective = Literal["classify", "reconstruct", "regress"]
+"""What a model is trained to do: name a window's class, give its inputs back, or say how long it has left."""
+
+OBJECTIVES: dict[str, Objective] = {
+    "cross_entropy": "classify",
+    "reconstruction": "reconstruct",
+    "squared_error": "regress",
+}
+"""By the loss of a `graph`."""
+
 _KEPT_PARAMETERS = 1 << 17
 """Parameters up to which a seeded start stays in memory (512 KiB) once it was drawn: every round needs it."""
 
@@ -149,6 +159,17 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
             )
         if self.parameters > MAX_PARAMETERS:
             raise ValueError(f"a model has at most {MAX_PARAMETERS:,} parameters, got {self.parameters:,}")
+
+    @property
+    def objective(self) -> Objective:
+        """What the model is trained to do."""
+        match self.kind:
+            case "autoencoder":
+                return "reconstruct"
+            case "graph":
+                return OBJECTIVES[self.loss]
+            case _:
+                return "classify"
 
     @property
     def parameters(self) -> int:
@@ -325,7 +346,7 @@ class Task(Wire, frozen=True, kw_only=True):
     round, and a gateway gives up when that closes."""
 
     def __post_init__(self) -> None:
-        if self.model.kind != "autoencoder" and len(self.classes) != self.model.sizes[-1]:
+        if self.model.objective == "classify" and len(self.classes) != self.model.sizes[-1]:
             raise ValueError(f"{len(self.classes)} classes for a model of {self.model.sizes[-1]} outputs")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"a class is named twice in {self.classes}")
