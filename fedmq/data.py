@@ -284,9 +284,8 @@ GEARBOX_REMARK = (
     " shares of whatever the Nyquist frequency was, and no hertz"
 )
 GEARBOX_HEALTHY_REMARK = (
-    "three of the four accelerometers have quite other spectra in the broken recordings, so that a window's distance"
-    " from the mean of the healthy ones finds every broken tooth without a model: an AUC near 1 does not show that"
-    " anything was learnt"
+    "on three of the four accelerometers the broken recordings differ so much that a window's distance from the mean of"
+    " the healthy ones finds every broken tooth without a model: an AUC near 1 does not show that anything was learnt"
 )
 
 
