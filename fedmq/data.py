@@ -283,6 +283,10 @@ GEARBOX_REMARK = (
     "the sampling rate of these recordings is not documented; 12,000 is nominal, so that the bands of the features are"
     " shares of whatever the Nyquist frequency was, and no hertz"
 )
+GEARBOX_HEALTHY_REMARK = (
+    "on three of the four accelerometers the broken recordings differ so much that a window's distance from the mean of"
+    " the healthy ones finds every broken tooth without a model: an AUC near 1 does not show that anything was learnt"
+)
 
 
 def gearbox(directory: Path, test_load: int | None = None, *, healthy: bool = False) -> Fleet:
@@ -290,8 +294,9 @@ def gearbox(directory: Path, test_load: int | None = None, *, healthy: bool = Fa
 
     `directory` holds a `.npz` per load, with int16 `healthy` and `broken` `(n, 4)`, `healthy_scale` and `broken_scale`
     `(4,)`, and `load_percent`. Recordings at `test_load` (in %) are the test set; without one it is the last quarter of
-    every recording, which no gateway is given. With `healthy` nobody has seen a broken tooth, and the test set has none
-    either: what an autoencoder is to give back. Raises DataError.
+    every recording, which no gateway is given. With `healthy` no gateway has seen a broken tooth, which the test set
+    has beside healthy recordings: what an autoencoder is to tell apart. Without a `test_load` it is then of two loads,
+    the middle one and the highest, for the end of a recording would not be an unseen load. Raises DataError.
     """
     archives = sorted(directory.glob("*.npz")) if directory.is_dir() else []
     if not archives:
@@ -301,14 +306,19 @@ def gearbox(directory: Path, test_load: int | None = None, *, healthy: bool = Fa
         load, recordings = _read_gearbox(path)
         if load in loads:
             raise DataError(f"{path}: expected one file for each load, but {load} % was there before")
-        loads[load] = tuple(r for r in recordings if r.label == "normal" or not healthy)
+        loads[load] = tuple(recordings)
     if test_load is not None and test_load not in loads:
         raise DataError(f"{directory}: expected the test load {test_load} % among the loads {sorted(loads)}")
-    if test_load is not None:
-        test = loads.pop(test_load)
+    held_back = {test_load} if test_load is not None else _unseen(loads) if healthy else set()
+    if held_back:
+        test = tuple(r for load in sorted(held_back) for r in loads.pop(load))
     else:
         test = tuple(_part(r, 1 - GEARBOX_TEST_SHARE, 1.0) for own in loads.values() for r in own)
         loads = {load: tuple(_part(r, 0.0, 1 - GEARBOX_TEST_SHARE) for r in own) for load, own in loads.items()}
+    if not loads:
+        raise DataError(f"{directory}: nothing is left to train on besides the test load of {max(held_back)} %")
+    if healthy:
+        loads = {load: tuple(r for r in own if r.label == "normal") for load, own in loads.items()}
     return Fleet(
         name="gearbox",
         windowing=GEARBOX_WINDOWING,
@@ -316,8 +326,14 @@ def gearbox(directory: Path, test_load: int | None = None, *, healthy: bool = Fa
         gateways=tuple(GatewayData(name=f"load{load:02d}", recordings=own) for load, own in sorted(loads.items())),
         test=test,
         split="load",
-        remark=GEARBOX_REMARK,
+        remark=f"{GEARBOX_REMARK}; {GEARBOX_HEALTHY_REMARK}" if healthy else GEARBOX_REMARK,
     )
+
+
+def _unseen(loads: Iterable[int]) -> set[int]:
+    """The middle load and the highest: one between loads that gateways have, one beyond them."""
+    ordered = sorted(loads)
+    return {ordered[len(ordered) // 2], ordered[-1]}
 
 
 def _part(recording: Recording, start: float, stop: float) -> Recording:

@@ -340,12 +340,44 @@ def test_without_a_test_load_the_end_of_every_gearbox_recording_is_nobody_s(tmp_
             assert len(np.asarray(own.signal)) == 3 * len(np.asarray(end.signal)) == 6000
 
 
-def test_for_an_autoencoder_the_gearbox_is_healthy(tmp_path: Path) -> None:
-    make_gearbox(tmp_path, 0)
-    make_gearbox(tmp_path, 10)
+def test_for_an_autoencoder_only_the_test_load_of_the_gearbox_has_broken_teeth(tmp_path: Path) -> None:
+    for percent in (0, 10, 30):
+        make_gearbox(tmp_path, percent)
     fleet = gearbox(tmp_path, 10, healthy=True)
+    assert [gateway.name for gateway in fleet.gateways] == ["load00", "load30"]
+    assert [labels(gateway.recordings) for gateway in fleet.gateways] == [{"normal"}] * 2
     assert fleet.test is not None
-    assert labels(fleet.test) == labels(fleet.gateways[0].recordings) == {"normal"}
+    assert [(r.label, r.name) for r in fleet.test] == [("normal", "load10"), ("broken_tooth", "load10")]
+    assert "does not show that anything was learnt" in fleet.remark
+    assert "does not show" not in gearbox(tmp_path, 10).remark
+
+
+@pytest.mark.parametrize(
+    ("loads", "unseen"),
+    [
+        ((0, 10, 20, 30, 40, 50, 60), {"load30", "load60"}),
+        ((0, 20, 40, 60), {"load40", "load60"}),
+        ((0, 60), {"load60"}),
+    ],
+)
+def test_without_a_test_load_an_autoencoder_is_tested_at_whole_loads_that_no_gateway_has(
+    tmp_path: Path, loads: tuple[int, ...], unseen: set[str]
+) -> None:
+    for percent in loads:
+        make_gearbox(tmp_path, percent)
+    fleet = gearbox(tmp_path, healthy=True)
+    assert fleet.test is not None
+    assert {(r.label, r.name) for r in fleet.test} == {(label, name) for name in unseen for label in fleet.classes}
+    assert {len(np.asarray(r.signal)) for r in fleet.test} == {8000}
+    assert {gateway.name for gateway in fleet.gateways} == {f"load{percent:02d}" for percent in loads} - unseen
+    assert all(labels(gateway.recordings) == {"normal"} for gateway in fleet.gateways)
+
+
+@pytest.mark.parametrize("test_load", [None, 30])
+def test_a_gearbox_of_one_load_leaves_an_autoencoder_nothing_to_train_on(tmp_path: Path, test_load: int | None) -> None:
+    make_gearbox(tmp_path, 30)
+    with pytest.raises(DataError, match="nothing is left to train on besides the test load of 30 %"):
+        gearbox(tmp_path, test_load, healthy=True)
 
 
 @pytest.mark.parametrize(
