@@ -6,19 +6,27 @@ The numbers of the recipe are the defaults of the settings themselves (`fedmq_co
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Literal
 
 from fedmq_coordinator.density import densities
 from fedmq_coordinator.settings import CodecSettings, RecipeSettings, RoundSettings, TaskSettings, WindowingSettings
 from fedmq_edge_node.samples import feature_count
+from fedmq_models.bundle import from_bytes
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 
 __all__ = ["CODECS", "HIDDEN", "task_of", "task_settings"]
 
-Kind = Literal["softmax", "mlp", "autoencoder", "cnn1d"]
+Kind = Literal["softmax", "mlp", "autoencoder", "cnn1d", "graph"]
 
-HIDDEN: dict[str, tuple[int, ...]] = {"softmax": (), "mlp": (32,), "autoencoder": (12, 6, 12), "cnn1d": (16, 32, 32)}
+HIDDEN: dict[str, tuple[int, ...]] = {
+    "softmax": (),
+    "mlp": (32,),
+    "autoencoder": (12, 6, 12),
+    "cnn1d": (16, 32, 32),
+    "graph": (),
+}
 
 CODECS: dict[str, CodecSettings] = {
     "sparse": CodecSettings(),
@@ -74,8 +82,12 @@ def task_of(
     *,
     max_norm: float = 1000.0,
     held_out_reports: bool = True,
+    bundle: bytes = b"",
 ) -> Task:
-    """What travels to the gateways. Raises ValueError where windows cannot become features as they are wished for."""
+    """What travels to the gateways; `bundle` is that of a `graph`.
+
+    Raises ValueError where windows cannot become features as they are wished for, or do not fit the bundle.
+    """
     rounds = rounds or RoundSettings()
     windowing, recipe = settings.windowing, settings.recipe
     windows = Windowing(
@@ -88,15 +100,18 @@ def task_of(
         scaling=windowing.scaling,
     )
     inputs = feature_count(windows)
-    outputs = inputs if settings.kind == "autoencoder" else len(settings.classes)
-    model = ModelSpec(kind=settings.kind, sizes=(inputs, *settings.hidden, outputs))
+    if settings.kind == "graph":
+        model, batch_size = _bundled(settings, bundle, inputs)
+    else:
+        outputs = inputs if settings.kind == "autoencoder" else len(settings.classes)
+        model, batch_size = ModelSpec(kind=settings.kind, sizes=(inputs, *settings.hidden, outputs)), recipe.batch_size
     codec = settings.codec
     dense = codec.kind == "dense"
     grid_bits = DENSE_GRID_BITS if dense else settings.grid_bits
     shares = densities(
         dial=codec.dial,
         parameters=model.parameters,
-        reconstructs=settings.kind == "autoencoder",
+        reconstructs=model.objective == "reconstruct",
         fraction=rounds.fraction,
         least=codec.least_density,
         most=codec.most_density,
@@ -120,7 +135,7 @@ def task_of(
             learning_rate=recipe.learning_rate,
             momentum=recipe.momentum,
             local_epochs=recipe.local_epochs,
-            batch_size=recipe.batch_size,
+            batch_size=batch_size,
             proximal=recipe.proximal,
             clip_norm=recipe.clip_norm,
         ),
@@ -136,3 +151,17 @@ def task_of(
         levels=0 if fixed else max(up.highest, down.highest),
         staleness=rounds.staleness,
     )
+
+
+def _bundled(settings: TaskSettings, data: bytes, inputs: int) -> tuple[ModelSpec, int]:
+    """The model, and the batch that its graphs are made for."""
+    bundle = from_bytes(data)
+    model = bundle.model(hashlib.sha256(data).digest(), len(data))
+    if model.sizes[0] != inputs:
+        raise ValueError(
+            f"task.bundle: expected a model of {inputs:,} inputs, as task.windowing makes of a window, got one"
+            f" of {model.sizes[0]:,} {list(bundle.manifest.inputs)}"
+        )
+    if model.objective == "classify" and model.sizes[1] != len(settings.classes):
+        raise ValueError(f"task.bundle: expected a model of {len(settings.classes)} classes, got {model.sizes[1]}")
+    return model, bundle.manifest.batch

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from fedmq_protocol.session import Connection, MqttSession
 from fedmq_protocol.settings import ConnectionSettings, Mistake, SettingsError, load
-from fedmq_protocol.task import Task
+from fedmq_protocol.task import MAX_BUNDLE_BYTES, Task
 
 from fedmq import __version__
 
@@ -68,6 +68,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
     """A gateway, not running yet. Raises ValueError for recordings, a memory or vitals that cannot be used."""
     from fedmq_edge_node.folder import Folder
     from fedmq_edge_node.memory import Memory
+    from fedmq_edge_node.proving import prover
     from fedmq_edge_node.runtimes import available_engines, make_engine, unknown_engine
     from fedmq_edge_node.service import CRASH_POINTS, Gateway, will
     from fedmq_edge_node.vitals import FileVitals, Reader, VitalsReader, lower_priority
@@ -99,7 +100,8 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         answer_jitter_seconds=settings.answer_jitter_seconds,
         look_every_seconds=settings.look_every_seconds,
         tags=settings.tags,
-        engine=lambda task: make_engine(task.model, settings.engine),
+        engine=lambda task, bundle: make_engine(task.model, settings.engine, bundle),
+        prove=prover(settings.engine),
         engines=available_engines() if settings.engine == "auto" else (settings.engine,),
         crash_point=crash_point(CRASH_POINTS),
     )
@@ -154,11 +156,22 @@ def _task_plan(max_norm: float, settings: TaskSettings, rounds: RoundSettings, t
 
     from fedmq.defaults import task_of
 
-    task = task_of(settings, rounds, max_norm=max_norm, held_out_reports=test_data is None)
+    bundle = b"" if settings.bundle is None else _read_bundle(settings.bundle)
+    task = task_of(settings, rounds, max_norm=max_norm, held_out_reports=test_data is None, bundle=bundle)
     evaluate, metric_name = None, METRIC_NAMES["macro_f1" if task.classes else "r2"]
     if test_data is not None:
-        evaluate, metric_name = evaluator(task, test_data)
-    return TaskPlan(task=task, rounds=rounds, evaluate=evaluate, metric_name=metric_name)
+        evaluate, metric_name = evaluator(task, test_data, bundle)
+    return TaskPlan(task=task, rounds=rounds, evaluate=evaluate, metric_name=metric_name, bundle=bundle)
+
+
+def _read_bundle(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BUNDLE_BYTES:
+            raise ValueError(f"{path}: expected a bundle of at most {MAX_BUNDLE_BYTES:,} bytes, got {size:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: expected a bundle as `fedmq task build` makes it: {error.strerror}") from None
 
 
 def crash_point(known: Sequence[str]) -> Callable[[str], None]:
@@ -193,16 +206,19 @@ METRIC_NAMES = {"macro_f1": "macro-F1", "auc": "AUC", "r2": "R2"}
 """As people read them. Without a test set an autoencoder's is R2: gateways know too few faults for an AUC."""
 
 
-def evaluator(task: Task, directory: Path) -> tuple[Callable[[NDArray[np.float32], bytes | None], Score], str]:
+def evaluator(
+    task: Task, directory: Path, bundle: bytes = b""
+) -> tuple[Callable[[NDArray[np.float32], bytes | None], Score], str]:
     """Scores a model on a folder of recordings, cut into windows once; and the name of the metric."""
     from fedmq_coordinator.run import Score
     from fedmq_edge_node.runtimes import make_engine
     from fedmq_edge_node.samples import load_test
     from fedmq_edge_node.trainer import evaluate
     from fedmq_edge_node.work import read_scaler
+    from fedmq_models.bundle import from_bytes
 
     x, y = load_test(directory, task.windowing, task.classes, task.anomaly_label)
-    engine = make_engine(task.model)
+    engine = make_engine(task.model, bundle=from_bytes(bundle) if bundle else None)
 
     def score(flat: NDArray[np.float32], scaler: bytes | None) -> Score:
         found = evaluate(engine, flat, read_scaler(scaler, task).apply(x), y, task.classes)

@@ -54,7 +54,7 @@ from fedmq_protocol.session import (
 )
 from fedmq_protocol.task import Task, short
 from fedmq_protocol.topics import Channel, Direction, coordinator_filters, parse, spec
-from fedmq_protocol.transfer import chunks, refer
+from fedmq_protocol.transfer import BUNDLE_CHUNK_BYTES, chunks, refer
 from numpy.typing import NDArray
 
 from fedmq_coordinator import retention
@@ -112,6 +112,8 @@ class TaskPlan:
     rounds: RoundSettings = field(default_factory=RoundSettings)
     evaluate: Callable[[NDArray[np.float32], bytes | None], Score] | None = None
     metric_name: str = "metric"
+    bundle: bytes = field(default=b"", repr=False)
+    """Of a model that somebody brought: gateways ask for it."""
 
 
 class Job:
@@ -142,6 +144,8 @@ class Job:
         self.book.put("tags", "\n".join(plan.rounds.tags).encode())
         self._keep_same_task()
         self.book.put("task_body", msgspec.msgpack.encode(plan.task))
+        if plan.bundle and self.book.get("bundle") != plan.bundle:
+            self.book.put("bundle", plan.bundle)
         self.line = Lineage(federation, plan.task, self.book, models, now=now, start_new=new_lineage)
         self.members = Members(roster, windowing=plan.task.windowing, tags=frozenset(plan.rounds.tags))
         self._askers: dict[int, set[str]] = {}
@@ -339,7 +343,13 @@ class Job:
         )
 
     def on_ask_chunks(self, name: str, ask: AskChunks) -> bool:
-        """Chunks of the newest delta, or of a catch-up that can be made again; False where it is none of this job."""
+        """Chunks of the bundle, of the newest delta, or of a catch-up that can be made again; False where it is none of
+        this job."""
+        bundle = self.plan.bundle
+        if bundle and ask.transfer == short(self.plan.task.model.bundle):
+            for chunk in chunks(bundle, refer(bundle, BUNDLE_CHUNK_BYTES), ask.missing):
+                self._outbox.command(name, Channel.CHUNK, chunk)
+            return True
         for blob in filter(None, [self.line.newest_delta, self.line.route(-1).body, self._sent.get(ask.transfer)]):
             ref = refer(blob, self._limits.chunk_bytes)
             if short(ref.digest) == ask.transfer:

@@ -205,14 +205,22 @@ class TaskSettings(Table):
         str, Meta(min_length=1, max_length=64, examples=["bearing-faults"], description="Name of the task.")
     ]
     kind: Annotated[
-        Literal["softmax", "mlp", "autoencoder", "cnn1d"],
+        Literal["softmax", "mlp", "autoencoder", "cnn1d", "graph"],
         Meta(
             description='Model: "softmax" is linear, "mlp" has hidden layers, "autoencoder" learns what healthy'
             " looks like"
             ' and scores how far a window is from that, "cnn1d" learns from raw windows (features = "raw") with'
-            " convolutions, and its hidden layers are their channels.",
+            " convolutions, and its hidden layers are their channels."
+            ' "graph" is your own, from a bundle.',
         ),
     ] = "mlp"
+    bundle: Annotated[
+        Path | None,
+        Meta(
+            examples=["my_model.fedmq"],
+            description='File that `fedmq task build` made, for kind = "graph". Gateways fetch it once.',
+        ),
+    ] = None
     hidden: Annotated[
         tuple[Annotated[int, Meta(ge=1, le=65_536)], ...],
         Meta(max_length=30, description="Units of each hidden layer, from inputs to outputs. Empty for softmax."),
@@ -250,6 +258,10 @@ class TaskSettings(Table):
     codec: CodecSettings = field(default_factory=CodecSettings)
 
     def check(self) -> Iterator[tuple[str, str]]:
+        if (self.kind == "graph") != (self.bundle is not None):
+            yield "bundle", f'expected a file for kind = "graph" and for no other, got {self.bundle} for "{self.kind}"'
+        if self.kind == "graph":
+            return
         if self.kind == "softmax" and self.hidden:
             yield "hidden", f"expected [] for a softmax model, which has no hidden layer, got {list(self.hidden)}"
         if self.kind != "softmax" and not self.hidden:

@@ -40,7 +40,7 @@ from fedmq_protocol.messages import (
     ask_after_seconds,
 )
 from fedmq_protocol.reasons import Reason
-from fedmq_protocol.task import Task, model_digest, short
+from fedmq_protocol.task import ModelSpec, Task, model_digest, short
 from fedmq_protocol.topics import CHUNK_BYTES, Channel
 from fedmq_protocol.transfer import TransferError, refer
 from numpy.typing import NDArray
@@ -213,6 +213,12 @@ class Job:
     def task(self) -> Task:
         assert self._state.task is not None  # a job is made of an assignment, or of a state with its task
         return self._state.task
+
+    @property
+    def models(self) -> list[ModelSpec]:
+        """That of the task, and of the version in service, which may be another task's."""
+        service = self._state.in_service
+        return [self.task.model, *([] if service is None else [service.task.model])]
 
     @property
     def held(self) -> Held:

@@ -249,6 +249,12 @@ class Memory:
         """Durable when it returns."""
         self._transact(lambda: self._write(_NOBODY, {key: value}), one_statement=True)
 
+    def drop(self, key: str) -> None:
+        """Forget such a value. Durable when it returns."""
+        self._transact(
+            lambda: self._db.execute("DELETE FROM state WHERE task = ? AND key = ?", (_NOBODY, key)), one_statement=True
+        )
+
     def close(self) -> None:
         self._db.close()
 

@@ -23,6 +23,7 @@ from datetime import datetime
 from random import Random
 
 import msgspec
+from fedmq_models.bundle import Bundle
 from fedmq_protocol.messages import (
     MAX_TASKS,
     AskChunks,
@@ -37,6 +38,7 @@ from fedmq_protocol.messages import (
     Message,
     Missing,
     Receipt,
+    RoundKind,
     RoundPlan,
     Statistics,
     Trial,
@@ -62,6 +64,7 @@ from fedmq_protocol.task import Task
 from fedmq_protocol.topics import Channel, Direction, gateway_filters, parse, spec, topic
 
 from fedmq_edge_node import work
+from fedmq_edge_node.bundles import ASK_AGAIN_SECONDS, Shelf
 from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.gates import Budget, Limits, Vitals, check
 from fedmq_edge_node.job import Job, Retry
@@ -87,8 +90,8 @@ SENT: dict[type[Message], str] = {
 }
 """What a gateway sends, by the names of its crash points."""
 
-KEPT = ("save", "forget", "budget")
-"""What it makes durable: a task's state, that a task is over, the bytes used."""
+KEPT = ("save", "forget", "budget", "bundle")
+"""What it makes durable: a task's state, that a task is over, the bytes used, a bundle."""
 
 CRASH_POINTS = tuple(f"{when} {what}" for what in (*KEPT, *SENT.values()) for when in ("before", "after"))
 """Where a test can end a gateway: before and after each durable step, and each kind of message."""
@@ -137,7 +140,8 @@ class Gateway:
         answer_jitter_seconds: float = 0.0,
         vitals_every_seconds: float = 1.0,
         look_every_seconds: float = 60.0,
-        engine: Callable[[Task], Engine] = lambda task: make_engine(task.model),
+        engine: Callable[[Task, Bundle | None], Engine] = lambda task, bundle: make_engine(task.model, bundle=bundle),
+        prove: Callable[[Bundle], None] = lambda bundle: None,
         engines: tuple[str, ...] | None = None,
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
@@ -161,6 +165,9 @@ class Gateway:
         self._make_engine = engine
         self._engines = available_engines() if engines is None else engines
         self._crash_point = crash_point
+        self._shelf = Shelf(get=memory.get, put=self._keep_bundle, drop=memory.drop, prove=prove)
+        self._unfit: dict[int, set[int]] = {}
+        """Lineages whose bundle is not at hand or was refused, each with the rounds of it that were declined."""
         self._jobs = {name: Job(self, state) for name, state in memory.load().items()}
         self._budget = _budget(memory.get("budget"))
         self._budget_counted = 0
@@ -218,6 +225,7 @@ class Gateway:
             return most
         soonest = now + most if self._born_again.at is None else self._born_again.at
         if self._welcomed:
+            soonest = min(soonest, self._shelf.due_at())
             for job in self._jobs.values():
                 soonest = min(soonest, job.due_at(now))
                 if job.sending:
@@ -278,6 +286,10 @@ class Gateway:
             case Chunk():
                 for job in self._jobs.values():
                     job.on_chunk(message, now)
+                if self._shelf.add(message, now, self.bytes_received):
+                    # Whether it can take part now or must say why not: the welcome brings the task again.
+                    self._unfit.clear()
+                    self.join_again(now, 0.0)
             case Missing():
                 for job in self._jobs.values():
                     job.on_missing(message)
@@ -294,6 +306,11 @@ class Gateway:
             self._look_for_recordings()
         for job in self._jobs.values():
             job.ask(now)
+        for question in self._shelf.ask(now, self.bytes_received):
+            self.publish(Channel.ASK, question, qos=0)
+        if self._shelf.give_up():
+            log.warning("nobody sends the bundle: asking again in %.0f s", ASK_AGAIN_SECONDS)
+            self.join_again(now, ASK_AGAIN_SECONDS)
         ready = [job for job in self._jobs.values() if job.ready(now)]
         for job in sorted(ready, key=lambda job: job.closes_at):
             if job.answer(now):
@@ -330,6 +347,9 @@ class Gateway:
         self._wondering.clear()
         for job, assignment in adopted:
             job.welcomed(assignment, now, arrived=arrived)
+        if arrived:
+            self._shelf.resume(now, self.bytes_received, self.jitter())
+        self._shelf.keep(model for job in self._jobs.values() for model in job.models)
 
     def _adopt(self, assignment: Assignment) -> Job | None:
         """The job that takes the assignment; None where this gateway cannot."""
@@ -338,6 +358,8 @@ class Gateway:
             job = self._jobs.get(assignment.task.name) or Job(self, GatewayState())
         if job is None:
             log.error("cannot take part in lineage %d: its task is not at hand", assignment.lineage)
+            return None
+        if assignment.task is not None and not self._fit(assignment.task, assignment.lineage):
             return None
         left = job.state.lineage
         try:
@@ -351,6 +373,34 @@ class Gateway:
         if left not in (0, assignment.lineage):
             self._pass_over(left)
         return job
+
+    def _fit(self, task: Task, lineage: int) -> bool:
+        """Whether the task's model is at hand, where it comes in a bundle; it is asked for where it is not."""
+        if not task.model.bundle or self._shelf.find(task.model) is not None:
+            self._unfit.pop(lineage, None)
+            return True
+        self._unfit.setdefault(lineage, set())
+        refusal = self._shelf.refusal(task.model)
+        if refusal is not None:
+            log.error("cannot take part in task %r: %s", task.name, refusal)
+        else:
+            self._shelf.fetch(task.model, self._monotonic(), self.bytes_received, self.jitter())
+        return False
+
+    def _keep_bundle(self, key: str, data: bytes) -> None:
+        self._crash_point("before bundle")
+        self._memory.put(key, data)
+        self._crash_point("after bundle")
+
+    def _decline_unfit(self, plan: RoundPlan) -> None:
+        declined = self._unfit[plan.lineage]
+        if plan.round_id in declined or plan.kind is RoundKind.REST or not plan.draws(self._roster, self._name):
+            return
+        declined.add(plan.round_id)
+        self.publish(
+            Channel.ANSWER,
+            Decline(round_id=plan.round_id, reason=Reason.TASK, sent=self.bytes_sent, received=self.bytes_received),
+        )
 
     def _end_jobs(self, message: Welcome) -> None:
         """What the welcome does not name is over."""
@@ -376,6 +426,9 @@ class Gateway:
             if job.on_plan(plan, now):
                 log.info("there is a new release of task %r: joining again", job.task.name)
                 self.join_again(now, self._broadcast_jitter())
+            return
+        if plan.lineage in self._unfit:
+            self._decline_unfit(plan)
             return
         if plan.lineage in self._strange or plan.lineage in self._wondering:
             return
@@ -526,7 +579,10 @@ class Gateway:
         return self._source.load(task.windowing, task.classes, task.anomaly_label)
 
     def make_engine(self, task: Task) -> Engine:
-        return self._make_engine(task)
+        bundle = self._shelf.find(task.model)
+        if task.model.bundle and bundle is None:
+            raise ValueError(f"the bundle of task {task.name!r} is not at hand")
+        return self._make_engine(task, bundle)
 
     def shut_gate(self, windows: int, min_windows: int) -> Reason | None:
         self.count_budget()

@@ -265,7 +265,7 @@ def make_gateway(
         answer_jitter_seconds=answer_jitter_seconds,
         look_every_seconds=math.inf,
         vitals_every_seconds=5.0,
-        engine=engine,
+        engine=lambda task, bundle: engine(task),
         crash_point=doings.point,
     )
 

@@ -13,7 +13,11 @@ from collections.abc import Iterable, Iterator
 from fedmq_protocol.messages import MAX_MISSING, BlobRef, Chunk
 from fedmq_protocol.task import short
 
-__all__ = ["Incoming", "TransferError", "chunks", "refer"]
+__all__ = ["BUNDLE_CHUNK_BYTES", "Incoming", "TransferError", "chunks", "refer"]
+
+
+BUNDLE_CHUNK_BYTES = 8 * 1024
+"""Of a task's bundle, whatever the coordinator's chunks are: a gateway must name them before it has heard of any."""
 
 
 class TransferError(ValueError):

@@ -1,0 +1,157 @@
+"""The bundle: what it promises, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+import numpy as np
+import pytest
+from bundles import BATCH, brought, bundle_of
+from fedmq_compression.frame import deflate
+from fedmq_edge_node.runtimes import NumpyEngine, available_engines, make_engine
+from fedmq_models.bundle import MAX_CONTENT_BYTES, Bundle, BundleError, from_bytes, to_bytes
+from fedmq_models.graph import Node, Tensor
+from fedmq_protocol.task import MAX_BUNDLE_BYTES, ModelSpec, initial_steps, to_parameters
+
+MODEL = ModelSpec(kind="mlp", sizes=(22, 8, 3))
+
+
+def sealed(content: bytes, size: int | None = None) -> bytes:
+    """A file whose digest fits, whatever is in it."""
+    body = (len(content) if size is None else size).to_bytes(4, "big") + deflate(content)
+    return b"FMQB\x01" + hashlib.sha256(body).digest() + body
+
+
+def unchecked(bundle: Bundle) -> bytes:
+    return sealed(msgspec.msgpack.encode(bundle))
+
+
+def replaced_node(bundle: Bundle, place: int, node: Node) -> Bundle:
+    nodes = list(bundle.grad.nodes)
+    nodes[place] = node
+    return msgspec.structs.replace(bundle, grad=msgspec.structs.replace(bundle.grad, nodes=tuple(nodes)))
+
+
+def test_a_bundle_comes_back_as_it_was() -> None:
+    bundle = bundle_of(MODEL)
+    assert from_bytes(to_bytes(bundle)) == bundle
+
+
+def test_a_bundle_of_a_small_model_takes_few_bytes() -> None:
+    assert len(to_bytes(bundle_of(MODEL))) < 3000
+    assert len(to_bytes(bundle_of(ModelSpec(kind="cnn1d", sizes=(1024, 16, 32, 32, 4))))) < 6000
+
+
+@pytest.mark.parametrize("engine", available_engines())
+def test_a_bundled_model_is_the_built_in_one(engine: str) -> None:
+    data, model = brought(bundle_of(MODEL))
+    rng = np.random.default_rng(1)
+    flat = to_parameters(initial_steps(model, 5, 12), 12)
+    assert np.array_equal(flat, to_parameters(initial_steps(MODEL, 5, 12), 12))
+    x, y = rng.normal(size=(BATCH, 22)).astype(np.float32), rng.integers(0, 3, BATCH)
+    w = np.ones(BATCH, dtype=np.float32)
+    w[-5:] = 0
+    own = make_engine(model, engine, from_bytes(data))
+    gradient, loss = own.loss_grad(flat, x, y, w)
+    expected, expected_loss = NumpyEngine(MODEL).loss_grad(flat, x, y, w)
+    assert np.abs(gradient - expected).max() < 1e-5
+    assert loss == pytest.approx(expected_loss, abs=1e-5)
+    for rows in (1, 7, 50):
+        more = rng.normal(size=(rows, 22)).astype(np.float32)
+        assert np.abs(own.infer(flat, more) - NumpyEngine(MODEL).infer(flat, more)).max() < 1e-5
+
+
+def test_what_is_not_trainable_has_no_gradient() -> None:
+    bundle = bundle_of(MODEL)
+    first, *rest = bundle.manifest.parameters
+    parameters = (msgspec.structs.replace(first, trainable=False), *rest)
+    bundle = msgspec.structs.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, parameters=parameters))
+    _, model = brought(bundle)
+    flat = to_parameters(initial_steps(model, 0, 12), 12)
+    x = np.random.default_rng(0).normal(size=(BATCH, 22)).astype(np.float32)
+    gradient, _ = make_engine(model, "numpy", bundle).loss_grad(
+        flat, x, np.zeros(BATCH, dtype=np.int64), np.ones(BATCH, dtype=np.float32)
+    )
+    assert not gradient[: first.block.count].any()
+    assert gradient[first.block.count :].any()
+
+
+def test_a_batch_that_the_graphs_are_not_made_for_is_refused() -> None:
+    _, model = brought(bundle_of(MODEL))
+    engine = make_engine(model, "numpy", bundle_of(MODEL))
+    x = np.zeros((8, 22), dtype=np.float32)
+    with pytest.raises(ValueError, match="batches of 32 windows, the task has 8"):
+        engine.loss_grad(np.zeros(model.parameters, dtype=np.float32), x, np.zeros(8, dtype=np.int64), x[:, 0] + 1)
+
+
+@pytest.mark.parametrize("place", [0, 4, 10, 40, 60, -1])
+def test_a_changed_byte_is_noticed(place: int) -> None:
+    data = bytearray(to_bytes(bundle_of(MODEL)))
+    data[place] ^= 1
+    with pytest.raises(BundleError):
+        from_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("length", [0, 3, 40, 41, 100])
+def test_a_file_that_breaks_off_is_refused(length: int) -> None:
+    with pytest.raises(BundleError):
+        from_bytes(to_bytes(bundle_of(MODEL))[:length])
+
+
+def test_what_claims_to_be_too_large_is_refused_before_it_is_unpacked() -> None:
+    with pytest.raises(BundleError, match="bytes of graphs"):
+        from_bytes(sealed(b"x", MAX_CONTENT_BYTES + 1))
+    with pytest.raises(BundleError, match="at most"):
+        from_bytes(bytes(MAX_BUNDLE_BYTES + 1))
+
+
+def test_a_frame_that_holds_more_than_it_says_is_refused() -> None:
+    with pytest.raises(BundleError, match="zstd frame"):
+        from_bytes(sealed(bytes(1 << 20), 1000))
+
+
+def test_an_operator_that_is_none_of_ours_is_refused_by_its_name() -> None:
+    bundle = replaced_node(bundle_of(MODEL), 3, Node("Loop", (0, 1)))
+    with pytest.raises(BundleError, match="graph 'grad': node 3: the operator 'Loop'"):
+        from_bytes(unchecked(bundle))
+
+
+def test_a_graph_that_grows_beyond_its_bound_is_refused_before_it_runs() -> None:
+    bundle = bundle_of(MODEL)
+    wide = Node("Expand", (3,), {"shape": (1 << 20, BATCH)})
+    graph = msgspec.structs.replace(bundle.grad, nodes=(*bundle.grad.nodes, wide))
+    with pytest.raises(BundleError, match=r"would need [\d,]+ bytes, at most"):
+        from_bytes(unchecked(msgspec.structs.replace(bundle, grad=graph)))
+
+
+def test_a_graph_that_would_take_too_long_is_refused_before_it_runs() -> None:
+    bundle = bundle_of(MODEL)
+    count = len(bundle.grad.inputs) + len(bundle.grad.constants) + len(bundle.grad.nodes)
+    square = Node("Reshape", (3,), {"shape": (1, BATCH)})
+    large = [square, Node("Expand", (count,), {"shape": (32, BATCH)})]
+    large += [Node("Concat", (count + 1,) * 64, {"axis": 0}), Node("Transpose", (count + 2,), {"perm": (1, 0)})]
+    large += [Node("MatMul", (count + 2, count + 3)) for _ in range(40)]
+    nodes = (*bundle.grad.nodes, *large)
+    with pytest.raises(BundleError, match=r"more than the [\d,]+ operations allowed|bytes, at most"):
+        from_bytes(unchecked(msgspec.structs.replace(bundle, grad=msgspec.structs.replace(bundle.grad, nodes=nodes))))
+
+
+def test_graphs_that_are_not_what_the_manifest_says_are_refused() -> None:
+    bundle = bundle_of(MODEL)
+    other = msgspec.structs.replace(bundle.manifest, outputs=4)
+    with pytest.raises(BundleError, match="expected the outputs"):
+        from_bytes(unchecked(msgspec.structs.replace(bundle, manifest=other)))
+    swapped = msgspec.structs.replace(bundle, infer=bundle.infer_one)
+    with pytest.raises(BundleError, match="graph 'infer': expected the inputs"):
+        from_bytes(unchecked(swapped))
+
+
+def test_a_node_may_only_use_what_comes_before_it() -> None:
+    bundle = replaced_node(bundle_of(MODEL), 0, Node("Neg", (10_000,)))
+    with pytest.raises(BundleError, match="expected inputs among"):
+        from_bytes(unchecked(bundle))
+
+
+def test_tensors_say_what_they_are() -> None:
+    assert str(Tensor("float32", (2, 3))) == "float32[2, 3]"
