@@ -96,6 +96,7 @@ class Plant:
         settings: RoundSettings | None = None,
         limits: LimitSettings | None = None,
         more: Sequence[TaskPlan] = (),
+        bundle: bytes = b"",
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.directory = directory
@@ -103,6 +104,8 @@ class Plant:
         self.settings = settings or RoundSettings(max_rounds=rounds, min_gateways=gateways)
         self.limits = limits or LimitSettings(catch_up_gather_seconds=0.3)
         self.crash_point = crash_point
+        self.bundle = bundle
+        """Of the first task, where its model is somebody's own."""
         self.more = more
         """Further tasks beside the first."""
         self.now = START
@@ -124,7 +127,7 @@ class Plant:
         try:
             self.coordinator = Coordinator(
                 federation=FEDERATION,
-                tasks=[TaskPlan(task=self.task, rounds=self.settings), *self.more],
+                tasks=[TaskPlan(task=self.task, rounds=self.settings, bundle=self.bundle), *self.more],
                 limits=self.limits,
                 session=self.coordinator_session,
                 ledger=self.ledger,

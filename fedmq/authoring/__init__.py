@@ -1,0 +1,1 @@
+"""From a PyTorch module to a bundle: on the workstation of whoever brings a model."""

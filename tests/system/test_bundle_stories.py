@@ -1,0 +1,148 @@
+"""A model that somebody brought, on a whole federation in one process: fetched, run, refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+from bundles import BATCH, brought, bundle_of
+from fedmq_edge_node.service import Gateway
+from fedmq_models.bundle import Bundle, BundleError
+from fedmq_protocol.messages import Chunk
+from fedmq_protocol.messages import from_bytes as message_of
+from fedmq_protocol.reasons import Reason
+from fedmq_protocol.session import Received
+from fedmq_protocol.task import ModelSpec, Recipe, Task, initial_steps, model_digest, short
+from fedmq_protocol.topics import parse
+from plant import FEATURES, Plant, make_task
+
+MODEL = ModelSpec(kind="mlp", sizes=(FEATURES, 16, 3))
+WIDE = ModelSpec(kind="mlp", sizes=(FEATURES, 16, 16, 3))
+
+
+def task_of(model: ModelSpec) -> Task:
+    start = initial_steps(model, 0, 12)
+    recipe = Recipe(learning_rate=0.05, local_epochs=2, batch_size=BATCH)
+    return make_task(model=model, initial=short(model_digest(start)), recipe=recipe)
+
+
+def test_a_fleet_learns_a_model_that_came_in_a_bundle(tmp_path: Path) -> None:
+    data, model = brought(bundle_of(MODEL))
+    plant = Plant(tmp_path, gateways=3, task=task_of(model), bundle=data)
+    plant.run_to_rest()
+    assert plant.version == 5
+    assert set(plant.digests().values()) == {plant.digest}
+    assert plant.book.get("bundle") == data
+    assert (plant.gateways["g0"].state.steps != initial_steps(model, 0, 12)).any()
+
+
+def test_a_bundle_is_fetched_once_and_found_again_after_a_restart(tmp_path: Path) -> None:
+    data, model = brought(bundle_of(WIDE))
+    plant = Plant(tmp_path, gateways=2, task=task_of(model), bundle=data, rounds=3)
+    chunks: Counter[str] = Counter()
+
+    def count(client: str, received: Received) -> bool:
+        message = message_of(parse(received.topic).spec, received.payload)
+        chunks[client] += isinstance(message, Chunk)
+        return False
+
+    plant.lose = count
+    plant.run_until(lambda: plant.version >= 1)
+    plant.kill_gateway("g0")
+    plant.start_gateway("g0")
+    plant.run_to_rest()
+    assert (chunks["g0"], chunks["g1"]) == (1, 1)
+
+
+def test_chunks_that_are_lost_are_asked_for_again(tmp_path: Path) -> None:
+    bundle = bundle_of(MODEL)
+    # Nothing that compresses, so that it takes several chunks.
+    remarks = tuple(str(hash((place, "x")) ** 7)[:120] + f"{place:05d}" for place in range(32))
+    parameters = tuple(
+        msgspec.structs.replace(p, name=p.name + remarks[i]) for i, p in enumerate(bundle.manifest.parameters)
+    )
+    manifest = msgspec.structs.replace(bundle.manifest, remarks=remarks, parameters=parameters)
+    data, model = brought(msgspec.structs.replace(bundle, manifest=manifest))
+    plant = Plant(tmp_path, gateways=2, task=task_of(model), bundle=data, rounds=2)
+    seen: Counter[str] = Counter()
+
+    def lose(client: str, received: Received) -> bool:
+        if not isinstance(message_of(parse(received.topic).spec, received.payload), Chunk):
+            return False
+        seen[client] += 1
+        return seen[client] == 1
+
+    plant.lose = lose
+    plant.run_to_rest()
+    assert set(plant.digests().values()) == {plant.digest}
+    assert min(seen.values()) >= 2
+
+
+@pytest.mark.parametrize("point", ["before bundle", "after bundle"])
+def test_a_gateway_killed_while_it_keeps_a_bundle_comes_back(tmp_path: Path, point: str) -> None:
+    class Killed(BaseException):
+        pass
+
+    def crash(name: str) -> None:
+        if name == point:
+            raise Killed
+
+    data, model = brought(bundle_of(MODEL))
+    plant = Plant(tmp_path, gateways=2, task=task_of(model), bundle=data, rounds=2)
+    plant.gateways["g0"]._crash_point = crash
+    with pytest.raises(Killed):
+        plant.run_to_rest()
+    plant.kill_gateway("g0")
+    plant.start_gateway("g0")
+    plant.run_to_rest()
+    assert set(plant.digests().values()) == {plant.digest}
+
+
+def refusing(gateway: Gateway, why: str) -> None:
+    def prove(bundle: Bundle) -> None:
+        raise BundleError(why)
+
+    gateway._shelf._prove = prove
+
+
+def test_a_gateway_that_refuses_a_bundle_declines_and_the_others_go_on(tmp_path: Path) -> None:
+    data, model = brought(bundle_of(MODEL))
+    plant = Plant(tmp_path, gateways=3, task=task_of(model), bundle=data, rounds=3)
+    refusing(plant.gateways["g0"], "its graphs ran for more than 60 s and were stopped")
+    plant.run_until(lambda: plant.job.resting is not None)
+    answers = plant.book.answers()
+    declined = [a for a in answers if a.gateway == "g0"]
+    assert declined
+    assert {a.reason for a in declined} == {Reason.TASK.name.lower()}
+    assert {a.gateway for a in answers if a.kind == "update"} == {"g1", "g2"}
+
+
+def test_the_model_in_service_stays_while_the_next_one_is_refused(tmp_path: Path) -> None:
+    data, model = brought(bundle_of(MODEL))
+    plant = Plant(tmp_path, gateways=2, task=task_of(model), bundle=data, rounds=2)
+    plant.run_to_rest()
+    plant.order("promote")
+    plant.run_until(lambda: all(g.in_service("story") is not None for g in plant.gateways.values()))
+    plant.kill_coordinator()
+    plant.bundle, wide = brought(bundle_of(WIDE))
+    plant.task = task_of(wide)
+    for gateway in plant.gateways.values():
+        refusing(gateway, "no")
+    plant.start_coordinator()
+    plant.run_until(lambda: all(g._unfit for g in plant.gateways.values()))
+    for gateway in plant.gateways.values():
+        serving = gateway.in_service("story")
+        assert serving is not None
+        assert serving.task.model == model
+        assert gateway._shelf.find(model) is not None
+
+
+def test_bytes_that_are_not_the_task_s_are_refused_with_both(tmp_path: Path) -> None:
+    data, model = brought(bundle_of(MODEL))
+    lying = msgspec.structs.replace(model, loss="reconstruction", sizes=(FEATURES, FEATURES))
+    task = make_task(model=lying, classes=(), initial=short(model_digest(initial_steps(lying, 0, 12))), name="story")
+    plant = Plant(tmp_path, gateways=1, task=task, bundle=data, rounds=1)
+    plant.run_until(lambda: plant.gateways["g0"]._shelf.refusal(lying) is not None)
+    assert "the task says" in str(plant.gateways["g0"]._shelf.refusal(lying))
