@@ -39,6 +39,7 @@ __all__ = [
     "ledger_path",
     "load_task",
     "open_ledger",
+    "read_bundle",
     "recover",
     "run_broker",
     "task_plans",
@@ -156,7 +157,7 @@ def _task_plan(max_norm: float, settings: TaskSettings, rounds: RoundSettings, t
 
     from fedmq.defaults import task_of
 
-    bundle = b"" if settings.bundle is None else _read_bundle(settings.bundle)
+    bundle = b"" if settings.bundle is None else read_bundle(settings.bundle)
     task = task_of(settings, rounds, max_norm=max_norm, held_out_reports=test_data is None, bundle=bundle)
     evaluate, metric_name = None, METRIC_NAMES["macro_f1" if task.classes else "r2"]
     if test_data is not None:
@@ -164,7 +165,8 @@ def _task_plan(max_norm: float, settings: TaskSettings, rounds: RoundSettings, t
     return TaskPlan(task=task, rounds=rounds, evaluate=evaluate, metric_name=metric_name, bundle=bundle)
 
 
-def _read_bundle(path: Path) -> bytes:
+def read_bundle(path: Path) -> bytes:
+    """Raises ValueError for a file that is not there or too large."""
     try:
         size = path.stat().st_size
         if size > MAX_BUNDLE_BYTES:

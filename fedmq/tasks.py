@@ -15,6 +15,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from fedmq.bundles import add_verbs
+
 __all__ = ["add_parser"]
 
 _LIST = """\
@@ -112,6 +114,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     promote.add_argument("--force", action="store_true", help="in service without a comparison")
     rollback = verb("rollback", "let training go on from an older version", _ROLLBACK)
     rollback.add_argument("--version", type=_version, required=True, metavar="N", help="the version to go back to")
+    add_verbs(verbs)
     rollback.add_argument("--lineage", type=int, metavar="N", help="of an earlier lineage (default: the one in force)")
 
 

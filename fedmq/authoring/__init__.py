@@ -1,1 +1,1 @@
-"""From a PyTorch module to a bundle: on the workstation of whoever brings a model."""
+"""Where a PyTorch module becomes the graphs that a gateway trains with; a workstation's work, never a gateway's."""

@@ -1,0 +1,129 @@
+"""From a PyTorch module to a bundle.
+
+Owns what a bundle says of a module besides its graphs: how its parameters are drawn at the start, which of them are
+trained, and the recipe. A federation starts from a seed that everybody draws from, so that initial parameters are never
+sent: a parameter whose values are all alike starts there, others are drawn evenly as far as the module's own values
+reach, which is how PyTorch draws most layers. What a module has learnt before is not kept, and a remark says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from fedmq_models.bundle import Bundle, Manifest, Parameter
+from fedmq_protocol.task import Block
+from numpy.typing import NDArray
+
+from fedmq.authoring.conversion import AuthoringError, to_graph
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["LOSSES", "Loss", "build", "load_module"]
+
+Loss = Literal["cross_entropy", "squared_error", "reconstruction"]
+LOSSES: tuple[Loss, ...] = ("cross_entropy", "squared_error", "reconstruction")
+
+DRAWN = (
+    "initial parameters are drawn from the task's seed, as widely as the module's own: what it had learnt is not kept"
+)
+
+
+def build(
+    module: nn.Module,
+    *,
+    name: str,
+    loss: Loss,
+    example: NDArray[np.float32],
+    batch: int = 32,
+    outputs: int | None = None,
+    learning_rate: float = 0.05,
+    momentum: float = 0.0,
+    local_epochs: int = 1,
+) -> Bundle:
+    """The module's training step and inference as a bundle; the module stays as it was.
+
+    example: `(n, …)` float32, windows as the module takes them. outputs: classes of `cross_entropy`, numbers of
+    `squared_error`; by default what the module gives. Raises AuthoringError for what cannot be traced.
+    """
+    import torch
+
+    from fedmq.authoring.tracing import trace
+
+    example = np.ascontiguousarray(example, dtype=np.float32)
+    if outputs is None:
+        was = module.training
+        with torch.no_grad():
+            out = module.eval()(torch.from_numpy(example[:1]))
+        module.train(was)
+        outputs = int(np.prod(out.shape[1:]))
+    width: dict[str, Any] = {"cross_entropy": {"classes": outputs}, "squared_error": {"outputs": outputs}}.get(loss, {})
+    traced = trace(module, loss="mse" if loss == "squared_error" else loss, example_x=example, batch=batch, **width)
+    trained = {key for key, value in module.named_parameters() if value.requires_grad}
+    parameters = tuple(
+        Parameter(
+            name=part.name,
+            block=_block(traced.flat[part.offset : part.offset + int(np.prod(part.shape))], part.shape),
+            trainable=part.name in trained or not trained,
+        )
+        for part in traced.parameters
+    )
+    return Bundle(
+        manifest=Manifest(
+            name=name,
+            inputs=example.shape[1:],
+            outputs=outputs,
+            loss=loss,
+            batch=batch,
+            parameters=parameters,
+            noise=traced.noise,
+            learning_rate=learning_rate,
+            momentum=momentum,
+            local_epochs=local_epochs,
+            made_with=f"torch {torch.__version__}",
+            remarks=(*traced.remarks, DRAWN),
+        ),
+        grad=to_graph(traced.grad),
+        infer=to_graph(traced.infer),
+        infer_one=to_graph(traced.infer_one),
+    )
+
+
+def _block(values: NDArray[np.float32], shape: tuple[int, ...]) -> Block:
+    """How a parameter starts."""
+    shape = tuple(shape) or (1,)
+    if (values == values[0]).all():
+        return Block(shape=shape, filled=float(values[0]))
+    return Block(shape=shape, limit=float(np.abs(values).max()))
+
+
+def load_module(where: str) -> nn.Module:
+    """`FILE.py:NAME`, a class that needs no arguments, a function that gives a module, or a module. Runs that file.
+
+    Raises AuthoringError.
+    """
+    import torch
+
+    file, colon, name = where.rpartition(":")
+    path = Path(file)
+    if not colon or not path.is_file():
+        raise AuthoringError(f"expected FILE.py:NAME with a file that is there, got {where!r}")
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    if found is None or found.loader is None:
+        raise AuthoringError(f"{path}: expected a Python file")
+    loaded = importlib.util.module_from_spec(found)
+    found.loader.exec_module(loaded)
+    model = getattr(loaded, name, None)
+    if model is None:
+        there = sorted(key for key, value in vars(loaded).items() if isinstance(value, type | torch.nn.Module))
+        raise AuthoringError(f"{path}: expected something named {name!r}, found {', '.join(there) or 'no model'}")
+    try:
+        made = model if isinstance(model, torch.nn.Module) else model()
+    except TypeError as error:
+        raise AuthoringError(f"{where}: expected a class or function that needs no arguments: {error}") from None
+    if not isinstance(made, torch.nn.Module):
+        raise AuthoringError(f"{where}: expected a torch.nn.Module, got {type(made).__name__}")
+    return made

@@ -1,0 +1,273 @@
+"""`fedmq task build`, `check` and `show`: bundles, on the workstation of whoever brings a model.
+
+Owns the words of these commands and what they print. Only `build` needs PyTorch (the extra "authoring").
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["add_verbs"]
+
+_BUILD = """\
+examples:
+  fedmq task build my_model.py:Model --loss cross_entropy --example 1x1024 --output my_model.fedmq
+  fedmq task build my_model.py:Model --loss squared_error --example windows.npy --output my_model.fedmq
+
+NAME is a class that needs no arguments, a function that gives a module, or a module. The example says the shape of one
+window as the module takes it; a .npy holds windows (n, …), float32. The file goes to the coordinator (task.bundle),
+gateways fetch it from there: graphs and numbers, no code. `fedmq task check` proves it on the engines that are here.
+"""
+
+_CHECK = """\
+example:
+  fedmq task check my_model.fedmq
+
+Holds the training graph's gradient against central differences of its loss, and the engines that are installed against
+each other: 1e-3 and 1e-5 of the largest gradient at most.
+"""
+
+_SHOW = """\
+examples:
+  fedmq task show my_model.fedmq
+  fedmq task show my_model.fedmq --toml >> coordinator.toml
+  fedmq task show my_model.fedmq --onnx graphs/
+"""
+
+AGREEMENT = 1e-5
+DIFFERENCES = 1e-3
+COORDINATES = 24
+
+
+def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    def verb(name: str, about: str, epilog: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        parser = verbs.add_parser(
+            name,
+            help=about,
+            description=about[0].upper() + about[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.set_defaults(run=run)
+        return parser
+
+    build = verb("build", "make a bundle of a PyTorch module", _BUILD, _build)
+    build.add_argument("model", metavar="FILE.py:NAME", help="the module")
+    build.add_argument(
+        "--loss",
+        required=True,
+        choices=("cross_entropy", "squared_error", "reconstruction"),
+        help="what it is trained for: classes, a number, or its own input",
+    )
+    build.add_argument("--example", required=True, metavar="SHAPE|FILE.npy", help="one window's shape, or windows")
+    build.add_argument("--output", type=Path, required=True, metavar="FILE", help="where the bundle goes")
+    build.add_argument("--name", help="of the model (default: NAME)")
+    build.add_argument("--batch", type=int, default=32, metavar="N", help="windows of one step (default: 32)")
+    build.add_argument("--learning-rate", type=float, default=0.05, metavar="X", help="default: 0.05")
+    build.add_argument("--momentum", type=float, default=0.0, metavar="X", help="default: 0")
+    build.add_argument("--local-epochs", type=int, default=1, metavar="N", help="passes in a round (default: 1)")
+    check = verb("check", "verify a bundle: its gradient, and that engines agree", _CHECK, _check)
+    check.add_argument("bundle", type=Path, metavar="BUNDLE")
+    show = verb("show", "print what is in a bundle", _SHOW, _show)
+    show.add_argument("bundle", type=Path, metavar="BUNDLE")
+    show.add_argument("--toml", action="store_true", help="print the [task] table for the coordinator's settings")
+    show.add_argument("--onnx", type=Path, metavar="DIR", help="write its graphs as ONNX files, to be looked at")
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from fedmq_models.bundle import to_bytes
+
+    try:
+        from fedmq.authoring.building import build, load_module
+
+        module = load_module(arguments.model)
+    except ImportError as error:
+        if error.name not in ("torch", "onnx", "onnxscript"):
+            raise
+        raise ValueError(f"a bundle is built with PyTorch, and {error.name} is not here: {INSTALL}") from None
+    began = time.monotonic()
+    print("tracing a training step …", file=sys.stderr)
+    bundle = build(
+        module,
+        name=arguments.name or arguments.model.rpartition(":")[2],
+        loss=arguments.loss,
+        example=_example(arguments.example),
+        batch=arguments.batch,
+        learning_rate=arguments.learning_rate,
+        momentum=arguments.momentum,
+        local_epochs=arguments.local_epochs,
+    )
+    data = to_bytes(bundle)
+    arguments.output.write_bytes(data)
+    _print(data)
+    print(f"wrote {arguments.output} in {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return 0
+
+
+INSTALL = "pip install 'fedmq[authoring]'"
+
+
+def _example(text: str) -> Any:
+    """Windows `(n, …)` float32. Raises ValueError."""
+    path = Path(text)
+    if path.suffix == ".npy":
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--example: {path}: expected windows (n, …) as .npy: {error}") from None
+        if array.ndim < 2 or array.dtype.kind not in "fiu" or not len(array):
+            raise ValueError(f"--example: {path}: expected windows (n, …) of numbers, got {array.shape} {array.dtype}")
+        return array.astype(np.float32)
+    try:
+        shape = tuple(int(size) for size in text.split("x"))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1 or np.prod(shape, dtype=float) > 1 << 24:
+        raise ValueError(f"--example: expected one window's shape, such as 1x1024, or a .npy, got {text!r}")
+    return np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+
+
+def _read(path: Path) -> bytes:
+    from fedmq.programs import read_bundle
+
+    return read_bundle(path)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from fedmq_models.bundle import from_bytes
+    from fedmq_models.onnx_format import to_onnx
+
+    data = _read(arguments.bundle)
+    bundle = from_bytes(data)
+    if arguments.onnx is not None:
+        arguments.onnx.mkdir(parents=True, exist_ok=True)
+        for name, graph, outputs in (
+            ("grad", bundle.grad, ("grad", "loss")),
+            ("infer", bundle.infer, ("out",)),
+            ("infer_one", bundle.infer_one, ("out",)),
+        ):
+            path = arguments.onnx / f"{name}.onnx"
+            path.write_bytes(to_onnx(graph, output_names=outputs, name=name))
+            print(f"wrote {path}", file=sys.stderr)
+        return 0
+    if arguments.toml:
+        print(_toml(arguments.bundle, data))
+        return 0
+    _print(data)
+    return 0
+
+
+def _toml(path: Path, data: bytes) -> str:
+    from fedmq_models.bundle import from_bytes
+
+    manifest = from_bytes(data).manifest
+    classes = ", ".join(f'"class-{number}"' for number in range(manifest.outputs))
+    lines = ["[task]", f'name = "{manifest.name}"', 'kind = "graph"', "hidden = []", f'bundle = "{path}"']
+    if manifest.loss == "cross_entropy":
+        lines.append(f"classes = [{classes}]  # the names of your folders, in the order of the model's outputs")
+    samples = int(np.prod(manifest.inputs))
+    lines += [
+        "",
+        "[task.windowing]",
+        'features = "raw"  # a window is its samples, row after row, channels side by side',
+        f"samples = {samples}",
+        'scaling = "none"',
+        "",
+        "[task.recipe]",
+        f"learning_rate = {manifest.learning_rate:g}",
+        f"momentum = {manifest.momentum:g}",
+        f"local_epochs = {manifest.local_epochs}",
+    ]
+    return "\n".join(lines)
+
+
+def _print(data: bytes) -> None:
+    import hashlib
+
+    from fedmq_models.bundle import from_bytes
+    from fedmq_models.graph import check
+
+    bundle = from_bytes(data)
+    manifest = bundle.manifest
+    print(f"{manifest.name}: {manifest.length:,} parameters, {len(data):,} bytes")
+    print(f"  digest     {hashlib.sha256(data).hexdigest()}")
+    print(f"  a window   {' x '.join(map(str, manifest.inputs))} float32 -> {manifest.outputs}, for {manifest.loss}")
+    print(f"  a step     {manifest.batch} windows, learning rate {manifest.learning_rate:g}")
+    if manifest.noise:
+        print(f"  noise      {len(manifest.noise)} inputs of even random numbers")
+    for name, graph in (("grad", bundle.grad), ("infer", bundle.infer), ("infer_one", bundle.infer_one)):
+        found = check(graph)
+        operators = sorted({node.op for node in graph.nodes})
+        print(
+            f"  {name:10s} {len(graph.nodes):,} nodes, {found.operations / 1e6:,.1f} million operations, "
+            f"{found.peak_bytes / 1e6:,.1f} MB: {', '.join(operators)}"
+        )
+    width = max(len(parameter.name) for parameter in manifest.parameters)
+    for parameter in manifest.parameters:
+        block = parameter.block
+        start = f"evenly within ±{block.limit:.3g}" if block.limit else f"{block.filled:g}"
+        frozen = "" if parameter.trainable else ", not trained"
+        print(f"  {parameter.name:{width}s}  {' x '.join(map(str, block.shape)):>14s}  starts {start}{frozen}")
+    for remark in manifest.remarks:
+        print(f"  note: {remark}")
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from fedmq_edge_node.runtimes import available_engines, make_engine
+    from fedmq_models.bundle import from_bytes
+    from fedmq_protocol.task import initial_steps, to_parameters
+
+    bundle = from_bytes(_read(arguments.bundle))
+    manifest = bundle.manifest
+    model = bundle.model(bytes(32), 1)
+    rng = np.random.default_rng(0)
+    flat = to_parameters(initial_steps(model, 1, 20), 20)
+    x = rng.normal(size=(manifest.batch, model.sizes[0])).astype(np.float32)
+    w = np.ones(manifest.batch, dtype=np.float32)
+    w[-1] = 0 if manifest.batch > 1 else 1
+    if manifest.loss == "cross_entropy":
+        y: Any = rng.integers(0, manifest.outputs, manifest.batch)
+    else:
+        y = rng.normal(size=(manifest.batch, manifest.outputs)).astype(np.float32)
+    gradients = {}
+    for name in available_engines():
+        gradients[name], loss = make_engine(model, name, bundle).loss_grad(flat, x, y, w)
+        print(f"{name:12s} loss {loss:.6f}, gradient of norm {np.linalg.norm(gradients[name]):.6f}")
+    first = next(iter(gradients.values()))
+    scale = max(1.0, float(np.abs(first).max()))
+    apart = max(float(np.abs(other - first).max()) for other in gradients.values()) / scale
+    print(f"engines differ by {apart:.1e} of the largest gradient or of 1, at most {AGREEMENT:g} expected")
+    off = 0.0 if manifest.noise else _differences(bundle, flat, x, y, w, first, rng) / scale
+    if manifest.noise:
+        print("central differences: passed over, since what is drawn for dropout changes with the parameters")
+    else:
+        print(f"central differences are off by {off:.1e}, at most {DIFFERENCES:g} expected")
+    if apart > AGREEMENT or off > DIFFERENCES:
+        print("the bundle is NOT good: its gradient is not that of its loss, or engines disagree", file=sys.stderr)
+        return 1
+    print("good")
+    return 0
+
+
+def _differences(bundle: Any, flat: Any, x: Any, y: Any, w: Any, gradient: Any, rng: np.random.Generator) -> float:
+    """Largest difference to central differences along random directions, over which rounding averages out."""
+    from fedmq_edge_node.runtimes import make_engine
+
+    engine = make_engine(bundle.model(bytes(32), 1), "numpy", bundle)
+    frozen = np.concatenate([np.full(p.block.count, not p.trainable) for p in bundle.manifest.parameters])
+    worst = 0.0
+    for _ in range(COORDINATES):
+        direction = rng.normal(size=flat.shape)
+        direction[frozen] = 0
+        direction /= np.linalg.norm(direction)
+        step = 1e-2
+        losses = [engine.loss_grad((flat + side * step * direction).astype(np.float32), x, y, w)[1] for side in (1, -1)]
+        worst = max(worst, abs((losses[0] - losses[1]) / (2 * step) - float(gradient @ direction)))
+    return worst
