@@ -1,0 +1,1 @@
+"""Models beyond training: what they become for machines that run no Python."""
