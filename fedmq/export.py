@@ -41,6 +41,9 @@ is compared. To see that a microcontroller computes what it should, compile with
 fedmq_self_test().
 """
 
+BATCH = 512
+"""Windows that go through the float model at a time."""
+
 RELATIVE_FLOOR = 1e-9
 """Scores are compared relative to the float one, or to this."""
 
@@ -112,7 +115,8 @@ def read_version(state_dir: Path, task_name: str | None = None, number: int | No
     ledger = open_ledger(state_dir)
     try:
         with ledger.snapshot():
-            names = [row.name for row in ledger.tasks()]
+            rows = ledger.tasks()
+            names = [row.name for row in rows if row.configured] or [row.name for row in rows]
             if task_name is None and len(names) != 1:
                 raise ValueError(f"--task: expected one of {', '.join(names) or 'none yet'} in {state_dir}, got none")
             book = ledger.book(names[0] if task_name is None else task_name)
@@ -204,11 +208,14 @@ def _feature_names(task: Task) -> list[str]:
 
 def _floats(source: Source, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Scaled features `(n, inputs)` and what the model makes of them, `(n, outputs)`."""
+    import numpy as np
     from fedmq_edge_node.runtimes import NumpyEngine
     from fedmq_edge_node.work import read_scaler
 
     scaled = (source.scaler or read_scaler(None, source.task)).apply(x)
-    return scaled, NumpyEngine(source.task.model).infer(source.flat, scaled)
+    engine = NumpyEngine(source.task.model)
+    parts = [engine.infer(source.flat, scaled[start : start + BATCH]) for start in range(0, len(x), BATCH)]
+    return scaled, np.concatenate(parts)
 
 
 def _integers(model: Int8Model, x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.int8]]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,8 @@ INPUT_MULTIPLIER_BITS = 30
 MAX_SHIFT = 62
 FRACTION_BITS = 16
 """Of features, where their range allows."""
+BATCH = 512
+"""Windows that go through the layers at a time."""
 SELF_TEST_WINDOWS = 4
 SCORE_INPUTS = ACCUMULATOR_LIMIT // 255**2
 
@@ -143,27 +145,20 @@ def quantize(spec: ModelSpec, flat: Floats, mean: Floats | None, scale: Floats |
     activations on them become the ranges. Raises ValueError for what does not fit, or is not finite.
     """
     centre, spread = _checked(spec, flat, mean, scale, windows)
-    scaled = np.clip((windows.astype(np.float64) - centre) / spread, -SCALED_LIMIT, SCALED_LIMIT)
+    dense = _dense(spec, flat)
+    largest = np.max([_largest(dense, centre, spread, part) for part in _batches(windows)], axis=0)
     # What an autoencoder is to find lies beyond its healthy windows, and must not be clipped where training did not.
     whole_range = spec.kind == "autoencoder" and mean is not None
-    input_scale = SCALED_LIMIT / LIMIT if whole_range else _step(scaled)
+    input_scale = SCALED_LIMIT / LIMIT if whole_range else _step(largest[0])
     fraction_bits = _fraction_bits(centre, spread, windows, input_scale)
     unit = 2.0**fraction_bits
     coded = [_multiplier(1.0 / (float(one) * unit * input_scale), INPUT_MULTIPLIER_BITS) for one in spread]
 
     layers = []
-    given, step = scaled, input_scale
-    for place, layer in enumerate(spec.layers):
-        weights = flat[layer.start : layer.bias_start].reshape(layer.inputs, layer.outputs).astype(np.float64)
-        biases = flat[layer.bias_start : layer.stop].astype(np.float64)
-        last = place == len(spec.layers) - 1
-        if last and spec.kind != "autoencoder":
-            weights = weights - weights.mean(axis=1, keepdims=True)
-            biases = biases - biases.mean()
-        given = given @ weights + biases
-        if not last:
-            given = np.maximum(given, 0.0)
-        next_step = input_scale if last and spec.kind == "autoencoder" else _step(given)
+    step = input_scale
+    for place, (weights, biases) in enumerate(dense, start=1):
+        last = place == len(dense)
+        next_step = input_scale if last and spec.kind == "autoencoder" else _step(largest[place])
         layers.append(_layer(weights, biases, step, next_step, relu=not last))
         step = next_step
     return Int8Model(
@@ -209,6 +204,42 @@ def _checked(
     return wide_mean, wide_scale
 
 
+def _dense(spec: ModelSpec, flat: Floats) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Weights `(inputs, outputs)` and biases `(outputs,)` of each layer; a classifier's last less their means."""
+    dense = []
+    for layer in spec.layers:
+        weights = flat[layer.start : layer.bias_start].reshape(layer.inputs, layer.outputs).astype(np.float64)
+        biases = flat[layer.bias_start : layer.stop].astype(np.float64)
+        dense.append((weights, biases))
+    if spec.kind != "autoencoder":
+        weights, biases = dense.pop()
+        dense.append((weights - weights.mean(axis=1, keepdims=True), biases - biases.mean()))
+    return dense
+
+
+def _largest(
+    dense: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    centre: NDArray[np.float64],
+    spread: NDArray[np.float64],
+    windows: Floats,
+) -> list[float]:
+    """Largest magnitudes of the scaled features, and of what each layer gives."""
+    given = np.clip((windows - centre) / spread, -SCALED_LIMIT, SCALED_LIMIT)
+    found = [float(np.abs(given).max())]
+    for place, (weights, biases) in enumerate(dense, start=1):
+        given = given @ weights + biases
+        if place < len(dense):
+            given = np.maximum(given, 0.0)
+        found.append(float(np.abs(given).max()))
+    return found
+
+
+def _batches(windows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Few enough rows at a time that wide layers take little memory."""
+    for start in range(0, len(windows), BATCH):
+        yield windows[start : start + BATCH]
+
+
 def _layer(
     weights: NDArray[np.float64], biases: NDArray[np.float64], step: float, next_step: float, *, relu: bool
 ) -> Int8Layer:
@@ -226,9 +257,9 @@ def _layer(
     )
 
 
-def _step(values: NDArray[np.float64]) -> float:
-    """What one int8 step is worth, so that all of `values` fit."""
-    return float(np.abs(values).max()) / LIMIT or 1.0
+def _step(largest: float) -> float:
+    """What one int8 step is worth, so that this magnitude fits."""
+    return float(largest) / LIMIT or 1.0
 
 
 def _multiplier(ratio: float, bits: int) -> tuple[int, int]:
@@ -280,6 +311,11 @@ def reference(model: Int8Model, x: NDArray[np.int8]) -> NDArray[np.int8]:
     """Inputs `(n, inputs)` int8 to outputs `(n, outputs)` int8, bit for bit as the C file gives them."""
     if x.dtype != np.int8 or x.ndim != 2 or x.shape[1] != model.spec.sizes[0]:
         raise ValueError(f"expected (n, {model.spec.sizes[0]}) int8, got {x.shape} {x.dtype}")
+    parts = [_forward(model, part) for part in _batches(x)]
+    return np.concatenate([np.zeros((0, model.spec.sizes[-1]), dtype=np.int8), *parts])
+
+
+def _forward(model: Int8Model, x: NDArray[np.int8]) -> NDArray[np.int8]:
     for layer in model.layers:
         sums = x.astype(np.int32) @ layer.weights.astype(np.int32) + layer.biases
         scaled = _rescale(sums.astype(np.int64), layer.multipliers, layer.shifts)
