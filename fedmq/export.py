@@ -36,9 +36,10 @@ examples:
   fedmq export --c-int8 pump.c --prefix pump --task pumps --version 40 --state DIR --calibrate recordings
 
 recordings holds <label>/<name>.npy, .csv or .wav, as a gateway's data_dir does. A few minutes of each condition that
-the model will meet are enough; an autoencoder needs healthy ones only, and with faulty ones beside them the AUC of both
-is compared. To see that a microcontroller computes what it should, compile with -DFEDMQ_SELF_TEST and call
-fedmq_self_test().
+the model will meet are enough. For an autoencoder healthy ones do, but what lies far beyond them is then cut off inside
+the model: with faulty ones beside them its scores of faults are closer to those in float, and both AUCs are told.
+
+To see that a microcontroller computes what it should, compile with -DFEDMQ_SELF_TEST and call fedmq_self_test().
 """
 
 BATCH = 512
@@ -174,19 +175,17 @@ def _c_int8(source: Source, target: Path, arguments: argparse.Namespace) -> Iter
         raise ValueError("--c-int8 needs --calibrate DIR, a folder of recordings to take the integers' ranges from")
     task, scaler = source.task, source.scaler
     x, y = load_test(arguments.calibrate, task.windowing, task.classes, task.anomaly_label)
-    # An autoencoder meets faults as well, but its ranges are those of what it was trained on.
-    healthy = (y == 0) if not task.classes and (y == 0).any() else (y >= 0)
     model = int8.quantize(
         task.model,
         source.flat,
         None if scaler is None else scaler.mean,
         None if scaler is None else scaler.scale,
-        x[healthy],
+        x,
     )
-    about = [source.title, f"parameters sha256 {source.digest.hex()}", f"calibrated on {int(healthy.sum()):,} windows"]
+    about = [source.title, f"parameters sha256 {source.digest.hex()}", f"calibrated on {len(x):,} windows"]
     text = int8.to_c(model, prefix=arguments.prefix, about=about, labels=task.classes, features=_feature_names(task))
     agreement = [
-        f"calibrated on {int(healthy.sum()):,} windows of {arguments.calibrate}; compared on {len(x):,}",
+        f"calibrated and compared on {len(x):,} windows of {arguments.calibrate}",
         *(_classes_agree(source, model, x, y) if task.classes else _scores_agree(source, model, x, y)),
         f"flash {model.flash_bytes:,} bytes of constants (float32: {4 * task.model.parameters:,}), and its code",
         f"RAM {model.ram_bytes:,} bytes: {2 * model.buffer_bytes:,} of buffers on the stack, "

@@ -142,7 +142,8 @@ def quantize(spec: ModelSpec, flat: Floats, mean: Floats | None, scale: Floats |
     """Parameters `(P,)` float32 and a scaler `(inputs,)` float32 each, or None, to 8-bit integers.
 
     windows: `(n, inputs)` float32, features before scaling, from all conditions that the model will meet: the largest
-    activations on them become the ranges. Raises ValueError for what does not fit, or is not finite.
+    activations on them become the ranges, and what lies beyond is cut off. Raises ValueError for what does not fit, or
+    is not finite.
     """
     centre, spread = _checked(spec, flat, mean, scale, windows)
     dense = _dense(spec, flat)
