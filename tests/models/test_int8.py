@@ -156,8 +156,8 @@ def test_the_file_has_integers_only_and_nothing_of_what_settings_say_ends_its_co
     assert int8.to_c(model) == int8.to_c(model)
 
 
-def test_a_half_is_rounded_away_from_zero() -> None:
-    """Two inputs times weight 1, divided by 2."""
+def test_a_half_is_rounded_away_from_zero_in_both(tmp_path: Path) -> None:
+    """An input times weight 1, divided by 2."""
     layer = Int8Layer(
         weights=np.array([[1]], dtype=np.int8),
         biases=np.zeros(1, dtype=np.int32),
@@ -168,7 +168,9 @@ def test_a_half_is_rounded_away_from_zero() -> None:
     model, _ = small_model("softmax", 0)
     tiny = replace(model, spec=ModelSpec(kind="softmax", sizes=(1, 1)), layers=(layer,))
     x = np.array([[-3], [-2], [-1], [0], [1], [2], [3]], dtype=np.int8)
-    assert int8.reference(tiny, x).ravel().tolist() == [-2, -1, -1, 0, 1, 1, 2]
+    expected = [-2, -1, -1, 0, 1, 1, 2]
+    assert int8.reference(tiny, x).ravel().tolist() == expected
+    assert Library(tiny, tmp_path).infer(x).ravel().tolist() == expected
 
 
 def test_an_accumulator_that_could_overflow_is_refused() -> None:
@@ -262,6 +264,16 @@ def test_bearings_are_told_apart_as_well_as_in_float(kind: str) -> None:
     assert float_accuracy > 0.8, "the float model has learnt nothing: this proves little"
     assert accuracy >= float_accuracy - 0.01
     assert np.mean(found == expected) >= 0.98
+
+
+def test_logits_are_those_in_float_less_their_mean() -> None:
+    job = bearings("mlp")
+    model = int8.quantize(job.spec, job.flat, job.scaler.mean, job.scaler.scale, job.train_x)
+    out = int8.reference(model, int8.quantize_inputs(model, int8.to_fixed(model, job.train_x))) * model.output_scale
+    # The logarithm of a probability is its logit less the same for all classes.
+    logits = np.log(np.maximum(NumpyEngine(job.spec).infer(job.flat, job.scaler.apply(job.train_x)), 1e-30))
+    expected = logits - logits.mean(axis=1, keepdims=True)
+    assert np.abs(out - expected).mean() < 2 * model.output_scale
 
 
 @pytest.mark.parametrize(("calibrated", "apart"), [("healthy", 0.1), ("all", 0.02)])
