@@ -32,6 +32,7 @@ examples:
   fedmq gateway --config gateway.toml              trains on its own recordings when its gates allow
   fedmq report --state /var/lib/fedmq --html savings.html
   fedmq task list --state /var/lib/fedmq           several tasks: how each stands; pause, promote, roll back
+  fedmq export --c-int8 model.c --state /var/lib/fedmq --calibrate DIR      a model for a microcontroller
   fedmq bench codec --quick                        bytes and time of the codec beside its rivals
   fedmq simulate --faults all --schedules 100      a federation in virtual time, and everything that can go wrong
 """
@@ -153,6 +154,9 @@ def _parser() -> argparse.ArgumentParser:
     from fedmq.tasks import add_parser as add_task
 
     add_task(commands)
+    from fedmq.export import add_parser as add_export
+
+    add_export(commands)
     _add_demo(commands)
     _add_simulate(commands)
     _add_bench(commands)

@@ -23,7 +23,7 @@ from fedmq_coordinator.density import Course
 from fedmq_coordinator.ledger import Book, LedgerError, Version
 from fedmq_coordinator.models import ModelError, ModelStore, Route, catch_up
 
-__all__ = ["Lineage", "spec_of", "statistics_of"]
+__all__ = ["Lineage", "spec_of", "statistics_of", "steps_of"]
 
 log = logging.getLogger("fedmq.coordinator")
 
@@ -118,28 +118,8 @@ class Lineage:
         log.info("lineage %d goes on from version %d of lineage %d", self.number, number, lineage)
 
     def model(self, lineage: int, number: int) -> NDArray[np.int32]:
-        """`(P,) int32` of a version, old ones too. Raises ModelError for one that cannot be had.
-
-        From its file where that is still kept, else by taking back from the lineage's newest what came after it: that
-        needs no more than the whole numbers of the versions between, which are kept for LONGEST_CHAIN versions.
-        """
-        wanted, newest = self._ledger.version(lineage, number), self._ledger.last_version(lineage)
-        if wanted is None or newest is None:
-            raise ModelError(f"there is no version {number} in lineage {lineage} of task {self.task.name!r}")
-        if self._models.has(lineage, number):
-            return self._models.load(lineage, number, wanted.digest)
-        steps = self._models.load(lineage, newest.number, newest.digest)
-        for version in self._ledger.versions(lineage, after=number):
-            if not version.steps and version.digest != version.parent:
-                raise ModelError(
-                    f"version {number} of lineage {lineage} cannot be had any more: the last {LONGEST_CHAIN} versions"
-                    " can, and those that were released"
-                )
-            if version.steps:
-                steps = steps - decode_integers(version.steps, self.task.model.parameters)
-        if model_digest(steps) != wanted.digest:
-            raise ModelError(f"version {number} of lineage {lineage} cannot be made again: restore a backup")
-        return steps
+        """`(P,) int32` of a version, old ones too. Raises ModelError for one that cannot be had."""
+        return steps_of(self._ledger, self._models, lineage, number, self.task)
 
     def _restore(self) -> None:
         newest = self._ledger.last_version(self.number)
@@ -297,6 +277,31 @@ class Lineage:
     def _save_server(self) -> None:
         self._ledger.put("momentum", self._server.momentum.astype("<f8").tobytes())
         self._ledger.put("residual", self._server.residual.astype("<f8").tobytes())
+
+
+def steps_of(ledger: Book, models: ModelStore, lineage: int, number: int, task: Task) -> NDArray[np.int32]:
+    """`(P,) int32` of a version, old ones too; nothing is written. Raises ModelError for one that cannot be had.
+
+    From its file where that is still kept, else by taking back from the lineage's newest what came after it: that
+    needs no more than the whole numbers of the versions between, which are kept for LONGEST_CHAIN versions.
+    """
+    wanted, newest = ledger.version(lineage, number), ledger.last_version(lineage)
+    if wanted is None or newest is None:
+        raise ModelError(f"there is no version {number} in lineage {lineage} of task {task.name!r}")
+    if models.has(lineage, number):
+        return models.load(lineage, number, wanted.digest)
+    steps = models.load(lineage, newest.number, newest.digest)
+    for version in ledger.versions(lineage, after=number):
+        if not version.steps and version.digest != version.parent:
+            raise ModelError(
+                f"version {number} of lineage {lineage} cannot be had any more: the last {LONGEST_CHAIN} versions"
+                " can, and those that were released"
+            )
+        if version.steps:
+            steps = steps - decode_integers(version.steps, task.model.parameters)
+    if model_digest(steps) != wanted.digest:
+        raise ModelError(f"version {number} of lineage {lineage} cannot be made again: restore a backup")
+    return steps
 
 
 def spec_of(codec: Codec, step: float) -> CodecSpec:

@@ -1,0 +1,206 @@
+"""`fedmq export` on the folder of a coordinator that has run: what is written, what is said, what is refused."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.service import TaskPlan
+from fedmq_coordinator.settings import RoundSettings
+from fedmq_edge_node.folder import Folder
+from fedmq_edge_node.runtimes import NumpyEngine
+from fedmq_edge_node.samples import FEATURES, load_test
+from fedmq_edge_node.work import read_scaler
+from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, initial_steps, model_digest, short
+from plant import Plant, make_task
+
+from fedmq.cli import main
+from fedmq.data import lay_out
+from fedmq.export import read_version
+from fedmq.simulator import CLASSES, simulate_fleet
+
+GATEWAYS = 3
+ROUNDS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    state: Path
+    recordings: Path
+    plant: Plant
+
+    def export(self, *words: str) -> int:
+        return main(["export", "--state", str(self.state), *words])
+
+
+def healthy_task() -> Task:
+    model = ModelSpec(kind="autoencoder", sizes=(FEATURES, 8, FEATURES))
+    recipe = Recipe(learning_rate=0.1, momentum=0.5, local_epochs=5, batch_size=16)
+    initial = short(model_digest(initial_steps(model, 0, 12)))
+    codec = Codec(bits=8, density=1.0)
+    return make_task(
+        name="health", model=model, classes=(), recipe=recipe, initial=initial, grid_bits=12, up=codec, down=codec
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """Three gateways with recordings of simulated bearings, and two tasks, which they have learnt. Only the last one
+    has healthy bearings, which the second task learns from."""
+    directory = tmp_path_factory.mktemp("export")
+    folders = lay_out(simulate_fleet(gateways=GATEWAYS), directory / "recordings")
+    settings = RoundSettings(max_rounds=ROUNDS, min_gateways=GATEWAYS)
+    alone = RoundSettings(max_rounds=ROUNDS, min_gateways=GATEWAYS, quorum_share=0.1)
+    recipe = Recipe(learning_rate=0.2, momentum=0.5, local_epochs=3, batch_size=32)
+    plant = Plant(
+        directory / "state",
+        gateways=0,
+        task=make_task(name="faults", sizes=(FEATURES, 16, 4), dense=True, classes=CLASSES, recipe=recipe),
+        settings=settings,
+        more=[TaskPlan(task=healthy_task(), rounds=alone)],
+    )
+    test = folders.pop("test")
+    for place, folder in enumerate(folders.values()):
+        plant.folders[f"g{place}"] = Folder(folder)  # type: ignore[assignment]
+        plant.start_gateway(f"g{place}")
+    plant.run_until(lambda: all(job.resting for job in plant.coordinator.jobs))
+    return Site(state=directory / "state", recordings=test, plant=plant)
+
+
+def compiled(source: Path) -> ctypes.CDLL:
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc on this machine to compile the C file with")
+    library = source.with_suffix(".so")
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-DFEDMQ_SELF_TEST", "-shared", "-fPIC"]
+    ended = subprocess.run(["gcc", *flags, str(source), "-o", str(library)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return ctypes.CDLL(str(library))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(("-shm", "-wal"))]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_classifier_becomes_c_that_gives_the_classes_of_the_trained_model(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "model.c"
+    before = contents(site.state)
+    assert site.export("--task", "faults", "--c-int8", str(target), "--calibrate", str(site.recordings)) == 0
+    said = capsys.readouterr().out
+    assert contents(site.state) == before, "an export changed the coordinator's folder"
+
+    job = site.plant.coordinator.job("faults")
+    task, line = job.line.task, job.line
+    x, y = load_test(site.recordings, task.windowing, task.classes)
+    expected = NumpyEngine(task.model).infer(line.parameters, read_scaler(line.scaler, task).apply(x)).argmax(axis=1)
+    library = compiled(target)
+    text = target.read_text(encoding="ascii")
+    fraction_bits = int(re.search(r"#define FEDMQ_FRACTION_BITS (\d+)", text).group(1))  # type: ignore[union-attr]
+    found = []
+    for row in np.rint(x.astype(np.float64) * 2.0**fraction_bits).astype(np.int32):
+        given, out = np.zeros(FEATURES, dtype=np.int8), np.zeros(4, dtype=np.int8)
+        places = [ctypes.c_void_p(array.ctypes.data) for array in (row, given, out)]
+        library.fedmq_quantize(places[0], places[1])
+        library.fedmq_infer(places[1], places[2])
+        found.append(library.fedmq_class(places[2]))
+    assert library.fedmq_self_test() == 0
+
+    agreement, accuracy = np.mean(found == expected), np.mean(found == y)
+    assert np.mean(expected == y) > 0.6, "the federation has learnt nothing: this proves little"
+    assert agreement >= 0.98
+    assert f"agreement {100 * agreement:.1f} % of windows" in said
+    assert f"accuracy {100 * accuracy:.1f} %, in float {100 * np.mean(expected == y):.1f} %" in said
+    assert f"version {line.version}: mlp 22-16-4, {task.model.parameters} parameters" in said
+    assert f"flash {22 * 9 + 22 * 16 + 16 * 4 + 20 * 9:,} bytes" in said
+    assert f"RAM {2 * 16 + 22 + 4} bytes" in said
+    for told in (f"lineage {line.number}, version {line.version}", "  3  outer_race", "  0  rms_log10_g"):
+        assert told in text
+
+
+def test_an_autoencoder_becomes_c_and_both_aucs_are_told(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "health.c"
+    words = ("--task", "health", "--c-int8", str(target), "--calibrate", str(site.recordings), "--prefix", "health")
+    assert site.export(*words) == 0
+    said = capsys.readouterr().out
+    auc, float_auc = map(float, re.search(r"AUC ([\d.]+), in float ([\d.]+)", said).groups())  # type: ignore[union-attr]
+    assert float_auc > 0.7, "the federation has learnt nothing: this proves little"
+    assert abs(auc - float_auc) <= 0.01
+    assert "int32_t health_score(" in target.read_text(encoding="ascii")
+
+
+def test_an_older_version_is_exported_also_where_its_file_is_gone(site: Site, tmp_path: Path) -> None:
+    newest = site.plant.coordinator.job("faults").line
+    assert not (site.state / "models" / f"model-{newest.number}-1.i32").exists()
+    source = read_version(site.state, "faults", 1)
+    assert source.version == 1
+    assert source.digest == newest.digest_of(1)
+    assert not np.array_equal(source.flat, newest.parameters)
+    target = tmp_path / "model.c"
+    words = ("--task", "faults", "--version", "1", "--c-int8", str(target), "--calibrate", str(site.recordings))
+    assert site.export(*words) == 0
+    assert source.digest.hex() in target.read_text(encoding="ascii")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--task", "faults"), "expected a format to write: --c-int8 FILE"),
+        (("--c-int8", "OUT"), "--task: expected one of faults, health"),
+        (("--c-int8", "OUT", "--task", "fault"), "no task 'fault' in"),
+        (("--c-int8", "OUT", "--task", "faults"), "--c-int8 needs --calibrate DIR"),
+        (("--c-int8", "OUT", "--task", "faults", "--version", "99"), f"--version: expected 0 to {ROUNDS} of task"),
+        (("--c-int8", "OUT", "--task", "faults", "--calibrate", "nowhere"), "expected a folder of recordings"),
+        (("--c-int8", "OUT", "--task", "faults", "--calibrate", "HERE", "--prefix", "9"), "expected a prefix"),
+        (("--c-int8", "OUT/x/y.c", "--task", "faults", "--calibrate", "HERE"), "No such file or directory"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line_and_nothing_is_written(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
+) -> None:
+    target = tmp_path / "model.c"
+    given = [word.replace("OUT", str(target)).replace("HERE", str(site.recordings)) for word in words]
+    assert site.export(*given) == 1
+    err = capsys.readouterr().err
+    assert told in err
+    assert err.startswith("fedmq export: ")
+    assert err.count("\n") == 1
+    assert not target.exists()
+
+
+def test_a_folder_without_a_ledger_and_a_task_that_has_not_begun_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", "--c-int8", str(tmp_path / "m.c"), "--state", str(tmp_path)]
+    assert main(words) == 1
+    assert "name the coordinator's state directory" in capsys.readouterr().err
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.book("pumps")
+    ledger.commit()
+    ledger.close()
+    assert main(words) == 1
+    assert "task 'pumps' in" in (said := capsys.readouterr().err)
+    assert "has no version yet" in said
+    plant = Plant(tmp_path / "begun", gateways=0, settings=RoundSettings())
+    plant.tick()
+    assert main([*words[:-1], str(tmp_path / "begun")]) == 1
+    assert "has no scaler yet" in capsys.readouterr().err
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    said = capsys.readouterr().out
+    assert "fedmq export --c-int8 model.c --state" in said
+    assert "fedmq_self_test()" in said
