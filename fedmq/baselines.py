@@ -14,6 +14,7 @@ from fedmq_edge_node.runtimes import make_engine
 from fedmq_edge_node.samples import Floats, Samples, Scaler, statistics
 from fedmq_edge_node.trainer import evaluate, train
 from fedmq_edge_node.work import read_scaler
+from fedmq_models.bundle import from_bytes
 from fedmq_protocol.task import Task, initial_steps, to_parameters
 from numpy.typing import NDArray
 
@@ -22,7 +23,9 @@ __all__ = ["local_only", "pooled"]
 Labelled = tuple[Floats, NDArray[np.int64]]
 
 
-def local_only(gateways: Sequence[Samples], task: Task, rounds: int, test: Labelled | None = None) -> list[float]:
+def local_only(
+    gateways: Sequence[Samples], task: Task, rounds: int, test: Labelled | None = None, bundle: bytes | None = None
+) -> list[float]:
     """The metric of each gateway's own model, on `test` (unscaled features and labels), else on its held-out windows.
 
     Gateways that have too few windows for the task are left out, as the federation leaves them out.
@@ -32,11 +35,13 @@ def local_only(gateways: Sequence[Samples], task: Task, rounds: int, test: Label
         if own.train_windows < task.min_windows:
             continue
         x, y = test if test is not None else (own.held_x, own.held_y)
-        metrics.append(_train_and_evaluate((own.train_x, own.train_y), (x, y), task, rounds, number))
+        metrics.append(_train_and_evaluate((own.train_x, own.train_y), (x, y), task, rounds, number, bundle))
     return metrics
 
 
-def pooled(gateways: Sequence[Samples], task: Task, rounds: int, test: Labelled | None = None) -> float:
+def pooled(
+    gateways: Sequence[Samples], task: Task, rounds: int, test: Labelled | None = None, bundle: bytes | None = None
+) -> float:
     """The metric of one model trained on all windows together, on `test`, else on all held-out windows."""
     everything = (
         np.concatenate([own.train_x for own in gateways]),
@@ -46,17 +51,19 @@ def pooled(gateways: Sequence[Samples], task: Task, rounds: int, test: Labelled 
         np.concatenate([own.held_x for own in gateways]),
         np.concatenate([own.held_y for own in gateways]),
     )
-    return _train_and_evaluate(everything, held if test is None else test, task, rounds, len(gateways))
+    return _train_and_evaluate(everything, held if test is None else test, task, rounds, len(gateways), bundle)
 
 
-def _train_and_evaluate(own: Labelled, test: Labelled, task: Task, rounds: int, stream: int) -> float:
+def _train_and_evaluate(
+    own: Labelled, test: Labelled, task: Task, rounds: int, stream: int, bundle: bytes | None
+) -> float:
     if task.windowing.scaling == "none":
         scaler = read_scaler(None, task)
     else:
         count, mean, m2 = statistics(own[0])
         spread = np.sqrt(m2 / count)
         scaler = Scaler(mean=mean.astype(np.float32), scale=np.where(spread > 1e-6, spread, 1.0).astype(np.float32))
-    engine = make_engine(task.model)
+    engine = make_engine(task.model, bundle=from_bytes(bundle) if bundle else None)
     rng = np.random.default_rng((task.seed, stream))
     flat = to_parameters(initial_steps(task.model, task.seed, task.grid_bits), task.grid_bits)
     x = scaler.apply(own[0])

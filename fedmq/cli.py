@@ -239,6 +239,15 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--model", choices=("softmax", "mlp", "autoencoder", "cnn1d"), default="mlp", help="default: mlp"
     )
     learning.add_argument(
+        "--bundle", type=Path, metavar="FILE", help="your own model in place of --model, as `fedmq task build` makes it"
+    )
+    learning.add_argument(
+        "--engine",
+        default="auto",
+        choices=("auto", "onnxruntime", "numpy"),
+        help="what computes the model on gateways (default: auto)",
+    )
+    learning.add_argument(
         "--hidden", type=_sizes, metavar="N,N,…", help="hidden units, such as 64,128,64 (default: 32)"
     )
     learning.add_argument(

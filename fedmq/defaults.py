@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from fedmq_coordinator.density import densities
@@ -46,6 +47,7 @@ def task_settings(
     kind: Kind = "mlp",
     hidden: tuple[int, ...] | None = None,
     classes: tuple[str, ...],
+    bundle: Path | None = None,
     windowing: WindowingSettings | None = None,
     codec: str = "sparse",
     dial: float | None = None,
@@ -62,6 +64,7 @@ def task_settings(
     return TaskSettings(
         name=name,
         kind=kind,
+        bundle=bundle,
         hidden=HIDDEN[kind] if hidden is None else hidden,
         classes=() if kind == "autoencoder" else classes,
         seed=seed,

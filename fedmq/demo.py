@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -28,11 +29,12 @@ from fedmq_coordinator import report as savings
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.report_html import to_html
 from fedmq_edge_node.samples import RAW, UNLABELLED, load, load_test
+from fedmq_models.bundle import from_bytes
 
 from fedmq.baselines import local_only, pooled
 from fedmq.data import Fleet, Split, cwru, digits, gearbox, lay_out, own_folder
 from fedmq.defaults import Kind, task_settings
-from fedmq.programs import ledger_path, load_task
+from fedmq.programs import ledger_path, load_task, read_bundle
 from fedmq.showing import Screen
 from fedmq.simulator import simulate_fleet
 
@@ -64,6 +66,8 @@ class DemoOptions:
     gateways: int | None = None
     seed: int = 0
     model: str = "mlp"
+    bundle: Path | None = None
+    engine: str = "auto"
     hidden: tuple[int, ...] | None = None
     codec: str = "sparse"
     dial: float | None = None
@@ -141,8 +145,13 @@ def run(options: DemoOptions) -> int:
 def open_fleet(options: DemoOptions) -> Fleet:
     """The recordings that `--data` names, and how they are cut. Raises ValueError for what cannot be used."""
     fleet = _find_fleet(options)
-    if options.model == "cnn1d":
+    if options.model == "cnn1d" or options.bundle is not None:
         fleet = replace(fleet, windowing=replace(fleet.windowing, features=RAW, scaling="none"))
+    if options.bundle is not None:
+        inputs = math.prod(from_bytes(read_bundle(options.bundle)).manifest.inputs)
+        samples = max(1, inputs // (options.channels or fleet.windowing.channels))
+        hop = min(fleet.windowing.hop, samples)
+        fleet = replace(fleet, windowing=replace(fleet.windowing, samples=samples, hop=hop))
     wishes: dict[str, Any] = {
         "features": options.features,
         "channels": options.channels,
@@ -273,6 +282,7 @@ class _Plant:
                     "data_dir": str(self.directory / "plant" / name),
                     "state_dir": "state",
                     **vitals,
+                    "engine": self.options.engine,
                     "ask_jitter_seconds": 0.2,
                     "connection": self._connection(),
                 }
@@ -285,7 +295,8 @@ class _Plant:
         options = self.options
         settings = task_settings(
             name=self.fleet.name,
-            kind=cast(Kind, options.model),
+            kind="graph" if options.bundle is not None else cast(Kind, options.model),
+            bundle=options.bundle,
             hidden=options.hidden,
             classes=self.fleet.classes,
             windowing=self.fleet.windowing,
@@ -294,7 +305,10 @@ class _Plant:
             seed=options.seed,
             local_epochs=options.local_epochs,
         )
-        return asdict(settings)
+        table = asdict(settings)
+        if options.bundle is not None:
+            table["bundle"] = str(options.bundle.resolve())
+        return table
 
     def _connection(self) -> dict[str, Any]:
         return {
@@ -447,7 +461,7 @@ def _figures(plant: _Plant, fleet: Fleet, built: savings.Report, broker: str) ->
 def _baselines(plant: _Plant, fleet: Fleet, folders: dict[str, Path], rounds: int, screen: Screen) -> dict[str, Any]:
     """The same recipe without federation, on the same test set, trained in this process."""
     ledger = Ledger(ledger_path(plant.state), read_only=True)
-    task = load_task(ledger.only)
+    task, bundle = load_task(ledger.only), ledger.only.get("bundle")
     ledger.close()
     if fleet.test is None:
         screen.say("no test set, so no baselines to compare with")
@@ -457,8 +471,8 @@ def _baselines(plant: _Plant, fleet: Fleet, folders: dict[str, Path], rounds: in
     ):
         test = load_test(folders["test"], task.windowing, task.classes, task.anomaly_label)
         own = [load(folders[g.name], task.windowing, task.classes, task.anomaly_label) for g in fleet.gateways]
-        alone = local_only(own, task, rounds, test)
-        together = pooled(own, task, rounds, test)
+        alone = local_only(own, task, rounds, test, bundle)
+        together = pooled(own, task, rounds, test, bundle)
     return {
         "metric_local_only": alone,
         "metric_local_only_mean": sum(alone) / len(alone) if alone else None,
@@ -481,7 +495,7 @@ def _tail(path: Path, lines: int = 12) -> str:
 def _toml(table: dict[str, Any], prefix: str = "") -> str:
     """Plain values and nested tables as TOML; JSON's strings, numbers, booleans and lists are TOML's."""
     plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items()]
+    lines = [f"{key} = {json.dumps(value)}" for key, value in plain.items() if value is not None]
     text = (f"[{prefix}]\n" if prefix else "") + "\n".join(lines) + "\n"
     for key, value in table.items():
         if isinstance(value, dict):

@@ -60,7 +60,7 @@ from fedmq_protocol.session import (
     Will,
 )
 from fedmq_protocol.settings import SettingsError
-from fedmq_protocol.task import Task
+from fedmq_protocol.task import ModelSpec, Task
 from fedmq_protocol.topics import Channel, Direction, gateway_filters, parse, spec, topic
 
 from fedmq_edge_node import work
@@ -166,8 +166,10 @@ class Gateway:
         self._engines = available_engines() if engines is None else engines
         self._crash_point = crash_point
         self._shelf = Shelf(get=memory.get, put=self._keep_bundle, drop=memory.drop, prove=prove)
-        self._unfit: dict[int, set[int]] = {}
-        """Lineages whose bundle is not at hand or was refused, each with the rounds of it that were declined."""
+        self._unfit: dict[int, ModelSpec] = {}
+        """By lineage, the models whose bundle is not at hand, or was refused."""
+        self._unfit_declined: dict[int, int] = {}
+        """By lineage, the last round that was declined because its bundle was refused."""
         self._jobs = {name: Job(self, state) for name, state in memory.load().items()}
         self._budget = _budget(memory.get("budget"))
         self._budget_counted = 0
@@ -288,7 +290,6 @@ class Gateway:
                     job.on_chunk(message, now)
                 if self._shelf.add(message, now, self.bytes_received):
                     # Whether it can take part now or must say why not: the welcome brings the task again.
-                    self._unfit.clear()
                     self.join_again(now, 0.0)
             case Missing():
                 for job in self._jobs.values():
@@ -359,7 +360,7 @@ class Gateway:
         if job is None:
             log.error("cannot take part in lineage %d: its task is not at hand", assignment.lineage)
             return None
-        if assignment.task is not None and not self._fit(assignment.task, assignment.lineage):
+        if assignment.task is not None and not self._fit(assignment.task, assignment.lineage, assignment.plan):
             return None
         left = job.state.lineage
         try:
@@ -374,15 +375,17 @@ class Gateway:
             self._pass_over(left)
         return job
 
-    def _fit(self, task: Task, lineage: int) -> bool:
+    def _fit(self, task: Task, lineage: int, plan: RoundPlan | None) -> bool:
         """Whether the task's model is at hand, where it comes in a bundle; it is asked for where it is not."""
         if not task.model.bundle or self._shelf.find(task.model) is not None:
             self._unfit.pop(lineage, None)
             return True
-        self._unfit.setdefault(lineage, set())
+        self._unfit[lineage] = task.model
         refusal = self._shelf.refusal(task.model)
         if refusal is not None:
             log.error("cannot take part in task %r: %s", task.name, refusal)
+            if plan is not None:
+                self._decline_unfit(plan)
         else:
             self._shelf.fetch(task.model, self._monotonic(), self.bytes_received, self.jitter())
         return False
@@ -393,10 +396,12 @@ class Gateway:
         self._crash_point("after bundle")
 
     def _decline_unfit(self, plan: RoundPlan) -> None:
-        declined = self._unfit[plan.lineage]
-        if plan.round_id in declined or plan.kind is RoundKind.REST or not plan.draws(self._roster, self._name):
+        if self._shelf.refusal(self._unfit[plan.lineage]) is None:
+            return  # it is on its way: there may still be time to answer
+        last = self._unfit_declined.get(plan.lineage, 0)
+        if plan.round_id <= last or plan.kind is RoundKind.REST or not plan.draws(self._roster, self._name):
             return
-        declined.add(plan.round_id)
+        self._unfit_declined[plan.lineage] = plan.round_id
         self.publish(
             Channel.ANSWER,
             Decline(round_id=plan.round_id, reason=Reason.TASK, sent=self.bytes_sent, received=self.bytes_received),
