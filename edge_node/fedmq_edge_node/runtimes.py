@@ -1,9 +1,10 @@
 """The engines: a flat parameter vector and a batch go in, a gradient or an output comes out.
 
 Owns the arithmetic of the built-in dense models (softmax regression, multi-layer perceptron, autoencoder) on numpy,
-and the runtimes that compute a model's graph: onnxruntime, and numpy where there is none. Refuses to know about rounds,
-optimisers, clipping or where a batch came from. Every array is float32, and a model is one flat vector laid out as
-`ModelSpec.blocks` says. Rows with weight 0 pad a batch to its fixed size and change nothing.
+and the runtimes that compute a model's graph: onnxruntime, LiteRT, tflite-runtime, and numpy where there is none.
+Refuses to know about rounds, optimisers, clipping or where a batch came from. Every array is float32, and a model is
+one flat vector laid out as `ModelSpec.blocks` says. Rows with weight 0 pad a batch to its fixed size and change
+nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +15,23 @@ from typing import Any, Protocol
 
 import numpy as np
 from fedmq_models.builtin import grad_graph, infer_graph
-from fedmq_models.graph import Graph
+from fedmq_models.graph import DTYPES, Graph, GraphError
 from fedmq_models.interpreter import Interpreter
 from fedmq_models.onnx_format import to_onnx
+from fedmq_models.tflite_format import to_tflite
 from fedmq_protocol.task import ModelSpec
 from numpy.typing import NDArray
 
-__all__ = ["ENGINES", "Engine", "GraphEngine", "NumpyEngine", "anomaly_score", "available_engines", "make_engine"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "GraphEngine",
+    "NumpyEngine",
+    "anomaly_score",
+    "available_engines",
+    "load_tflite",
+    "make_engine",
+]
 
 Floats = NDArray[np.float32]
 
@@ -103,13 +114,62 @@ def _load_onnxruntime(graph: Graph, output_names: tuple[str, ...]) -> Run:
         to_onnx(graph, output_names=output_names), options, providers=["CPUExecutionProvider"]
     )
     names = [name for name, _ in graph.inputs]
-    return lambda inputs: session.run(
-        list(output_names), dict(zip(names, map(np.ascontiguousarray, inputs), strict=True))
+    return lambda inputs: session.run(list(output_names), dict(zip(names, map(_row_major, inputs), strict=True)))
+
+
+def _row_major(array: NDArray[Any]) -> NDArray[Any]:
+    # Not ascontiguousarray, which makes a vector of a scalar.
+    return np.asarray(array, order="C")
+
+
+def _load_litert(graph: Graph, output_names: tuple[str, ...]) -> Run:
+    from ai_edge_litert.interpreter import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        Interpreter as LiteRT,
     )
+
+    return load_tflite(LiteRT, graph, output_names)
+
+
+def _load_tflite_runtime(graph: Graph, output_names: tuple[str, ...]) -> Run:
+    from tflite_runtime.interpreter import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        Interpreter as TFLite,
+    )
+
+    return load_tflite(TFLite, graph, output_names)
+
+
+def load_tflite(make: Callable[..., Any], graph: Graph, output_names: tuple[str, ...]) -> Run:
+    """`make` is the Interpreter of either package: they have one interface.
+
+    Raises GraphError where TFLite lacks an operator.
+    """
+    interpreter = make(model_content=to_tflite(graph, output_names=output_names), num_threads=1)
+    interpreter.allocate_tensors()
+    # The tensors 0, 1, … are the inputs; a runtime may list them, and the outputs, in an order of its own.
+    listed = {int(one["index"]): one for one in interpreter.get_input_details()}
+    found = [(tuple(listed[place]["shape"]), listed[place]["dtype"]) for place in sorted(listed)]
+    wanted = [(tensor.shape, DTYPES[tensor.dtype]) for _, tensor in graph.inputs]
+    if sorted(listed) != list(range(len(wanted))) or found != wanted:
+        raise GraphError(f"expected a runtime that takes {wanted}, got one that takes {found}")
+    named = {one["name"]: int(one["index"]) for one in interpreter.get_output_details()}
+    if sorted(named) != sorted(output_names):
+        raise GraphError(f"expected a runtime that gives {sorted(output_names)}, got one that gives {sorted(named)}")
+    outputs = [named[name] for name in output_names]
+
+    def run(inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        for place, array in enumerate(inputs):
+            interpreter.set_tensor(place, _row_major(array))
+        interpreter.invoke()
+        # Copies: a view would keep the interpreter from its next run.
+        return [np.asarray(interpreter.get_tensor(place)) for place in outputs]
+
+    return run
 
 
 ENGINES: dict[str, tuple[str | None, Callable[[Graph, tuple[str, ...]], Run]]] = {
     "onnxruntime": ("onnxruntime", _load_onnxruntime),
+    "litert": ("ai_edge_litert", _load_litert),
+    "tflite": ("tflite_runtime", _load_tflite_runtime),
     "numpy": (None, _load_numpy),
 }
 """By name: the package that it needs, and what makes a graph runnable. The first that is there is taken."""
@@ -126,7 +186,8 @@ def make_engine(model: ModelSpec, name: str = "auto") -> Engine:
     """
     known = available_engines()
     if name not in ("auto", *known):
-        how = " (pip install 'fedmq[onnx]')" if name == "onnxruntime" else ""
+        extra = {"onnxruntime": "onnx", "litert": "litert", "tflite": "tflite"}.get(name)
+        how = f" (pip install 'fedmq[{extra}]')" if extra else ""
         raise ValueError(f"engine: expected auto, {', '.join(known)}, which are installed here, got {name!r}{how}")
     if model.kind != "cnn1d" and name in ("auto", "numpy"):
         return NumpyEngine(model)

@@ -332,7 +332,7 @@ def _conv_transpose(inputs: Sequence[Tensor], attributes: Attributes) -> tuple[T
         raise GraphError("expected x (n, channels, length) and weights (channels, outputs, kernel)")
     stride, before, after, _, reach = _spread(weight.shape[2], attributes)
     more = _int(attributes, "output_padding")
-    if not 0 <= more < max(stride, 2):
+    if not 0 <= more < stride:
         raise GraphError(f"expected an output_padding below the stride, got {more}")
     length = (x.shape[2] - 1) * stride + reach + more - before - after
     result = Tensor("float32", (x.shape[0], weight.shape[1], length))
