@@ -141,6 +141,12 @@ class _Lowering:
         self._constants: dict[Value, int] = {}
         self._turned: dict[int, tuple[int, Shape]] = {}
         """What a transposed value was made of, and by which order of axes."""
+        self._reshaped: dict[int, int] = {}
+        """What a reshaped value was made of."""
+        self._expanded: dict[int, int] = {}
+        """What an expanded value was made of."""
+        self._known: dict[tuple[int, tuple[int, ...], Shape, Options | None], int] = {}
+        """Steps by what they compute: the same twice is one."""
         self._graph = graph
         numbers = list(self.inputs)
         for constant in graph.constants:
@@ -161,7 +167,7 @@ class _Lowering:
         for number, name in zip((self._numbers[given] for given in self._graph.outputs), names, strict=True):
             value = self.values[number]
             if number in self.inputs or number in outputs or value.data is not None:
-                number = self._put(RESHAPE, [number, self._ints(value.shape)], value.dtype, value.shape)
+                number = self._step(RESHAPE, [number, self._ints(value.shape)], value.dtype, value.shape)
             self.names[number] = name
             outputs.append(number)
         needed, steps = set(outputs), []
@@ -189,6 +195,12 @@ class _Lowering:
         return self._constant(array.reshape(shape) if shape else array)
 
     def _put(self, code: int, inputs: Sequence[int], dtype: str, shape: Shape, options: Options | None = None) -> int:
+        key = (code, tuple(inputs), shape, options)
+        if key not in self._known:
+            self._known[key] = self._step(code, inputs, dtype, shape, options)
+        return self._known[key]
+
+    def _step(self, code: int, inputs: Sequence[int], dtype: str, shape: Shape, options: Options | None = None) -> int:
         output = self._add(Value(dtype, shape))
         self.steps.append(Step(code, _VERSIONS.get(code, 1), tuple(inputs), output, options))
         return output
@@ -197,10 +209,14 @@ class _Lowering:
         return self.values[number].shape
 
     def _reshape(self, number: int, shape: Shape) -> int:
-        value = self.values[number]
-        if value.shape == shape:
+        if self._shape(number) == shape:
             return number
-        return self._put(RESHAPE, [number, self._ints(shape)], value.dtype, shape)
+        source = self._reshaped.get(number, number)
+        if self._shape(source) == shape:
+            return source
+        out = self._put(RESHAPE, [source, self._ints(shape)], self.values[source].dtype, shape)
+        self._reshaped[out] = source
+        return out
 
     # -- nodes -------------------------------------------------------------------------------------------------
 
@@ -259,7 +275,7 @@ class _Lowering:
 
     def _broadcast(self, code: int, inputs: Sequence[int], dtype: str, shape: Shape) -> int:
         if len(shape) <= BROADCAST_RANK:
-            return self._put(code, inputs, dtype, shape)
+            return self._put(code, self._unexpanded(inputs, shape), dtype, shape)
         aligned = [(1,) * (len(shape) - len(self._shape(x))) + self._shape(x) for x in inputs]
         runs = _runs([tuple(own[axis] == 1 for own in aligned) if size > 1 else ... for axis, size in enumerate(shape)])
         if len(runs) > BROADCAST_RANK:
@@ -267,6 +283,11 @@ class _Lowering:
             inputs = [self._expand(x, shape) for x in inputs]
         given = [self._reshape(x, _joined(own, runs)) for x, own in zip(inputs, aligned, strict=True)]
         return self._reshape(self._put(code, given, dtype, _joined(shape, runs)), shape)
+
+    def _unexpanded(self, inputs: Sequence[int], shape: Shape) -> Sequence[int]:
+        """Inputs as they were before they were expanded, where an operator that broadcasts does that itself."""
+        small = [self._expanded.get(x, x) for x in inputs]
+        return small if np.broadcast_shapes(*(self._shape(x) for x in small)) == shape else inputs
 
     def _cast(self, x: int, to: str) -> int:
         value = self.values[x]
@@ -427,7 +448,10 @@ class _Lowering:
         own = (1,) * (len(shape) - len(value.shape)) + value.shape
         runs = _runs([size == 1 for size in own])
         given, joined = self._reshape(x, _joined(own, runs)), _joined(shape, runs)
-        return self._reshape(self._put(BROADCAST_TO, [given, self._ints(joined)], value.dtype, joined), shape)
+        out = self._put(BROADCAST_TO, [given, self._ints(joined)], value.dtype, joined)
+        out = self._reshape(out, shape)
+        self._expanded[out] = x
+        return out
 
     def _slice(self, x: int, a: dict[str, Any]) -> int:
         shape = self._shape(x)
