@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from fedmq_models.graph import Checked, Graph, GraphError, Node, Tensor, check
+from fedmq_models.graph import MAX_ELEMENTS, Checked, Graph, GraphError, Node, Tensor, check
 
 __all__ = ["to_tflite"]
 
@@ -181,6 +181,10 @@ class _Lowering:
     # -- values and steps --------------------------------------------------------------------------------------
 
     def _add(self, value: Value) -> int:
+        if value.elements > MAX_ELEMENTS:
+            raise GraphError(
+                f"TFLite needs {value.elements:,} elements on the way, at most {MAX_ELEMENTS:,} are allowed"
+            )
         self.values.append(value)
         return len(self.values) - 1
 
@@ -338,14 +342,16 @@ class _Lowering:
         outputs, channels, kernel = self._shape(weight)
         x = self._pad(self._transpose(x, (0, 2, 1)), ((0, 0), a["pads"], (0, 0)), 0.0)
         n, length, _ = self._shape(x)
+        # Further than x reaches is as far as any other number, and those may not fit into 32 bits.
+        stride, dilation = min(a["stride"], length), min(a["dilation"], length)
         x = self._reshape(x, (n, 1, length, channels))
         weight = self._reshape(self._transpose(weight, (0, 2, 1)), (outputs, 1, kernel, channels))
         bias = inputs[2] if len(inputs) == 3 else self._constant(np.zeros(outputs, dtype=np.float32))
         fields = (
             Field(0, "Int8", VALID),  # padding
-            Field(1, "Int32", a["stride"]),  # stride_w
+            Field(1, "Int32", stride),  # stride_w
             Field(2, "Int32", 1),  # stride_h
-            Field(4, "Int32", a["dilation"]),  # dilation_w_factor
+            Field(4, "Int32", dilation),  # dilation_w_factor
             Field(5, "Int32", 1),  # dilation_h_factor
         )
         out = self._put(CONV_2D, [x, weight, bias], "float32", (n, 1, shape[2], outputs), Options(1, fields))
@@ -356,6 +362,7 @@ class _Lowering:
         more = a["output_padding"]
         n, channels, length = self._shape(x)
         _, outputs, kernel = self._shape(weight)
+        stride, dilation = stride if length > 1 else 1, dilation if kernel > 1 else 1
         reach = dilation * (kernel - 1) + 1
         if dilation > 1:
             # TRANSPOSE_CONV has no dilation: zeros between the weights are the same.
@@ -457,7 +464,7 @@ class _Lowering:
         shape = self._shape(x)
         cuts = [(0, size, 1) for size in shape]
         for axis, *cut in zip(a["axes"], a["starts"], a["ends"], a["steps"], strict=True):
-            cuts[axis] = (cut[0], cut[1], cut[2])
+            cuts[axis] = (cut[0], cut[1], min(cut[2], cut[1] - cut[0]))
         whole = [cut == (0, size, 1) for cut, size in zip(cuts, shape, strict=True)]
         if all(whole):
             return x

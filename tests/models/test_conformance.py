@@ -163,6 +163,19 @@ def cases() -> list[Case]:
         pads=(1, 0),
         output_padding=1,
     )
+    far = 1 << 40
+    case("Conv", "far", floats(1, 2, 5), floats(3, 2, 1), stride=1 << 30, dilation=1 << 30, pads=(0, 1))
+    case(
+        "ConvTranspose",
+        "far",
+        floats(1, 2, 1),
+        floats(2, 3, 1),
+        stride=1 << 30,
+        dilation=1 << 30,
+        pads=(0, 0),
+        output_padding=2,
+    )
+    case("Slice", "far", floats(9), starts=(2,), ends=(7,), axes=(0,), steps=(far,))
     for op in ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin"):
         for keep in (0, 1):
             case(op, f"last-keep{keep}", floats(3, 4, 5), axes=(2,), keepdims=keep)
@@ -314,6 +327,60 @@ def test_products_of_transposed_matrices(name: str, turned: str) -> None:
     for _ in range(2):
         given = [floats(*shape) for shape in shapes]
         agree(run(given)[0], Interpreter(graph).run(given)[0])
+
+
+def some_graph(rng: np.random.Generator) -> Graph:
+    """Operators that move elements, between some that compute with them: where a writer that takes steps together can
+    mistake one value for another."""
+    b = Builder()
+    values = [
+        b.input(f"x{place}", "float32", shape) for place, shape in enumerate(((2, 3, 4), (3, 1), (4,), (2, 1, 1)))
+    ]
+    for _ in range(25):
+        value = values[rng.integers(len(values))]
+        shape = b.shape(value)
+        match rng.integers(8):
+            case 0:
+                values.append(b.node("Transpose", value, perm=tuple(int(axis) for axis in rng.permutation(len(shape)))))
+            case 1:
+                split = [size for size in (2, 3, 4) if np.prod(shape) % size == 0]
+                head = int(rng.choice(split)) if split else 1
+                values.append(b.node("Reshape", value, shape=(head, int(np.prod(shape)) // head)))
+            case 2:
+                values.append(b.node("Reshape", value, shape=(int(np.prod(shape)),)))
+            case 3 if np.prod(shape) <= 48:
+                more = (2,) * int(rng.integers(0, 2))
+                wide = tuple(size if size > 1 else int(rng.integers(1, 4)) for size in shape)
+                values.append(b.node("Expand", value, shape=(*more, *wide)))
+            case 4 if len(shape) > 1:
+                axis = int(rng.integers(len(shape)))
+                values.append(b.node("ReduceMean", value, axes=(axis,), keepdims=int(rng.integers(2))))
+            case 5 if shape and shape[0] > 1:
+                values.append(b.node("Slice", value, starts=(1,), ends=(shape[0],), axes=(0,), steps=(1,)))
+            case _:
+                others = [other for other in values if goes_with(b.shape(other), shape)]
+                op = ("Add", "Sub", "Mul")[rng.integers(3)]
+                values.append(b.node(op, value, others[rng.integers(len(others))]))
+    return b.graph(*(int(value) for value in rng.choice(values, 8)))
+
+
+def goes_with(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    try:
+        return int(np.prod(np.broadcast_shapes(a, b))) <= 256
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", range(60))
+def test_some_graph_gives_what_numpy_gives(name: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    graph = some_graph(rng)
+    run = load(name, graph)
+    given = [rng.uniform(-1, 1, tensor.shape).astype(np.float32) for _, tensor in graph.inputs]
+    for got, expected in zip(run(given), Interpreter(graph).run(given), strict=True):
+        assert got.shape == expected.shape
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 # --- models ------------------------------------------------------------------------------------------------------
