@@ -244,7 +244,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     learning.add_argument(
         "--engine",
         default="auto",
-        choices=("auto", "onnxruntime", "numpy"),
+        choices=("auto", "onnxruntime", "litert", "tflite", "numpy"),
         help="what computes the model on gateways (default: auto)",
     )
     learning.add_argument(

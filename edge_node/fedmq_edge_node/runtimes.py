@@ -1,9 +1,10 @@
 """The engines: a flat parameter vector and a batch go in, a gradient or an output comes out.
 
 Owns the arithmetic of the built-in dense models (softmax regression, multi-layer perceptron, autoencoder) on numpy,
-and the runtimes that compute a model's graph: onnxruntime, and numpy where there is none. Refuses to know about rounds,
-optimisers, clipping or where a batch came from. Every array is float32, and a model is one flat vector laid out as
-`ModelSpec.blocks` says. Rows with weight 0 pad a batch to its fixed size and change nothing.
+and the runtimes that compute a model's graph: onnxruntime, LiteRT, tflite-runtime, and numpy where there is none.
+Refuses to know about rounds, optimisers, clipping or where a batch came from. Every array is float32, and a model is
+one flat vector laid out as `ModelSpec.blocks` says. Rows with weight 0 pad a batch to its fixed size and change
+nothing.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 from fedmq_models.builtin import grad_graph, infer_graph
 from fedmq_models.bundle import Bundle
-from fedmq_models.graph import DTYPES, Graph
+from fedmq_models.graph import DTYPES, Graph, GraphError
 from fedmq_models.interpreter import Interpreter
 from fedmq_models.onnx_format import to_onnx
+from fedmq_models.tflite_format import to_tflite
 from fedmq_protocol.task import ModelSpec
 from numpy.typing import NDArray
 
@@ -30,6 +32,7 @@ __all__ = [
     "NumpyEngine",
     "anomaly_score",
     "available_engines",
+    "load_tflite",
     "make_engine",
     "unknown_engine",
 ]
@@ -133,6 +136,8 @@ class GraphEngine:
         loaded = self._grad[len(x)]
         # The same numbers for the same parameters, so that a round that is trained again comes to the same.
         noise = self._noise(flat, loaded.graph)
+        if self._model.objective == "reconstruct":
+            y = np.zeros(0, dtype=np.float32)  # nobody looks at it
         gradient, loss = loaded.run([flat, *loaded.shaped(1, x, y), w, *noise])
         gradient = np.asarray(gradient, dtype=np.float32)
         if self._graphs.frozen is not None:
@@ -178,14 +183,14 @@ class _Loaded:
     def shaped(self, first: int, *arrays: NDArray[Any]) -> list[NDArray[Any]]:
         """Rows as the graph's inputs from `first` on take them: a window may have more than one dimension.
 
-        A target that is not looked at may come in any form, and becomes zeros.
+        An empty one becomes zeros. Raises ValueError for any other number of elements.
         """
         shaped: list[NDArray[Any]] = []
         for (_, tensor), array in zip(self.graph.inputs[first:], arrays, strict=False):
-            if array.size == tensor.elements:
-                shaped.append(array.reshape(tensor.shape).astype(DTYPES[tensor.dtype], copy=False))
-            else:
-                shaped.append(np.zeros(tensor.shape, dtype=DTYPES[tensor.dtype]))
+            if array.size not in (0, tensor.elements):
+                raise ValueError(f"expected {tensor} in the graph, got {array.shape}")
+            given = array if array.size else np.zeros(tensor.shape)
+            shaped.append(given.reshape(tensor.shape).astype(DTYPES[tensor.dtype], copy=False))
         return shaped
 
 
@@ -204,13 +209,62 @@ def _load_onnxruntime(graph: Graph, output_names: tuple[str, ...]) -> Run:
         to_onnx(graph, output_names=output_names), options, providers=["CPUExecutionProvider"]
     )
     names = [name for name, _ in graph.inputs]
-    return lambda inputs: session.run(
-        list(output_names), dict(zip(names, map(np.ascontiguousarray, inputs), strict=True))
+    return lambda inputs: session.run(list(output_names), dict(zip(names, map(_row_major, inputs), strict=True)))
+
+
+def _row_major(array: NDArray[Any]) -> NDArray[Any]:
+    # Not ascontiguousarray, which makes a vector of a scalar.
+    return np.asarray(array, order="C")
+
+
+def _load_litert(graph: Graph, output_names: tuple[str, ...]) -> Run:
+    from ai_edge_litert.interpreter import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        Interpreter as LiteRT,
     )
+
+    return load_tflite(LiteRT, graph, output_names)
+
+
+def _load_tflite_runtime(graph: Graph, output_names: tuple[str, ...]) -> Run:
+    from tflite_runtime.interpreter import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        Interpreter as TFLite,
+    )
+
+    return load_tflite(TFLite, graph, output_names)
+
+
+def load_tflite(make: Callable[..., Any], graph: Graph, output_names: tuple[str, ...]) -> Run:
+    """`make` is the Interpreter of either package: they have one interface.
+
+    Raises GraphError where TFLite lacks an operator.
+    """
+    interpreter = make(model_content=to_tflite(graph, output_names=output_names), num_threads=1)
+    interpreter.allocate_tensors()
+    # The tensors 0, 1, … are the inputs; a runtime may list them, and the outputs, in an order of its own.
+    listed = {int(one["index"]): one for one in interpreter.get_input_details()}
+    found = [(tuple(listed[place]["shape"]), listed[place]["dtype"]) for place in sorted(listed)]
+    wanted = [(tensor.shape, DTYPES[tensor.dtype]) for _, tensor in graph.inputs]
+    if sorted(listed) != list(range(len(wanted))) or found != wanted:
+        raise GraphError(f"expected a runtime that takes {wanted}, got one that takes {found}")
+    named = {one["name"]: int(one["index"]) for one in interpreter.get_output_details()}
+    if sorted(named) != sorted(output_names):
+        raise GraphError(f"expected a runtime that gives {sorted(output_names)}, got one that gives {sorted(named)}")
+    outputs = [named[name] for name in output_names]
+
+    def run(inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        for place, array in enumerate(inputs):
+            interpreter.set_tensor(place, _row_major(array))
+        interpreter.invoke()
+        # Copies: a view would keep the interpreter from its next run.
+        return [np.asarray(interpreter.get_tensor(place)) for place in outputs]
+
+    return run
 
 
 ENGINES: dict[str, tuple[str | None, Callable[[Graph, tuple[str, ...]], Run]]] = {
     "onnxruntime": ("onnxruntime", _load_onnxruntime),
+    "litert": ("ai_edge_litert", _load_litert),
+    "tflite": ("tflite_runtime", _load_tflite_runtime),
     "numpy": (None, _load_numpy),
 }
 """By name: the package that it needs, and what makes a graph runnable. The first that is there is taken."""
@@ -243,7 +297,8 @@ def make_engine(model: ModelSpec, name: str = "auto", bundle: Bundle | None = No
 
 def unknown_engine(name: str) -> str:
     """What to say of an engine that is not here."""
-    how = ": pip install 'fedmq[onnx]'" if name == "onnxruntime" else ""
+    extra = {"onnxruntime": "onnx", "litert": "litert", "tflite": "tflite"}.get(name)
+    how = f" (pip install 'fedmq[{extra}]')" if extra else ""
     here = ", ".join(available_engines())
     return f"engine: expected auto or one that is installed here ({here}), got {name!r}{how}"
 

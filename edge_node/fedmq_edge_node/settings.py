@@ -75,10 +75,11 @@ class GatewaySettings(Table):
         ),
     ] = 10
     engine: Annotated[
-        Literal["auto", "onnxruntime", "numpy"],
+        Literal["auto", "onnxruntime", "litert", "tflite", "numpy"],
         Meta(
             description='What computes the model: "auto" takes numpy for dense models, and for others onnxruntime where'
-            ' it is installed (the extra "onnx"), else numpy.',
+            ' it is installed (the extra "onnx"), then LiteRT ("litert"), the older tflite-runtime ("tflite"), else'
+            " numpy.",
         ),
     ] = "auto"
     ask_jitter_seconds: Annotated[

@@ -319,6 +319,8 @@ def _conv(inputs: Sequence[Tensor], attributes: Attributes) -> tuple[Tensor, int
     if len(inputs) == 3 and inputs[2].shape != (weight.shape[0],):
         raise GraphError("expected a bias for each output")
     stride, before, after, _, reach = _spread(weight.shape[2], attributes)
+    # What is padded stands in memory, however little a long stride then takes of it.
+    _bounded(Tensor("float32", (*x.shape[:2], x.shape[2] + before + after)), "x with its pads")
     length = (x.shape[2] + before + after - reach) // stride + 1
     result = Tensor("float32", (x.shape[0], weight.shape[0], length))
     return result, 2 * result.elements * weight.shape[1] * weight.shape[2]
@@ -332,9 +334,11 @@ def _conv_transpose(inputs: Sequence[Tensor], attributes: Attributes) -> tuple[T
         raise GraphError("expected x (n, channels, length) and weights (channels, outputs, kernel)")
     stride, before, after, _, reach = _spread(weight.shape[2], attributes)
     more = _int(attributes, "output_padding")
-    if not 0 <= more < max(stride, 2):
+    if not 0 <= more < stride:
         raise GraphError(f"expected an output_padding below the stride, got {more}")
-    length = (x.shape[2] - 1) * stride + reach + more - before - after
+    whole = (x.shape[2] - 1) * stride + reach + more
+    _bounded(Tensor("float32", (x.shape[0], weight.shape[1], whole)), "what the pads are cut from")
+    length = whole - before - after
     result = Tensor("float32", (x.shape[0], weight.shape[1], length))
     return result, 2 * x.elements * weight.shape[1] * weight.shape[2]
 
