@@ -389,9 +389,8 @@ class _Lowering:
     def _arg_max(self, x: int, axis: int, shape: Shape) -> int:
         own = self._shape(x)
         axis %= len(own)
-        kept = own[:axis] + own[axis + 1 :]
         options = Options(40, (Field(0, "Int8", TYPES["int64"]),))  # output_type
-        # As a column of three dimensions: kernels differ in how many they take.
+        # As three dimensions: kernels differ in how many they take.
         folded = (math.prod(own[:axis]), own[axis], math.prod(own[axis + 1 :]))
         number = self._put(
             ARG_MAX,
@@ -400,7 +399,7 @@ class _Lowering:
             (folded[0], folded[2]),
             options,
         )
-        return self._reshape(self._reshape(number, kept), shape)
+        return self._reshape(number, shape)
 
     def _softmax(self, code: int, x: int, axis: int, options: Options | None) -> int:
         """Over the last axis of a matrix."""

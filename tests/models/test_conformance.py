@@ -411,7 +411,8 @@ def test_gradients_are_numpys(name: str, model: ModelSpec) -> None:
         given = [start(model, seed), *batch(model, BATCH, seed)]
         expected, loss = measure.run(given)
         got, got_loss = run(given)
-        np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
+        # As far apart as float32 sums in another order are.
+        np.testing.assert_allclose(got, expected, atol=1e-5 * max(1.0, float(abs(expected).max())), rtol=0)
         assert float(got_loss) == pytest.approx(float(loss), rel=1e-5)
 
 
