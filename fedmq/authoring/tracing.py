@@ -59,10 +59,12 @@ WAYS_OUT = {
     "ScatterElements": "build the tensor with torch.cat instead of assigning to a part of it",
     "GatherElements": "compare with torch.arange and sum, or index with constants",
     "Gather": "index with constants only",
-    "RandomUniform": "use nn.Dropout for noise: its numbers become an input of the graph",
-    "RandomNormal": "use nn.Dropout for noise: its numbers become an input of the graph",
-    "LSTM": "use nn.GRU",
-    "RNN": "use nn.GRU",
+    "RandomUniformLike": "use nn.Dropout for noise: its numbers become an input of the graph",
+    "aten.empty_permuted": "draw no numbers but by nn.Dropout, and fill no tensor in place",
+    "aten.mkldnn_rnn_layer": "use nn.GRU",
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward": (
+        "call F.scaled_dot_product_attention in a module of your own instead of nn.MultiheadAttention"
+    ),
 }
 WAY_OUT = "replace it by what the allowed operators say (fedmq.authoring.tracing.OPERATORS), or feed it precomputed"
 
@@ -377,12 +379,16 @@ class _Rewriting(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         self.table: dict[Any, Callable[..., Any]] = {}
         dropout = _Dropout(noise)
         self.table[F.dropout] = self.table[torch.dropout] = dropout
+        self.table[F.dropout1d] = dropout.of_channels
+        self.table[F.alpha_dropout] = self.table[F.feature_alpha_dropout] = _no_alpha_dropout
         if not only_dropout:
             self.table |= {
                 torch.nn.functional.max_pool1d: _max_pool1d,
                 torch.max_pool1d: _max_pool1d,
                 F.avg_pool1d: _avg_pool1d,
                 F.instance_norm: _instance_norm,
+                F.adaptive_avg_pool1d: _adaptive_avg_pool1d,
+                F.scaled_dot_product_attention: _Attention(dropout),
                 torch.gru: _Recurrence(dropout),
             }
 
@@ -402,6 +408,44 @@ class _Dropout:
         if p == 1.0:
             return x * 0.0
         return x * ((self.noise.next(x) >= p).to(x.dtype) * (1.0 / (1.0 - p)))
+
+    def of_channels(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        """One number for each channel of `(batch, channels, length)`."""
+        if not training or p == 0.0:
+            return x
+        return x * self(torch.ones_like(x[..., :1]), p, training)
+
+
+def _no_alpha_dropout(*_: Any, **__: Any) -> Tensor:
+    raise AuthoringError("AlphaDropout cannot be traced: use nn.Dropout")
+
+
+class _Attention:
+    """`F.scaled_dot_product_attention` as matrix products and a softmax."""
+
+    def __init__(self, dropout: _Dropout) -> None:
+        self.dropout = dropout
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if enable_gqa:
+            raise AuthoringError("attention over groups of queries cannot be traced: leave enable_gqa off")
+        score = torch.matmul(query, key.transpose(-1, -2)) * (scale or 1.0 / math.sqrt(query.shape[-1]))
+        if is_causal:
+            steps = torch.arange(query.shape[-2]).unsqueeze(1), torch.arange(key.shape[-2]).unsqueeze(0)
+            score = torch.where(steps[0] >= steps[1], score, -1e9)
+        if attn_mask is not None:
+            score = torch.where(attn_mask, score, -1e9) if attn_mask.dtype == torch.bool else score + attn_mask
+        return torch.matmul(self.dropout(torch.softmax(score, -1), dropout_p, dropout_p > 0), value)
 
 
 def _windows(x: Tensor, kernel: int, stride: int, dilation: int, length: int) -> list[Tensor]:
@@ -472,6 +516,15 @@ def _avg_pool1d(
     length = _pooled_length(x.shape[-1], kernel, step, 1, ceil_mode, "AvgPool1d")
     first, *others = _windows(x, kernel, step, 1, length)
     return sum(others, first) / kernel
+
+
+def _adaptive_avg_pool1d(x: Tensor, output_size: Any) -> Tensor:
+    parts, size = _one(output_size), x.shape[-1]
+    if size % parts:
+        raise AuthoringError(
+            f"AdaptiveAvgPool1d of {size} values into {parts} cannot be traced: choose a number that divides {size}"
+        )
+    return x.reshape(*x.shape[:-1], parts, size // parts).mean(-1)
 
 
 def _instance_norm(
@@ -772,12 +825,24 @@ def _check_operators(model: onnx.ModelProto, prepared: nn.Module, x: Tensor) -> 
         if not allowed or (node.op_type == "Gather" and node.input[1] not in constants):
             said = " ".join(prop.value for prop in node.metadata_props if prop.key.startswith("pkg.torch"))
             raise _refusal(node.op_type, said, prepared, x)
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        if value.type.tensor_type.elem_type not in TYPES:
-            kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
-            raise AuthoringError(f"{value.name} is of type {kind}: keep to float32, int64, int32 and bool")
-        if any(not dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim):
-            raise AuthoringError(f"{value.name} has no static shape: let no shape depend on values")
+    kinds = {value.name: value.data_type for value in model.graph.initializer}
+    known = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    kinds |= {value.name: value.type.tensor_type.elem_type for value in known}
+    static = {
+        value.name
+        for value in known
+        if value.type.tensor_type.HasField("shape")
+        and all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim)
+    }
+    for name, kind in kinds.items():
+        if kind not in TYPES:
+            raise AuthoringError(
+                f"{name} is of type {onnx.TensorProto.DataType.Name(kind)}: keep to float32, int64, int32 and bool"
+            )
+    for node in model.graph.node:
+        for name in node.output:
+            if name and name not in static:
+                raise AuthoringError(f"{name}, of {node.op_type}, has no static shape: let no shape depend on values")
 
 
 def _refusal(operator: str, said: str, prepared: nn.Module, x: Tensor) -> AuthoringError:

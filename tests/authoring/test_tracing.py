@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,15 @@ def _zoo() -> Any:
 
 
 zoo = _zoo()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_registry() -> Iterator[None]:
+    """The exporter reads all of its functions anew for each graph, which is half of the time; here it does so once."""
+    registry = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
+        yield
 
 
 def _run(model: Any, feed: dict[str, Any]) -> list[Any]:
@@ -168,6 +179,8 @@ def test_where_values_tie_the_first_of_a_window_takes_the_gradient() -> None:
         nn.GELU(approximate="tanh"),
         nn.Softmax(1),
         nn.LogSigmoid(),
+        nn.AdaptiveAvgPool1d(4),
+        nn.PReLU(),
         nn.AvgPool1d(3, stride=2, padding=1),
         nn.ConvTranspose1d(2, 2, 4, stride=2, padding=1),
         nn.Conv1d(2, 2, 3, stride=2, padding=1),
@@ -200,6 +213,35 @@ def test_two_layers_of_a_gru_both_ways_round() -> None:
     module, x = Both(), _windows((7, 3))
     traced = trace(module, loss="cross_entropy", classes=2, example_x=x, batch=BATCH)
     _assert_agrees(traced, module, _feed(traced, x))
+
+
+def test_attention_and_its_dropout() -> None:
+    class Attending(nn.Module):
+        def __init__(self, dropout: float) -> None:
+            super().__init__()
+            self.project, self.head, self.dropout = nn.Linear(4, 24), nn.Linear(8, 2), dropout
+
+        def forward(self, x: Any) -> Any:
+            query, key, value = self.project(x).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+            drop = self.dropout if self.training else 0.0
+            attended = F.scaled_dot_product_attention(query, key, value, dropout_p=drop, is_causal=True)
+            return self.head(attended.transpose(1, 2).flatten(2).mean(1))
+
+    module, x = Attending(0.0), _windows((6, 4))
+    traced = trace(module, loss="cross_entropy", classes=2, example_x=x, batch=BATCH)
+    _assert_agrees(traced, module, _feed(traced, x))
+    noisy = trace(Attending(0.1), loss="cross_entropy", classes=2, example_x=x, batch=BATCH)
+    assert noisy.noise == ((BATCH, 2, 6, 6),)
+
+
+def test_dropout_of_channels_takes_one_number_for_each() -> None:
+    module = nn.Sequential(nn.Conv1d(1, 4, 3), nn.Dropout1d(0.5), nn.Flatten(), nn.Linear(4 * 6, 2))
+    x = _windows((1, 8))
+    traced = trace(module, loss="cross_entropy", classes=2, example_x=x, batch=BATCH)
+    assert traced.noise == ((BATCH, 4, 1),)
+    feed = _feed(traced, x)
+    module[1] = _GivenDropout(0.5, feed["noise_0"])
+    _assert_agrees(traced, module, feed)
 
 
 def test_a_fresh_batchnorm_becomes_a_groupnorm_and_is_remarked_on() -> None:
@@ -263,9 +305,10 @@ class _Apply(nn.Module):
         (lambda x: torch.sin(x), r"operator (Sin|Cos) .*in module 1\.part \(_Apply\): replace it by what the allowed"),
         (lambda x: torch.sort(x, 1)[0], r"1\.part \(_Apply\)"),
         (lambda x: x if x.sum() > 0 else -x, "branches on the values of a tensor: use torch.where"),
+        (lambda x: x + torch.rand_like(x), "use nn.Dropout for noise|draw no numbers but by nn.Dropout"),
         (lambda x: F.max_pool1d(x, 2, ceil_mode=True), "MaxPool1d with ceil_mode cannot be traced: leave it off"),
     ],
-    ids=["cumsum", "sin", "sort", "branch", "ceil_mode"],
+    ids=["cumsum", "sin", "sort", "branch", "noise", "ceil_mode"],
 )
 def test_what_cannot_be_traced_is_named_with_a_way_out(function: Any, message: str) -> None:
     class Outer(nn.Module):
