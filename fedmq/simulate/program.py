@@ -319,7 +319,7 @@ def _open_data(arguments: argparse.Namespace, folder: Path) -> _Recordings:
     from fedmq.data import TEST_FOLDER, lay_out
     from fedmq.defaults import task_of, task_settings
     from fedmq.demo import DemoOptions, open_fleet
-    from fedmq.programs import METRIC_NAMES, evaluator
+    from fedmq.programs import evaluator, metric_name_of
 
     options = DemoOptions(
         data=arguments.data,
@@ -340,7 +340,7 @@ def _open_data(arguments: argparse.Namespace, folder: Path) -> _Recordings:
     )
     task = task_of(made, rounds, held_out_reports=found.test is None)
     folders = lay_out(found, folder / "plant")
-    evaluate, metric_name = None, METRIC_NAMES["macro_f1" if task.classes else "r2"]
+    evaluate, metric_name = None, metric_name_of(task)
     if found.test is not None:
         evaluate, metric_name = evaluator(task, folders[TEST_FOLDER])
     sources: dict[str, Source] = {gateway.name: _Loaded(folders[gateway.name]) for gateway in found.gateways}

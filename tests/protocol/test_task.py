@@ -170,7 +170,7 @@ def test_the_model_s_digest_is_that_of_little_endian_integers() -> None:
 
 
 def test_the_task_s_digest_is_the_one_written_down() -> None:
-    assert task().digest.hex() == "541fb193f21b000f1d9ffc1a7454cb9498371364bcd1e5fc14dad5635c0f0749"
+    assert task().digest.hex() == "03735003df44d0c252c806c5e3ab15a12a82ce8df7047a709cb9f8049be06cba"
 
 
 def test_the_digest_survives_the_wire_and_changes_with_every_field() -> None:
@@ -272,3 +272,25 @@ def test_a_task_is_sparse_where_both_directions_are() -> None:
     up, down = Codec(density=0.004), Codec(density=0.05)
     assert task(up=up, down=down, levels=4).sparse_levels == 1
     assert task(up=up, down=down).sparse_levels == 0
+
+
+# --- regressors ------------------------------------------------------------------------------------------------------
+
+LIFE = Windowing(features="raw", samples=30, channels=2, remaining_most=125.0)
+
+
+def test_a_regressor_has_a_cap_on_what_is_left_no_classes_and_a_metric_that_falls() -> None:
+    model = ModelSpec(kind="regressor", sizes=(60, 8, 1))
+    made = task(model=model, classes=(), windowing=LIFE)
+    assert (made.objective, made.direction) == ("regress", -1)
+    assert (task().objective, task().direction) == ("classify", 1)
+    for wrong, about in (
+        ({"classes": ()}, "remaining_most"),
+        ({"windowing": LIFE}, "no classes"),
+    ):
+        with pytest.raises(ValueError, match=about):
+            task(model=model, **wrong)
+    with pytest.raises(ValueError, match="remaining_most"):
+        task(windowing=LIFE)
+    with pytest.raises(ValueError, match="one output"):
+        ModelSpec(kind="regressor", sizes=(60, 8, 2))
