@@ -22,7 +22,7 @@ Kind = Literal["softmax", "mlp", "autoencoder", "regressor"]
 HIDDEN: dict[str, tuple[int, ...]] = {"softmax": (), "mlp": (32,), "autoencoder": (12, 6, 12), "regressor": (32,)}
 
 RECIPES: dict[str, RecipeSettings] = {
-    "regressor": RecipeSettings(optimizer="adam", learning_rate=0.0003, batch_size=32)
+    "regressor": RecipeSettings(optimizer="adam", learning_rate=0.0002, batch_size=32)
 }
 """Of kinds that the default does not suit. A squared error over long raw windows is steep along what their samples have
 in common and flat elsewhere: plain descent either diverges or takes hundreds of rounds."""

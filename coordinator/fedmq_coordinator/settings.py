@@ -140,7 +140,7 @@ class RecipeSettings(Table):
         Literal["sgd", "adam"],
         Meta(
             description='"sgd" is stochastic gradient descent; "adam" scales the step of each parameter by its'
-            " gradient's recent size, wants a learning rate near 0.0003, and has no use for momentum. A regressor is"
+            " gradient's recent size, wants a learning rate near 0.0002, and has no use for momentum. A regressor is"
             " best trained by it."
         ),
     ] = _RECIPE.optimizer

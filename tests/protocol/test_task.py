@@ -294,3 +294,12 @@ def test_a_regressor_has_a_cap_on_what_is_left_no_classes_and_a_metric_that_fall
         task(windowing=LIFE)
     with pytest.raises(ValueError, match="one output"):
         ModelSpec(kind="regressor", sizes=(60, 8, 2))
+
+
+def test_a_regressor_starts_in_the_middle_of_its_range_with_little_else() -> None:
+    model = ModelSpec(kind="regressor", sizes=(60, 8, 1))
+    start = to_parameters(initial_steps(model, 0, 12), 12)
+    last = model.layers[-1]
+    assert start[last.bias_start] == 0.5
+    usual = np.sqrt(6 / 8)
+    assert 0 < np.abs(start[last.start : last.bias_start]).max() <= 0.1 * usual + 2**-12
