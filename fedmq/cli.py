@@ -427,7 +427,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     codec.add_argument(
         "--data",
         action="append",
-        metavar="sim|cwru:DIR|gearbox:DIR|cmapss:DIR|digits|DIR",
+        metavar="sim|cwru:DIR|gearbox:DIR|digits|DIR",
         help="as for `fedmq demo`; may be given several times (default: sim)",
     )
     codec.add_argument("--test-load", type=int, metavar="LOAD", help="of cwru and gearbox (default for cwru: 2)")

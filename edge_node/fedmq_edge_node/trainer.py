@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedmq_edge_node.runtimes import Engine, anomaly_score
 
-__all__ = ["Evaluation", "TrainResult", "evaluate", "train"]
+__all__ = ["Evaluation", "TrainResult", "evaluate", "optimizer", "train"]
 
 Floats = NDArray[np.float32]
 
@@ -74,7 +74,7 @@ def train(
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"expected as many labels as windows, and at least one, got {len(y)} for {len(x)}")
     flat = start.copy()
-    step_down = _adam(recipe) if recipe.optimizer == "adam" else _descent(recipe)
+    step_down = optimizer(recipe)
     ends_at = now() + recipe.time_budget_seconds if now is not None and recipe.time_budget_seconds else math.inf
     steps, stopped, spent, loss_sum, seen = 0, False, False, 0.0, 0.0
     for _ in range(recipe.local_epochs):
@@ -110,8 +110,12 @@ def train(
     return TrainResult(delta=delta, loss=loss_sum / seen if seen else float("nan"), steps=steps, stopped=stopped)
 
 
+def optimizer(recipe: Recipe) -> Callable[[Floats], Floats]:
+    """From a gradient to what it takes off the parameters, both `(P,)`; its memory of earlier ones begins at 0."""
+    return _adam(recipe) if recipe.optimizer == "adam" else _descent(recipe)
+
+
 def _descent(recipe: Recipe) -> Callable[[Floats], Floats]:
-    """From a gradient to what it takes off the parameters, both `(P,)`; the velocity begins at 0."""
     momentum, rate = np.float32(recipe.momentum), np.float32(recipe.learning_rate)
     velocity: Floats | np.float32 = np.float32(0)
 
@@ -124,7 +128,7 @@ def _descent(recipe: Recipe) -> Callable[[Floats], Floats]:
 
 
 def _adam(recipe: Recipe) -> Callable[[Floats], Floats]:
-    """As `_descent`, by Adam (Kingma, Ba 2015, arXiv:1412.6980, algorithm 1); both moments begin at 0."""
+    """Adam (Kingma, Ba 2015, arXiv:1412.6980, algorithm 1)."""
     keep_first, keep_second = ADAM_BETAS
     first: Floats | np.float32 = np.float32(0)
     second: Floats | np.float32 = np.float32(0)
