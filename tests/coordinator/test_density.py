@@ -55,7 +55,7 @@ def test_where_fewer_are_asked_each_sends_more() -> None:
 
 def test_what_gives_back_its_inputs_begins_denser() -> None:
     assert shares(objective="reconstruct").down == pytest.approx(4 * shares().down)
-    assert shares(objective="regress").down == pytest.approx(4 * shares().down)
+    assert shares(objective="regress").down == pytest.approx(8 * shares().down)
     assert shares(objective="reconstruct", dial=1.0).down == 0.1
 
 
