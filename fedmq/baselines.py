@@ -11,16 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 from fedmq_edge_node.runtimes import make_engine
-from fedmq_edge_node.samples import Floats, Samples, Scaler, statistics
+from fedmq_edge_node.samples import Floats, Samples, Scaler, Targets, statistics
 from fedmq_edge_node.trainer import evaluate, train
 from fedmq_edge_node.work import read_scaler
 from fedmq_models.bundle import from_bytes
 from fedmq_protocol.task import Task, initial_steps, to_parameters
-from numpy.typing import NDArray
 
 __all__ = ["local_only", "pooled"]
 
-Labelled = tuple[Floats, NDArray[np.int64]]
+Labelled = tuple[Floats, Targets]
 
 
 def local_only(
@@ -69,4 +68,5 @@ def _train_and_evaluate(
     x = scaler.apply(own[0])
     for _ in range(rounds):
         flat = flat + train(engine, flat, x, own[1], task.recipe, rng, lambda: True).delta
-    return evaluate(engine, flat, scaler.apply(test[0]), test[1], task.classes).metric
+    x = scaler.apply(test[0])
+    return evaluate(engine, flat, x, test[1], task.objective, task.windowing.remaining_most).metric

@@ -204,10 +204,11 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     data.add_argument(
         "--data",
         default="sim",
-        metavar="sim|cwru:DIR|gearbox:DIR|digits|DIR",
+        metavar="sim|cwru:DIR|gearbox:DIR|cmapss:DIR|digits|DIR",
         help="sim: simulated bearings; cwru:DIR: recordings of the CWRU Bearing Data Center, as .npz or .mat; "
         "gearbox:DIR: four accelerometers on a gearbox (OEDI 623), a .npz and a gateway for each load; digits: "
-        "scikit-learn's handwritten digits, dealt out unevenly by --seed (needs scikit-learn); DIR: your own, as "
+        "scikit-learn's handwritten digits, dealt out unevenly by --seed (needs scikit-learn); cmapss:DIR: NASA's "
+        "turbofan engines, run to failure (for --model regressor); DIR: your own, as "
         "DIR/<gateway>/<label>/*.{npy,csv,wav} (default: sim)",
     )
     data.add_argument(
@@ -231,12 +232,21 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--window", type=_positive, metavar="N", help="samples of a window; 1 where rows are windows (default: 2048)"
     )
     data.add_argument("--hop", type=_positive, metavar="N", help="samples from window to window (default: 1024)")
+    data.add_argument(
+        "--remaining-most",
+        type=_rate,
+        metavar="N",
+        help="for a regressor on your own recordings, which run to failure: samples of life left that it tells apart",
+    )
     demo.add_argument("--rounds", type=_positive, default=40, help="training rounds (default: 40)")
     demo.add_argument("--gateways", type=_positive, help="how many (sim: 7, digits: 8; others have what is there)")
     demo.add_argument("--seed", type=int, default=0, help="of initial weights, batches and simulation (default: 0)")
     learning = demo.add_argument_group("learning")
     learning.add_argument(
-        "--model", choices=("softmax", "mlp", "autoencoder", "cnn1d"), default="mlp", help="default: mlp"
+        "--model",
+        choices=("softmax", "mlp", "autoencoder", "regressor", "cnn1d"),
+        default="mlp",
+        help="default: mlp",
     )
     learning.add_argument(
         "--bundle", type=Path, metavar="FILE", help="your own model in place of --model, as `fedmq task build` makes it"
@@ -373,7 +383,7 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     size.add_argument("--closing-seconds", type=float, metavar="S", help="short for --set rounds.closing_seconds=S")
     _add_settings(size, "coordinator.toml; rounds, task and limits are used")
     data = simulate.add_argument_group("real recordings (without faults)")
-    data.add_argument("--data", metavar="sim|cwru:DIR|gearbox:DIR|digits|DIR", help="as for `fedmq demo`")
+    data.add_argument("--data", metavar="sim|cwru:DIR|gearbox:DIR|cmapss:DIR|digits|DIR", help="as for `fedmq demo`")
     data.add_argument("--split", choices=("fault", "severity", "load"), default="fault", help="as for `fedmq demo`")
     data.add_argument("--test-load", type=int, metavar="LOAD", help="as for `fedmq demo`")
     data.add_argument("--hidden", type=_sizes, metavar="N,N,…", help="hidden units (default: 32)")

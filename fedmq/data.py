@@ -1,13 +1,17 @@
 """Where the demo's recordings come from, and the folder each gateway is given.
 
-Owns the importers (CWRU bearings, a gearbox, handwritten digits, a folder of one's own) and the layout on disk that a
-gateway reads. The demo plays the plant: it deals recordings out to folders, and from then on each gateway's process
-reads its own folder and no other. A fleet says how its recordings are best cut into windows; refuses to know how that
-is done, and models. Rules it keeps: no pickle, no download, sizes bounded, one `DataError` line for what is wrong.
+Owns the importers (CWRU bearings, a gearbox, turbofan engines, handwritten digits, a folder of one's own) and the
+layout on disk that a gateway reads. The demo plays the plant: it deals recordings out to folders, and from then on each
+gateway's process reads its own folder and no other. A fleet says how its recordings are best cut into windows; refuses
+to know how that is done, and models. Rules it keeps: no pickle, no download, sizes bounded, one `DataError` line for
+what is wrong.
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
+import itertools
 import shutil
 import wave
 import zipfile
@@ -23,7 +27,18 @@ from fedmq_edge_node.samples import RAW, SampleError, read_settings
 from fedmq_protocol.topics import check_name
 from numpy.typing import NDArray
 
-__all__ = ["DataError", "Fleet", "GatewayData", "Recording", "cwru", "digits", "gearbox", "lay_out", "own_folder"]
+__all__ = [
+    "DataError",
+    "Fleet",
+    "GatewayData",
+    "Recording",
+    "cmapss",
+    "cwru",
+    "digits",
+    "gearbox",
+    "lay_out",
+    "own_folder",
+]
 
 Split = Literal["fault", "severity", "load"]
 
@@ -50,6 +65,8 @@ class Recording:
     scale: float | None = None
     """g per step, which int16 needs; None leaves it to the format."""
     sampling_rate_hz: float
+    remaining: float = 0.0
+    """Samples that were left after its end, until the machine's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +134,8 @@ def _write(recording: Recording, folder: Path) -> None:
     lines = [] if target.suffix.lower() == ".wav" else [f"sampling_rate_hz = {recording.sampling_rate_hz!r}"]
     if recording.scale is not None:
         lines.append(f"scale = {float(recording.scale)!r}")
+    if recording.remaining:
+        lines.append(f"remaining = {float(recording.remaining)!r}")
     if lines:
         target.with_suffix(".toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -377,6 +396,112 @@ def _read_gearbox(path: Path) -> tuple[int, list[Recording]]:
     return load, recordings
 
 
+# --- Turbofan engines ------------------------------------------------------------------------------------------------
+
+CMAPSS_WINDOW = 30
+"""Flight cycles, as much as the shortest test engine of FD001 has."""
+CMAPSS_MOST = 125.0
+"""Cycles of remaining life that are told apart (Heimes 2008, PHM conference): before that an engine wears unseen."""
+CMAPSS_ENGINES = 10
+"""Of a gateway."""
+CMAPSS_LABEL = "run_to_failure"
+CMAPSS_KEYS = ("unit", "cycle")
+MAX_CMAPSS_LINE = 10_000
+MAX_CMAPSS_ROWS = 200_000
+"""Of one table: the largest of the four sets has 61,249."""
+
+
+def cmapss(directory: Path) -> Fleet:
+    """NASA's simulated turbofan engines (Saxena, Goebel 2008), a gateway for ten engines, numbered in their order.
+
+    `directory` holds `train_X.csv.gz` (run to failure), `test_X.csv.gz` (cut before) and `RUL_X.csv` (`unit,rul`:
+    cycles left after that), of one set X such as FD001. A recording is an engine: a row a flight cycle, a column a
+    sensor; sensors with two values at most in all training rows are left out. A cycle counts as a second. Raises
+    DataError.
+    """
+    tables = sorted(directory.glob("train_*.csv.gz")) if directory.is_dir() else []
+    if len(tables) != 1:
+        raise DataError(f"{directory}: expected one file train_X.csv.gz, such as train_FD001.csv.gz, got {len(tables)}")
+    part = tables[0].name.removeprefix("train_").removesuffix(".csv.gz")
+    names, rows = _read_cmapss(tables[0])
+    tested, test_rows = _read_cmapss(directory / f"test_{part}.csv.gz")
+    left_names, left_rows = _read_cmapss(directory / f"RUL_{part}.csv")
+    sensors = [name for name in names if name not in CMAPSS_KEYS and not name.startswith("setting")]
+    sensors = [name for name in sensors if len(np.unique(rows[:, names.index(name)])) > 2]
+    if tested != names or left_names != ["unit", "rul"] or not sensors:
+        raise DataError(
+            f"{directory}: expected test_{part}.csv.gz with the columns of train_{part}.csv.gz, sensors that move, and "
+            f"RUL_{part}.csv with unit,rul; got {tested}, {sensors} and {left_names}"
+        )
+    left = {int(unit): float(cycles) for unit, cycles in left_rows}
+    lives = _engines(names, rows, sensors, {})
+    test = _engines(names, test_rows, sensors, left)
+    if len(left) != len(test):
+        raise DataError(
+            f"{directory}: expected a line in RUL_{part}.csv for each of {len(test)} engines, got {len(left)}"
+        )
+    return Fleet(
+        name=f"cmapss-{part}",
+        # A cycle has no duration: its rate is nominal. There is a test set, so that gateways hold no engine back.
+        windowing=WindowingSettings(
+            samples=CMAPSS_WINDOW,
+            hop=1,
+            sampling_rate_hz=1.0,
+            features=RAW,
+            channels=len(sensors),
+            held_out=0.0,
+            remaining_most=CMAPSS_MOST,
+        ),
+        classes=(),
+        gateways=tuple(
+            GatewayData(name=f"engines-{number:02d}", recordings=lives[place : place + CMAPSS_ENGINES])
+            for number, place in enumerate(range(0, len(lives), CMAPSS_ENGINES), start=1)
+        ),
+        test=test,
+        split="engines",
+        remark="a row is a flight cycle; RMSE is in cycles of remaining life at each test engine's end: less is better",
+    )
+
+
+def _engines(
+    names: list[str], rows: NDArray[np.float64], sensors: list[str], left: dict[int, float]
+) -> tuple[Recording, ...]:
+    """Each engine's rows `(cycles, sensors)` as a recording; `left` are the cycles after its end."""
+    columns = [names.index(name) for name in sensors]
+    units = rows[:, names.index("unit")].astype(np.int64)
+    return tuple(
+        Recording(
+            label=CMAPSS_LABEL,
+            name=f"engine-{unit:03d}",
+            signal=rows[units == unit][:, columns].astype(np.float32),
+            sampling_rate_hz=1.0,
+            remaining=left.get(unit, 0.0),
+        )
+        for unit in np.unique(units).tolist()
+    )
+
+
+def _read_cmapss(path: Path) -> tuple[list[str], NDArray[np.float64]]:
+    """Column names and `(rows, columns)` of a table with one heading line. Raises DataError."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="ascii") as file:
+            lines = csv.reader(line[:MAX_CMAPSS_LINE] for line in file)
+            names = next(lines, [])
+            rows = [[float(cell) for cell in row] for row in itertools.islice(lines, MAX_CMAPSS_ROWS + 1)]
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
+        raise DataError(f"{path}: expected a table of numbers after a heading line, got: {error}") from None
+    if not 0 < len(rows) <= MAX_CMAPSS_ROWS or any(len(row) != len(names) for row in rows) or "unit" not in names:
+        raise DataError(
+            f"{path}: expected a column unit and 1 to {MAX_CMAPSS_ROWS:,} rows of {len(names)} numbers each, got "
+            f"{len(rows):,} rows of {sorted({len(row) for row in rows})}"
+        )
+    table = np.array(rows, dtype=np.float64)
+    if not np.isfinite(table).all():
+        raise DataError(f"{path}: expected finite numbers, found nan or infinity")
+    return names, table
+
+
 # --- Handwritten digits ----------------------------------------------------------------------------------------------
 
 DIGITS_PIXELS = 64
@@ -510,7 +635,12 @@ def _own_recordings(folder: Path, common: dict[str, float]) -> Iterable[Recordin
                     f"{folder.parent / 'recording.toml'}, or give it with --sampling-rate"
                 )
             yield Recording(
-                label=label.name, name=path.stem, signal=path, scale=own.get("scale"), sampling_rate_hz=rate
+                label=label.name,
+                name=path.stem,
+                signal=path,
+                scale=own.get("scale"),
+                sampling_rate_hz=rate,
+                remaining=own.get("remaining", 0.0),
             )
 
 

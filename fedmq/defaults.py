@@ -1,7 +1,8 @@
 """From wishes to a task: `task_settings` fills in what was not wished for, `task_of` makes of it what travels.
 
 The numbers of the recipe are the defaults of the settings themselves (`fedmq_coordinator.settings`,
-`fedmq_protocol.task`); `bench/recipe.py` is what they were measured with. Refuses to know where the data came from.
+`fedmq_protocol.task`), but for kinds that have their own in `RECIPES`; `bench/recipe.py` is what they were measured
+with. Refuses to know where the data came from.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fedmq_coordinator.density import densities
 from fedmq_coordinator.settings import CodecSettings, RecipeSettings, RoundSettings, TaskSettings, WindowingSettings
@@ -17,17 +18,24 @@ from fedmq_edge_node.samples import feature_count
 from fedmq_models.bundle import from_bytes
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 
-__all__ = ["CODECS", "HIDDEN", "task_of", "task_settings"]
+__all__ = ["CODECS", "HIDDEN", "RECIPES", "task_of", "task_settings"]
 
-Kind = Literal["softmax", "mlp", "autoencoder", "cnn1d", "graph"]
+Kind = Literal["softmax", "mlp", "autoencoder", "regressor", "cnn1d", "graph"]
 
 HIDDEN: dict[str, tuple[int, ...]] = {
     "softmax": (),
     "mlp": (32,),
     "autoencoder": (12, 6, 12),
+    "regressor": (32,),
     "cnn1d": (16, 32, 32),
     "graph": (),
 }
+
+RECIPES: dict[str, RecipeSettings] = {
+    "regressor": RecipeSettings(optimizer="adam", learning_rate=0.0002, batch_size=32)
+}
+"""Of kinds that the default does not suit. A squared error over long raw windows is steep along what their samples have
+in common and flat elsewhere: plain descent either diverges or takes hundreds of rounds."""
 
 CODECS: dict[str, CodecSettings] = {
     "sparse": CodecSettings(),
@@ -60,21 +68,22 @@ def task_settings(
     """The settings that an engineer would write. Raises ValueError for a codec without a name, SettingsError else."""
     if codec not in CODECS:
         raise ValueError(f"codec: expected {', '.join(CODECS)}, got {codec!r}")
-    recipe = RecipeSettings()
+    wishes: dict[str, Any] = {
+        "local_epochs": local_epochs,
+        "learning_rate": learning_rate,
+        "momentum": momentum,
+        "batch_size": batch_size,
+    }
+    given = {name: value for name, value in wishes.items() if value is not None}
     return TaskSettings(
         name=name,
         kind=kind,
         bundle=bundle,
         hidden=HIDDEN[kind] if hidden is None else hidden,
-        classes=() if kind == "autoencoder" else classes,
+        classes=() if kind in ("autoencoder", "regressor") else classes,
         seed=seed,
         windowing=windowing or WindowingSettings(),
-        recipe=RecipeSettings(
-            local_epochs=recipe.local_epochs if local_epochs is None else local_epochs,
-            learning_rate=recipe.learning_rate if learning_rate is None else learning_rate,
-            momentum=recipe.momentum if momentum is None else momentum,
-            batch_size=recipe.batch_size if batch_size is None else batch_size,
-        ),
+        recipe=replace(RECIPES.get(kind, RecipeSettings()), **given),
         codec=CODECS[codec] if dial is None else replace(CODECS[codec], dial=dial),
     )
 
@@ -101,12 +110,13 @@ def task_of(
         held_out=windowing.held_out,
         channels=windowing.channels,
         scaling=windowing.scaling,
+        remaining_most=windowing.remaining_most,
     )
     inputs = feature_count(windows)
     if settings.kind == "graph":
         model, batch_size = _bundled(settings, bundle, inputs)
     else:
-        outputs = inputs if settings.kind == "autoencoder" else len(settings.classes)
+        outputs = {"autoencoder": inputs, "regressor": 1}.get(settings.kind, len(settings.classes))
         model, batch_size = ModelSpec(kind=settings.kind, sizes=(inputs, *settings.hidden, outputs)), recipe.batch_size
     codec = settings.codec
     dense = codec.kind == "dense"
@@ -114,7 +124,7 @@ def task_of(
     shares = densities(
         dial=codec.dial,
         parameters=model.parameters,
-        reconstructs=model.objective == "reconstruct",
+        objective=model.objective,
         fraction=rounds.fraction,
         least=codec.least_density,
         most=codec.most_density,
@@ -141,6 +151,8 @@ def task_of(
             batch_size=batch_size,
             proximal=recipe.proximal,
             clip_norm=recipe.clip_norm,
+            optimizer=recipe.optimizer,
+            time_budget_seconds=recipe.time_budget_seconds,
         ),
         up=up,
         down=down,

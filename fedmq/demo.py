@@ -32,7 +32,7 @@ from fedmq_edge_node.samples import RAW, UNLABELLED, load, load_test
 from fedmq_models.bundle import from_bytes
 
 from fedmq.baselines import local_only, pooled
-from fedmq.data import Fleet, Split, cwru, digits, gearbox, lay_out, own_folder
+from fedmq.data import Fleet, Split, cmapss, cwru, digits, gearbox, lay_out, own_folder
 from fedmq.defaults import Kind, task_settings
 from fedmq.programs import ledger_path, load_task, read_bundle
 from fedmq.showing import Screen
@@ -62,6 +62,7 @@ class DemoOptions:
     channels: int | None = None
     window: int | None = None
     hop: int | None = None
+    remaining_most: float | None = None
     rounds: int = 40
     gateways: int | None = None
     seed: int = 0
@@ -157,9 +158,16 @@ def open_fleet(options: DemoOptions) -> Fleet:
         "channels": options.channels,
         "samples": options.window,
         "hop": options.hop,
+        "remaining_most": options.remaining_most,
     }
     given = {name: value for name, value in wishes.items() if value is not None}
-    return replace(fleet, windowing=replace(fleet.windowing, **given)) if given else fleet
+    fleet = replace(fleet, windowing=replace(fleet.windowing, **given)) if given else fleet
+    if (options.model == "regressor") != (fleet.windowing.remaining_most > 0):
+        raise DemoError(
+            f"--model {options.model}: a regressor learns how long a machine has left, and no other does; expected it"
+            " with --data cmapss:DIR, or with --remaining-most on recordings that run to failure, and only there"
+        )
+    return fleet
 
 
 def _find_fleet(options: DemoOptions) -> Fleet:
@@ -175,6 +183,8 @@ def _find_fleet(options: DemoOptions) -> Fleet:
         fleet = cwru(Path(folder), split=cast(Split, options.split), test_load=options.test_load)
     elif kind == "gearbox" and colon:
         fleet = gearbox(Path(folder), options.test_load, healthy=healthy)
+    elif kind == "cmapss" and colon:
+        fleet = cmapss(Path(folder))
     else:
         fleet = own_folder(Path(options.data), sampling_rate_hz=options.sampling_rate)
     if options.gateways is not None and options.gateways != len(fleet.gateways):

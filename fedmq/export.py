@@ -174,7 +174,10 @@ def _c_int8(source: Source, target: Path, arguments: argparse.Namespace) -> Iter
     if arguments.calibrate is None:
         raise ValueError("--c-int8 needs --calibrate DIR, a folder of recordings to take the integers' ranges from")
     task, scaler = source.task, source.scaler
-    x, y = load_test(arguments.calibrate, task.windowing, task.classes, task.anomaly_label)
+    if task.model.kind not in INTEGER_KINDS:
+        raise ValueError(f"--c-int8: expected a model of {', '.join(INTEGER_KINDS)}, the task has {task.model.kind}")
+    x, targets = load_test(arguments.calibrate, task.windowing, task.classes, task.anomaly_label)
+    y = targets.astype(np.int64)
     model = int8.quantize(
         task.model,
         source.flat,
@@ -193,6 +196,10 @@ def _c_int8(source: Source, target: Path, arguments: argparse.Namespace) -> Iter
     ]
     target.write_text(text, encoding="ascii")
     return agreement
+
+
+INTEGER_KINDS = ("softmax", "mlp", "autoencoder")
+"""Models whose integers are known to keep what they say."""
 
 
 def _feature_names(task: Task) -> list[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from fedmq_protocol.session import Connection, MqttSession
 from fedmq_protocol.settings import ConnectionSettings, Mistake, SettingsError, load
-from fedmq_protocol.task import MAX_BUNDLE_BYTES, Task
+from fedmq_protocol.task import MAX_BUNDLE_BYTES, Objective, Task
 
 from fedmq import __version__
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "METRIC_NAMES",
     "build_coordinator",
     "build_gateway",
     "crash_point",
     "evaluator",
     "ledger_path",
     "load_task",
+    "metric_name_of",
     "open_ledger",
     "read_bundle",
     "recover",
@@ -159,7 +159,7 @@ def _task_plan(max_norm: float, settings: TaskSettings, rounds: RoundSettings, t
 
     bundle = b"" if settings.bundle is None else read_bundle(settings.bundle)
     task = task_of(settings, rounds, max_norm=max_norm, held_out_reports=test_data is None, bundle=bundle)
-    evaluate, metric_name = None, METRIC_NAMES["macro_f1" if task.classes else "r2"]
+    evaluate, metric_name = None, metric_name_of(task)
     if test_data is not None:
         evaluate, metric_name = evaluator(task, test_data, bundle)
     return TaskPlan(task=task, rounds=rounds, evaluate=evaluate, metric_name=metric_name, bundle=bundle)
@@ -204,8 +204,15 @@ def recover(settings: CoordinatorSettings, backup: Path) -> list[str]:
     return folder.recover(settings.state_dir, backup, settings.connection.federation, now=time.time())
 
 
-METRIC_NAMES = {"macro_f1": "macro-F1", "auc": "AUC", "r2": "R2"}
+METRIC_NAMES = {"macro_f1": "macro-F1", "auc": "AUC", "r2": "R2", "rmse": "RMSE"}
 """As people read them. Without a test set an autoencoder's is R2: gateways know too few faults for an AUC."""
+
+_METRICS: dict[Objective, str] = {"classify": "macro_f1", "reconstruct": "r2", "regress": "rmse"}
+
+
+def metric_name_of(task: Task) -> str:
+    """As people read it, where gateways measure the model on their own windows."""
+    return METRIC_NAMES[_METRICS[task.objective]]
 
 
 def evaluator(
@@ -221,14 +228,15 @@ def evaluator(
 
     x, y = load_test(directory, task.windowing, task.classes, task.anomaly_label)
     engine = make_engine(task.model, bundle=from_bytes(bundle) if bundle else None)
+    most = task.windowing.remaining_most
 
     def score(flat: NDArray[np.float32], scaler: bytes | None) -> Score:
-        found = evaluate(engine, flat, read_scaler(scaler, task).apply(x), y, task.classes)
+        found = evaluate(engine, flat, read_scaler(scaler, task).apply(x), y, task.objective, most)
         return Score(metric=found.metric, loss=found.loss)
 
-    if task.classes:
-        return score, METRIC_NAMES["macro_f1"]
-    return score, METRIC_NAMES["auc" if (y == 0).any() and (y != 0).any() else "r2"]
+    if task.objective == "reconstruct" and (y == 0).any() and (y != 0).any():
+        return score, METRIC_NAMES["auc"]
+    return score, metric_name_of(task)
 
 
 def ledger_path(state_dir: Path) -> Path:

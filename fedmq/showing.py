@@ -57,7 +57,9 @@ class Progress:
             parts.append(row.outcome)
         seconds = (row.closed_at or row.opened_at) - row.opened_at
         name = f"round {self._trained:3d}/{self._rounds}" if training else "feature scaling"
-        metric = f"{self._metric_name} {row.metric:.3f} {_bar(row.metric)}" if row.metric is not None else ""
+        # An error has no full bar: it may be of any size.
+        bar = _bar(row.metric) if row.metric is not None and row.metric <= 1 else ""
+        metric = f"{self._metric_name} {row.metric:.3f} {bar}" if row.metric is not None else ""
         self._console.print(
             f"{name:15} {metric:{len(self._metric_name) + 27}}  {seconds:5.2f} s  {', '.join(parts)}", highlight=False
         )

@@ -14,6 +14,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from fedmq_protocol.task import Objective
+
 __all__ = ["Course", "Densities", "densities", "level"]
 
 REFERENCE_PARAMETERS = 17_000
@@ -28,9 +30,11 @@ FEWEST_ROUNDS = 0.05
 SIZE_EXPONENT = 0.4
 """Between 17,000 and 100,000 parameters the best density halves: a larger model learns in fewer of its coordinates."""
 
-RECONSTRUCTION = 4.0
-"""How much denser what gives back its inputs begins. Its first rounds mostly move the last layer's biases; where only
-the largest changes go, the hidden units that are to do the rest are left behind, and later rounds do not find them."""
+THICKER: dict[Objective, float] = {"classify": 1.0, "reconstruct": 4.0, "regress": 8.0}
+"""How much denser a model begins that ends without a softmax. Its first rounds mostly move the last layer; where only
+the largest changes go, the hidden units that are to do the rest are left behind, and later rounds do not find them.
+A regressor's one output sums up whatever each value sent has too much or too little: at four times its error still
+swung by a tenth from round to round."""
 
 LOOKS = (6, 12, 24, 48)
 """Rounds at one level that are looked at together: the last few, where these say enough, or else more of them."""
@@ -68,7 +72,7 @@ def densities(
     *,
     dial: float,
     parameters: int,
-    reconstructs: bool,
+    objective: Objective,
     fraction: float,
     least: float,
     most: float,
@@ -77,9 +81,9 @@ def densities(
     """Shares of the parameters to send at level 0, each from `least` to `most` or what `min_coordinates` make.
 
     Half of what comes down goes up where all gateways are asked, for they choose different parameters; where only a
-    `fraction` is, each of them stands for more. `reconstructs`: the model gives back its inputs.
+    `fraction` is, each of them stands for more.
     """
-    base = FEWEST_BYTES * (FEWEST_ROUNDS / FEWEST_BYTES) ** dial * (RECONSTRUCTION if reconstructs else 1.0)
+    base = FEWEST_BYTES * (FEWEST_ROUNDS / FEWEST_BYTES) ** dial * THICKER[objective]
     down = base * (REFERENCE_PARAMETERS / parameters) ** SIZE_EXPONENT
     floor = min_coordinates / parameters
 

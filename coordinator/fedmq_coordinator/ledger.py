@@ -771,8 +771,9 @@ class Book(_Records):
         clause = "WHERE lineage = ? AND kind = 'training' ORDER BY id DESC LIMIT ?"
         return self._select(Round, "rounds", clause, (lineage, last))[::-1]
 
-    def metrics(self, lineage: int, *, after: int = 0, last: int = 2) -> list[float]:
-        """Metrics of the lineage's last training rounds since this one, behind the best of those before."""
+    def metrics(self, lineage: int, *, after: int = 0, last: int = 2, direction: int = 1) -> list[float]:
+        """Metrics of the lineage's last training rounds since this one, behind the best of those before:
+        the highest, or with `direction` -1 the lowest."""
         found = self._execute(
             "SELECT id, metric FROM rounds WHERE lineage = ? AND kind = 'training' AND id > ? AND metric IS NOT NULL"
             " ORDER BY id DESC LIMIT ?",
@@ -781,11 +782,12 @@ class Book(_Records):
         latest = [float(metric) for _, metric in reversed(found)]
         if len(found) < last:
             return latest
-        best = self._one(
+        highest = (
             "SELECT metric FROM rounds WHERE lineage = ? AND metric IS NOT NULL AND kind = 'training' AND id > ?"
-            " AND id < ? ORDER BY metric DESC LIMIT 1",
-            (lineage, after, found[-1][0]),
+            " AND id < ? ORDER BY metric DESC LIMIT 1"
         )
+        query = highest if direction > 0 else highest.replace("DESC", "ASC")
+        best = self._one(query, (lineage, after, found[-1][0]))
         return latest if best is None else [float(best), *latest]
 
     def count_rounds(self) -> int:

@@ -423,8 +423,10 @@ class Run:
         metrics: list[float] = []
         if self._pace.target_metric is not None or self._pace.plateau_rounds:
             last = max(2, self._pace.plateau_rounds)
-            metrics = self._ledger.metrics(self._line.number, after=began, last=last)
-        reason = reason_to_rest(self._pace, rounds=made, metrics=metrics)
+            metrics = self._ledger.metrics(
+                self._line.number, after=began, last=last, direction=self._line.task.direction
+            )
+        reason = reason_to_rest(self._pace, rounds=made, metrics=metrics, direction=self._line.task.direction)
         if stored is not None:
             windows_at_rest = msgspec.json.decode(stored, type=_Rest).windows
             if may_resume(self._pace, windows_at_rest=windows_at_rest, windows_now=windows):

@@ -1,6 +1,6 @@
 """When the next round opens, and when the run rests. Pure: history and time come in, a decision goes out.
 
-A run rests when its target is reached, when it has made its rounds, or when the metric has stopped rising; it
+A run rests when its target is reached, when it has made its rounds, or when the metric has stopped getting better; it
 goes on when enough new data has come in since.
 """
 
@@ -57,13 +57,15 @@ def rounds_tonight(pace: Pace, openings: Sequence[float]) -> int:
     return sum(opened >= began.timestamp() for opened in openings)
 
 
-def reason_to_rest(pace: Pace, *, rounds: int, metrics: Sequence[float]) -> str | None:
-    """Why no further round opens, or None. `metrics` are those of the applied rounds since the last rest."""
+def reason_to_rest(pace: Pace, *, rounds: int, metrics: Sequence[float], direction: int = 1) -> str | None:
+    """Why no further round opens, or None. `metrics` are those of the applied rounds since the last rest; `direction`
+    is the task's: -1 where less is better."""
     if pace.max_rounds and rounds >= pace.max_rounds:
         return f"{rounds} rounds made"
     target = pace.target_metric
+    metrics = [direction * metric for metric in metrics]
     # One by one: what min() makes of NaN depends on where it stands.
-    if target is not None and len(metrics) >= 2 and all(metric >= target for metric in metrics[-2:]):
+    if target is not None and len(metrics) >= 2 and all(metric >= direction * target for metric in metrics[-2:]):
         return f"target {target:g} reached twice in a row"
     if pace.plateau_rounds and len(metrics) > pace.plateau_rounds:
         before = max(metrics[: -pace.plateau_rounds])

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from fedmq_protocol.messages import MAX_TASKS
 from fedmq_protocol.settings import ConnectionSettings, Table, named
-from fedmq_protocol.task import Recipe, Windowing
+from fedmq_protocol.task import MAX_REMAINING, Recipe, Windowing
 from fedmq_protocol.topics import CHUNK_BYTES
 from msgspec import Meta
 
@@ -98,11 +98,20 @@ class WindowingSettings(Table):
             " used as they are, for tables and images that are on one scale already; there is no such round then.",
         ),
     ] = _WINDOWING.scaling
+    remaining_most: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=MAX_REMAINING,
+            description="For a regressor: the samples of life left after a window that are told apart, at most; all"
+            " beyond count as so many. 0: for the other kinds.",
+        ),
+    ] = _WINDOWING.remaining_most
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSettings(Table):
-    """How a gateway trains: stochastic gradient descent."""
+    """How a gateway trains: steps down the gradient, batch by batch."""
 
     learning_rate: Annotated[float, Meta(gt=0, le=100, description="Step size of a gateway's own training.")] = (
         _RECIPE.learning_rate
@@ -127,6 +136,27 @@ class RecipeSettings(Table):
         float,
         Meta(gt=0, le=1e6, description="Length (L2 norm) to which a gateway shortens what it learnt in one round."),
     ] = _RECIPE.clip_norm
+    optimizer: Annotated[
+        Literal["sgd", "adam"],
+        Meta(
+            description='"sgd" is stochastic gradient descent; "adam" scales the step of each parameter by its'
+            " gradient's recent size, wants a learning rate near 0.0002, and has no use for momentum. A regressor is"
+            " best trained by it."
+        ),
+    ] = _RECIPE.optimizer
+    time_budget_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="Seconds after which a gateway ends a round's training, passes left or not, and sends what it"
+            " has. 0: no such end.",
+        ),
+    ] = _RECIPE.time_budget_seconds
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        if self.optimizer == "adam" and self.momentum > 0:
+            yield "momentum", f'expected 0 with optimizer = "adam", which has its own, got {self.momentum:g}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,13 +235,13 @@ class TaskSettings(Table):
         str, Meta(min_length=1, max_length=64, examples=["bearing-faults"], description="Name of the task.")
     ]
     kind: Annotated[
-        Literal["softmax", "mlp", "autoencoder", "cnn1d", "graph"],
+        Literal["softmax", "mlp", "autoencoder", "regressor", "cnn1d", "graph"],
         Meta(
             description='Model: "softmax" is linear, "mlp" has hidden layers, "autoencoder" learns what healthy'
             " looks like"
-            ' and scores how far a window is from that, "cnn1d" learns from raw windows (features = "raw") with'
-            " convolutions, and its hidden layers are their channels."
-            ' "graph" is your own, from a bundle.',
+            ' and scores how far a window is from that, "regressor" says how long a machine will run on, "cnn1d" learns'
+            ' from raw windows (features = "raw") with convolutions, and its hidden layers are their channels; "graph"'
+            " is your own, from a bundle.",
         ),
     ] = "mlp"
     bundle: Annotated[
@@ -231,8 +261,8 @@ class TaskSettings(Table):
             max_length=1024,
             examples=[("normal", "inner", "ball", "outer")],
             extra={"stated": True},
-            description="Labels that the model tells apart: the names of the folders on the gateways. Not for an"
-            " autoencoder; required for the others.",
+            description="Labels that the model tells apart: the names of the folders on the gateways. Required for"
+            " softmax and mlp; not for the others.",
         ),
     ] = ()
     anomaly_label: Annotated[
@@ -269,10 +299,24 @@ class TaskSettings(Table):
         if self.kind == "autoencoder":
             if self.classes:
                 yield "classes", "expected none for an autoencoder, which gives back its inputs"
+        elif self.kind == "regressor":
+            if self.classes:
+                yield "classes", "expected none for a regressor, which tells a number"
         elif len(self.classes) < 2:
             yield "classes", f'expected at least two labels for kind = "{self.kind}", got {len(self.classes)}'
         for label in sorted({label for label in self.classes if self.classes.count(label) > 1}):
             yield "classes", f'the label "{label}" stands there twice'
+        most = self.windowing.remaining_most
+        if self.kind == "regressor" and not most:
+            yield "windowing.remaining_most", 'expected samples above 0 for kind = "regressor", got 0'
+        if self.kind != "regressor" and most:
+            yield "windowing.remaining_most", f'expected 0 for kind = "{self.kind}", got {most:g}'
+
+    def check_target(self, rounds: RoundSettings) -> Iterator[tuple[str, str]]:
+        """Mistakes in a target that this task's metric can never come to: all but a regressor's end at 1."""
+        target = rounds.target_metric
+        if self.kind != "regressor" and target is not None and target > 1:
+            yield "rounds.target_metric", f'expected at most 1 for kind = "{self.kind}", got {target:g}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,9 +409,10 @@ class RoundSettings(Table):
         float | None,
         Meta(
             ge=0,
-            le=1,
+            le=MAX_REMAINING,
             examples=[0.98],
-            description="Stop when the task's metric reaches this value (macro-F1; higher is better).",
+            description="Stop when the task's metric reaches this value: macro-F1, at most 1, from below; of a"
+            " regressor the root mean square error in samples, from above.",
         ),
     ] = None
     plateau_rounds: Annotated[
@@ -376,11 +421,16 @@ class RoundSettings(Table):
             ge=1,
             le=1 << 31,
             examples=[20],
-            description="Stop when the best metric has not risen by plateau_delta within this many rounds.",
+            description="Stop when the best metric has not got better by plateau_delta within this many rounds.",
         ),
     ] = None
     plateau_delta: Annotated[
-        float, Meta(ge=0, le=1, description="Least rise of the metric that counts. No effect without plateau_rounds.")
+        float,
+        Meta(
+            ge=0,
+            le=MAX_REMAINING,
+            description="Least gain in the metric that counts. No effect without plateau_rounds.",
+        ),
     ] = 0.001
     resume_on_new_data: Annotated[
         bool,
@@ -579,6 +629,9 @@ class MoreTaskSettings(Table):
     task: TaskSettings
     rounds: RoundSettings = field(default_factory=RoundSettings)
 
+    def check(self) -> Iterator[tuple[str, str]]:
+        yield from self.task.check_target(self.rounds)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinatorSettings(Table):
@@ -624,3 +677,4 @@ class CoordinatorSettings(Table):
 
     def check(self) -> Iterator[tuple[str, str]]:
         yield from named("name", self.name)
+        yield from self.task.check_target(self.rounds)

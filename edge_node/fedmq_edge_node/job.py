@@ -566,7 +566,13 @@ class Job:
 
         try:
             trained = work.train_update(
-                self._state, plan, self._samples, self._engine, gateway=host.name, keep_going=keep_going
+                self._state,
+                plan,
+                self._samples,
+                self._engine,
+                gateway=host.name,
+                keep_going=keep_going,
+                now=host.now,
             )
         except StateError:
             raise

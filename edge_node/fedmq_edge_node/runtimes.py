@@ -1,9 +1,9 @@
 """The engines: a flat parameter vector and a batch go in, a gradient or an output comes out.
 
-Owns the arithmetic of the built-in dense models (softmax regression, multi-layer perceptron, autoencoder) on numpy,
-and the runtimes that compute a model's graph: onnxruntime, LiteRT, tflite-runtime, and numpy where there is none.
-Refuses to know about rounds, optimisers, clipping or where a batch came from. Every array is float32, and a model is
-one flat vector laid out as `ModelSpec.blocks` says. Rows with weight 0 pad a batch to its fixed size and change
+Owns the arithmetic of the built-in dense models (softmax regression, multi-layer perceptron, autoencoder, regressor) on
+numpy, and the runtimes that compute a model's graph: onnxruntime, LiteRT, tflite-runtime, and numpy where there is
+none. Refuses to know about rounds, optimisers, clipping or where a batch came from. Every array is float32, and a model
+is one flat vector laid out as `ModelSpec.blocks` says. Rows with weight 0 pad a batch to its fixed size and change
 nothing.
 """
 
@@ -50,12 +50,13 @@ class Engine(Protocol):
         """Gradient `(P,)` of the weighted mean loss, and that loss.
 
         flat: `(P,)` parameters; x: `(n, inputs)`; y: `(n,)` int64 labels, or whatever the loss compares with
-        (an autoencoder ignores it); w: `(n,)` weights, not all zero.
+        (an autoencoder ignores it, a regressor takes `(n,)` float32); w: `(n,)` weights, not all zero.
         """
         ...
 
     def infer(self, flat: Floats, x: Floats) -> Floats:
-        """Class probabilities `(n, classes)`, or the reconstruction `(n, inputs)` of an autoencoder."""
+        """Class probabilities `(n, classes)`, the reconstruction `(n, inputs)` of an autoencoder, or the `(n, 1)` that
+        a regressor predicts."""
         ...
 
 
@@ -309,10 +310,10 @@ class NumpyEngine:
     def __init__(self, model: ModelSpec) -> None:
         self._model = model
         self._layers = model.layers
-        self._classifies = model.kind != "autoencoder"
+        self._objective = model.objective
 
     def loss_grad(self, flat: Floats, x: Floats, y: NDArray[np.int64] | Floats, w: Floats) -> tuple[Floats, float]:
-        """Cross-entropy of a classifier; mean squared error over the features of an autoencoder."""
+        """Cross-entropy of a classifier; mean squared error of a regressor, and over the features of an autoencoder."""
         _check(self._model, flat, x)
         total = float(w.sum())
         if len(w) != len(x) or not total > 0:
@@ -320,7 +321,7 @@ class NumpyEngine:
         inputs = self._forward(flat, x)
         out = inputs.pop()
         share = (w / np.float32(total)).astype(np.float32)
-        if self._classifies:
+        if self._objective == "classify":
             rows = np.arange(len(x))
             labels = np.asarray(y, dtype=np.int64)
             logs = _log_softmax(out)
@@ -329,9 +330,10 @@ class NumpyEngine:
             error[rows, labels] -= 1.0
             error *= share[:, None]
         else:
-            difference = out - x
+            wanted = x if self._objective == "reconstruct" else np.asarray(y, dtype=np.float32)[:, None]
+            difference = out - wanted
             loss = float(share @ np.mean(difference * difference, axis=1))
-            error = difference * (share[:, None] * np.float32(2.0 / x.shape[1]))
+            error = difference * (share[:, None] * np.float32(2.0 / out.shape[1]))
         gradient = np.empty_like(flat)
         for layer, given in zip(reversed(self._layers), reversed(inputs), strict=True):
             gradient[layer.start : layer.bias_start] = (given.T @ error).ravel()
@@ -342,10 +344,10 @@ class NumpyEngine:
         return gradient, loss
 
     def infer(self, flat: Floats, x: Floats) -> Floats:
-        """Softmax probabilities `(n, classes)`, or the reconstruction `(n, inputs)`."""
+        """Softmax probabilities `(n, classes)`, the reconstruction `(n, inputs)`, or predictions `(n, 1)`."""
         _check(self._model, flat, x)
         out = self._forward(flat, x)[-1]
-        return np.exp(_log_softmax(out)) if self._classifies else out
+        return np.exp(_log_softmax(out)) if self._objective == "classify" else out
 
     def _forward(self, flat: Floats, x: Floats) -> list[Floats]:
         """What each layer was given, and last what the last one gave, before any softmax."""

@@ -4,6 +4,10 @@
     <directory>/recording.toml                             sampling_rate_hz and scale of every recording
     <directory>/<label>/<recording>.toml                   the same for one recording, key by key stronger
 
+For a task of remaining life (`windowing.remaining_most`) folder names say nothing, and a recording is one life. It runs
+to its end, unless its .toml says `remaining`: the samples that were left after it. A window's target is what is left
+after the window, at most `remaining_most`, as a share of that.
+
 A `.npy` holds float32 or float64 in g (times `scale`, if one is given), or int16 that needs a `scale` in g per step;
 a `.csv` holds numbers in g (times `scale`), one row per sample, after at most one heading line; a `.wav` carries its
 own rate, and its full scale is 1 g unless `scale` gives the g per step. A recording has one channel or several, side
@@ -26,9 +30,10 @@ import tomllib
 import wave
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fedmq_protocol.task import Windowing
@@ -53,6 +58,8 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float32]
+Targets = NDArray[np.int64] | NDArray[np.float32]
+"""int64 labels, or float32 shares of the cap on remaining life."""
 
 BANDS = 7
 """Equal bands of the spectrum, from 0 to half the sampling rate."""
@@ -80,7 +87,7 @@ MAX_FEATURES = 4096
 """Of a window: their scaling must fit one message."""
 
 UNLABELLED = "unlabelled"
-"""Folder of recordings nobody has labelled: left out by a classifier, taken as healthy by an autoencoder."""
+"""Folder of recordings nobody has labelled: taken as healthy by an autoencoder, and left out by any other model."""
 
 MAX_FILES = 10_000
 MAX_FILE_BYTES = 4 << 30
@@ -113,10 +120,11 @@ class Samples:
 
     train_x: Floats
     """`(n, features)` float32."""
-    train_y: NDArray[np.int64]
-    """`(n,)` positions in the task's classes; for an autoencoder 0, as it trains on healthy windows only."""
+    train_y: Targets
+    """`(n,)` positions in the task's classes; for an autoencoder 0, as it trains on healthy windows only. For a task of
+    remaining life float32 shares of `remaining_most`."""
     held_x: Floats
-    held_y: NDArray[np.int64]
+    held_y: Targets
     """For an autoencoder 0 is healthy and 1 is everything else."""
     raw_bytes: int
     """What is used of the signal at 2 bytes a sample, as a 16-bit converter gives it: what uploading it would cost."""
@@ -192,13 +200,19 @@ def load(directory: Path, windowing: Windowing, classes: tuple[str, ...], health
 
     A folder whose name is not among `classes` is an error, except `unlabelled`, which is left out. Without classes
     (an autoencoder) folders `healthy` and `unlabelled` are trained on, and of any other only the held-out end is
-    used, as faulty. Raises SampleError.
+    used, as faulty. For a task of remaining life the last `held_out` share of the recordings, by name, is held out
+    whole: the ends of all would be every failure there is. Raises SampleError.
     """
     train = _Table(windowing)
     held = _Table(windowing)
     raw_bytes, recordings = 0, 0
-    for signal, number in _recordings(directory, windowing, classes, healthy):
-        cut = signal.length - int(signal.length * windowing.held_out)
+    every = list(_recordings(directory, windowing, classes, healthy))
+    trained_on = len(every) - int(len(every) * windowing.held_out)
+    for place, (signal, number) in enumerate(every):
+        if windowing.remaining_most:
+            cut = signal.length if place < trained_on else 0
+        else:
+            cut = signal.length - int(signal.length * windowing.held_out)
         if classes or number == 0:
             train.add(signal, 0, cut, number)
         held.add(signal, cut, signal.length, number)
@@ -213,11 +227,13 @@ def load(directory: Path, windowing: Windowing, classes: tuple[str, ...], health
 
 def load_test(
     directory: Path, windowing: Windowing, classes: tuple[str, ...], healthy: str = "normal"
-) -> tuple[Floats, NDArray[np.int64]]:
-    """A test set, whole: every window as unscaled features `(n, features)` and labels `(n,)`. Raises as `load`."""
+) -> tuple[Floats, Targets]:
+    """A test set, whole: every window as unscaled features `(n, features)` and labels `(n,)`. Of a task of remaining
+    life each recording's last window alone: what is asked is how long each has left now. Raises as `load`."""
     table = _Table(windowing)
     for signal, number in _recordings(directory, windowing, classes, healthy):
-        table.add(signal, 0, signal.length, number)
+        first = max(0, signal.length - windowing.samples) if windowing.remaining_most else 0
+        table.add(signal, first, signal.length, number)
     x, y = table.arrays()
     if len(x) == 0:
         raise SampleError(f"{directory}: expected a test recording of at least {windowing.samples:,} samples")
@@ -296,6 +312,8 @@ class _Signal:
     """Of the recording, wanted or not."""
     sampling_rate_hz: float
     read: Callable[[int, int], NDArray[np.float64]]
+    remaining: float = 0.0
+    """Samples that were left after its end."""
 
 
 class _Table:
@@ -306,10 +324,12 @@ class _Table:
         self._features = feature_count(windowing)
         self._most = min(MAX_WINDOWS, MAX_TABLE_VALUES // self._features)
         self._x: list[Floats] = [np.zeros((0, self._features), dtype=np.float32)]
-        self._y: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+        self._y: list[NDArray[Any]] = [np.zeros(0, dtype=np.float32 if windowing.remaining_most else np.int64)]
         self._count = 0
 
     def add(self, signal: _Signal, start: int, stop: int, number: int) -> None:
+        hop, most = self._windowing.hop, self._windowing.remaining_most
+        end = start + self._windowing.samples
         for block in _windows(signal, start, stop, self._windowing):
             self._count += len(block)
             if self._count > self._most:
@@ -317,9 +337,14 @@ class _Table:
                     f"{signal.path}: expected at most {self._most:,} windows in all; raise the task's hop"
                 )
             self._x.append(_featured(block, self._windowing))
-            self._y.append(np.full(len(block), number, dtype=np.int64))
+            if most:
+                left = signal.length - end - hop * np.arange(len(block)) + signal.remaining
+                self._y.append((np.minimum(left, most) / most).astype(np.float32))
+                end += hop * len(block)
+            else:
+                self._y.append(np.full(len(block), number, dtype=np.int64))
 
-    def arrays(self) -> tuple[Floats, NDArray[np.int64]]:
+    def arrays(self) -> tuple[Floats, Targets]:
         return np.concatenate(self._x), np.concatenate(self._y)
 
 
@@ -330,7 +355,7 @@ def _recordings(
     common = read_settings(directory / "recording.toml")
     for path in list_recordings(directory):
         label = path.parent.name
-        if classes and label == UNLABELLED:
+        if label == UNLABELLED and (classes or windowing.remaining_most):
             continue
         if classes and label not in classes:
             raise SampleError(f"{path.parent}: expected a folder named after a class ({', '.join(classes)})")
@@ -341,7 +366,10 @@ def _recordings(
                 f"{path}: expected {windowing.sampling_rate_hz:g} samples a second as the task has it, "
                 f"got {signal.sampling_rate_hz:g}"
             )
-        yield signal, classes.index(label) if classes else int(label not in (healthy, UNLABELLED))
+        if windowing.remaining_most:
+            yield signal, 0
+        else:
+            yield signal, classes.index(label) if classes else int(label not in (healthy, UNLABELLED))
 
 
 def _check_channels(signal: _Signal, windowing: Windowing) -> None:
@@ -394,7 +422,7 @@ def list_recordings(directory: Path) -> list[Path]:
 
 
 def read_settings(path: Path) -> dict[str, float]:
-    """`sampling_rate_hz` and `scale` of a recording.toml or sidecar; empty where there is none."""
+    """`sampling_rate_hz`, `scale` and `remaining` of a recording.toml or sidecar; empty where there is none."""
     if not path.is_file():
         return {}
     if path.stat().st_size > MAX_SETTINGS_BYTES:
@@ -403,11 +431,15 @@ def read_settings(path: Path) -> dict[str, float]:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SampleError(f"{path}: expected TOML, got: {error}") from None
-    known = ("sampling_rate_hz", "scale")
+    known = ("sampling_rate_hz", "scale", "remaining")
     for key, value in table.items():
         if key not in known:
-            raise SampleError(f"{path}: expected the keys {' and '.join(known)}, got {key!r}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise SampleError(f"{path}: expected the keys {', '.join(known)}, got {key!r}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key == "remaining":
+            if not number or not 0 <= value < math.inf:
+                raise SampleError(f"{path}: expected a number of samples, 0 or more, for {key}, got {value!r}")
+        elif not number or not 0 < value < math.inf:
             raise SampleError(f"{path}: expected a number above 0 for {key}, got {value!r}")
     return {key: float(value) for key, value in table.items()}
 
@@ -417,7 +449,7 @@ def _open(path: Path, settings: dict[str, float], wanted: int) -> _Signal:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise SampleError(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, got {size:,}")
-    return _READERS[path.suffix.lower()](path, settings, wanted)
+    return replace(_READERS[path.suffix.lower()](path, settings, wanted), remaining=settings.get("remaining", 0.0))
 
 
 def _rate(path: Path, settings: dict[str, float]) -> float:

@@ -77,6 +77,8 @@ KEPT_CONTEXTS = 1 << 16
 """Parameters up to which contexts stay in memory: those that an update was coded along also decode the next delta."""
 
 LARGEST_LOSS = 1e6
+LARGEST_METRIC = (1 << 31) - 1
+"""In whole 1/10,000, either way."""
 
 LARGEST_VALUE = np.float32(63.0)
 
@@ -233,10 +235,12 @@ def train_update(
     *,
     gateway: str,
     keep_going: Callable[[], bool],
+    now: Callable[[], float] | None = None,
 ) -> Trained:
     """Train from the plan's base on the gateway's own windows and code the delta.
 
-    The same task, gateway, round, data and residual give the same payload. When `keep_going` says no, `stopped` is
+    The same task, gateway, round, data and residual give the same payload, unless the recipe's time budget ends the
+    training, which is kept by `now`. When `keep_going` says no, `stopped` is
     true and the state is as it was. Raises ValueError where training is impossible or diverges.
     """
     task = _task(state)
@@ -255,6 +259,7 @@ def train_update(
         task.recipe,
         np.random.Generator(np.random.PCG64(int.from_bytes(seed[:16], "little"))),
         keep_going,
+        now,
     )
     if result.stopped:
         return Trained(state=state, loss=result.loss, stopped=True)
@@ -345,7 +350,11 @@ def trial(
         windows = len(samples.held_y)
         metric = _score(new, samples, engine)
         before = None if rival is None else _score(rival, samples, engine)
-    wins = release.forced or rival is None or (before is not None and metric >= before)
+    wins = (
+        release.forced
+        or rival is None
+        or (before is not None and metric is not None and task.direction * metric >= task.direction * before)
+    )
     chosen = new if wins or old is None else old
     told = Trial(
         lineage=state.lineage,
@@ -359,15 +368,19 @@ def trial(
 
 
 def _comparable(one: Task, other: Task) -> bool:
-    return (one.windowing, one.classes, one.anomaly_label) == (other.windowing, other.classes, other.anomaly_label)
+    def question(task: Task) -> tuple[object, ...]:
+        return task.objective, task.windowing, task.classes, task.anomaly_label
+
+    return question(one) == question(other)
 
 
 def _score(model: InService, samples: Samples, engine: Callable[[Task], Engine]) -> int:
-    """Its metric on all held-out windows, in whole 1/10,000; R2 has no lower end, a message has."""
+    """Its metric on all held-out windows, as it travels."""
     scaler = read_scaler(model.scaler, model.task)
     flat = to_parameters(model.steps, model.task.grid_bits)
-    found = evaluate(engine(model.task), flat, scaler.apply(samples.held_x), samples.held_y, model.task.classes)
-    return max(round(found.metric * EVALUATION_SCALE), -(1 << 31))
+    task = model.task
+    x, y = scaler.apply(samples.held_x), samples.held_y
+    return metric_told(evaluate(engine(task), flat, x, y, task.objective, task.windowing.remaining_most).metric)
 
 
 def read_scaler(data: bytes | None, task: Task) -> Scaler:
@@ -393,16 +406,22 @@ def loss_told(loss: float) -> int:
     return round(min(loss, LARGEST_LOSS) * EVALUATION_SCALE)
 
 
+def metric_told(metric: float) -> int:
+    """A metric as it travels, in whole 1/10,000 and bounded: R2 has no lower end and an error no upper one."""
+    return round(min(max(metric * EVALUATION_SCALE, -LARGEST_METRIC), LARGEST_METRIC))
+
+
 def _evaluation(
     task: Task, engine: Engine, flat: NDArray[np.float32], samples: Samples, scaler: Scaler
 ) -> Evaluation | None:
     # Of an autoencoder only R2 on healthy windows can be averaged: some gateways have seen faults, and some none.
-    counted = np.ones(len(samples.held_y), dtype=bool) if task.classes else samples.held_y == 0
+    counted = samples.held_y == 0 if task.objective == "reconstruct" else np.ones(len(samples.held_y), dtype=bool)
     if not counted.any():
         return None
-    found = evaluate(engine, flat, scaler.apply(samples.held_x[counted]), samples.held_y[counted], task.classes)
+    x, y = scaler.apply(samples.held_x[counted]), samples.held_y[counted]
+    found = evaluate(engine, flat, x, y, task.objective, task.windowing.remaining_most)
     return Evaluation(
-        metric=round(found.metric * EVALUATION_SCALE),
+        metric=metric_told(found.metric),
         loss=loss_told(found.loss),
         windows=found.windows,
     )

@@ -21,7 +21,7 @@ from fedmq_coordinator.lineage import spec_of
 from fedmq_coordinator.scaling import combine
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_edge_node.runtimes import make_engine
-from fedmq_edge_node.samples import Samples, Scaler, feature_count, load, load_test, statistics
+from fedmq_edge_node.samples import Samples, Scaler, Targets, feature_count, load, load_test, statistics
 from fedmq_edge_node.trainer import evaluate, train
 from fedmq_edge_node.work import EVALUATION_SCALE, loss_told, read_scaler
 from fedmq_protocol.task import UPLINK_STEP, Codec, ModelSpec, Task, initial_steps, to_parameters
@@ -47,7 +47,7 @@ __all__ = [
 Layered = Literal["mlp", "autoencoder"]
 """Kinds that have hidden layers."""
 
-Labelled = tuple[NDArray[np.float32], NDArray[np.int64]]
+Labelled = tuple[NDArray[np.float32], Targets]
 
 KNOWN: dict[tuple[int, int], dict[int, tuple[int, ...]]] = {
     (22, 4): {17_000: (64, 128, 64)},
@@ -200,7 +200,8 @@ def play(
         steps = base + down.encoded.sent.whole_steps()
         metric = None
         if test is not None and test_x is not None:
-            metric = evaluate(engine, to_parameters(steps, task.grid_bits), test_x, test[1], task.classes).metric
+            flat, most = to_parameters(steps, task.grid_bits), task.windowing.remaining_most
+            metric = evaluate(engine, flat, test_x, test[1], task.objective, most).metric
         yield Played(
             number=number,
             level=level,

@@ -28,6 +28,7 @@ from fedmq_edge_node.memory import GatewayState, Memory
 from fedmq_edge_node.runtimes import Engine
 from fedmq_edge_node.samples import Samples
 from fedmq_edge_node.service import Gateway
+from fedmq_edge_node.trainer import optimizer
 from fedmq_protocol.session import Session
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 from numpy.typing import NDArray
@@ -100,7 +101,8 @@ def _drawn_samples(features: int, classes: int, windows: int, hop: int) -> Sampl
 class TimedEngine:
     """An engine whose work takes virtual time; `learnt` is what the training under way has come to so far.
 
-    That sum is the checker's, and made without a look at what the gateway makes of it. `(P,) float32`.
+    That sum is the checker's, and made without a look at what the gateway makes of it; the size of a step alone is
+    worked out by the same optimiser. `(P,) float32`.
     """
 
     def __init__(self, inner: Engine, recipe: Recipe, doings: Doings, seconds_per_window: float) -> None:
@@ -110,21 +112,18 @@ class TimedEngine:
         self._seconds = seconds_per_window
         self._start: Floats | None = None
         self._end: Floats | None = None
-        self._velocity: Floats | None = None
+        self._step = optimizer(recipe)
 
     def loss_grad(self, flat: Floats, x: Floats, y: NDArray[np.int64] | Floats, w: Floats) -> tuple[Floats, float]:
         self._doings.spend(float(np.count_nonzero(w)) * self._seconds)
         self._doings.point("training")
         if self._end is None or not np.array_equal(flat, self._end):
             self._start = flat.copy()
-            self._velocity = np.zeros_like(flat)
+            self._step = optimizer(self._recipe)
         gradient, loss = self._inner.loss_grad(flat, x, y, w)
-        recipe = self._recipe
-        if recipe.proximal:
+        if self._recipe.proximal:
             raise ValueError("a simulation has no proximal term")
-        assert self._velocity is not None
-        self._velocity = np.float32(recipe.momentum) * self._velocity + gradient
-        self._end = flat - np.float32(recipe.learning_rate) * self._velocity
+        self._end = flat - self._step(gradient)
         return gradient, loss
 
     def infer(self, flat: Floats, x: Floats) -> Floats:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from fedmq_coordinator.settings import CoordinatorSettings, RoundSettings
@@ -317,9 +317,9 @@ def _settings(arguments: argparse.Namespace, gateways: int) -> CoordinatorSettin
 
 def _open_data(arguments: argparse.Namespace, folder: Path) -> _Recordings:
     from fedmq.data import TEST_FOLDER, lay_out
-    from fedmq.defaults import task_of, task_settings
+    from fedmq.defaults import Kind, task_of, task_settings
     from fedmq.demo import DemoOptions, open_fleet
-    from fedmq.programs import METRIC_NAMES, evaluator
+    from fedmq.programs import evaluator, metric_name_of
 
     options = DemoOptions(
         data=arguments.data,
@@ -327,11 +327,13 @@ def _open_data(arguments: argparse.Namespace, folder: Path) -> _Recordings:
         test_load=arguments.test_load,
         gateways=arguments.gateways,
         seed=arguments.seed,
+        model="regressor" if arguments.data.startswith("cmapss:") else "mlp",
     )
     found = open_fleet(options)
     rounds = _settings(arguments, len(found.gateways)).rounds
     made = task_settings(
         name=found.name,
+        kind=cast(Kind, options.model),
         classes=found.classes,
         windowing=found.windowing,
         hidden=arguments.hidden,
@@ -340,7 +342,7 @@ def _open_data(arguments: argparse.Namespace, folder: Path) -> _Recordings:
     )
     task = task_of(made, rounds, held_out_reports=found.test is None)
     folders = lay_out(found, folder / "plant")
-    evaluate, metric_name = None, METRIC_NAMES["macro_f1" if task.classes else "r2"]
+    evaluate, metric_name = None, metric_name_of(task)
     if found.test is not None:
         evaluate, metric_name = evaluator(task, folders[TEST_FOLDER])
     sources: dict[str, Source] = {gateway.name: _Loaded(folders[gateway.name]) for gateway in found.gateways}

@@ -120,15 +120,15 @@ def measure(world: World, events: int, digest: str, *, target: float | None = No
         training_seconds_least=min(trainings),
         training_seconds_most=max(trainings),
         target=target,
-        reached=None if target is None else _reached(made, target),
+        reached=None if target is None else _reached(made, target, task.direction),
         events=events,
         digest=digest,
     )
 
 
-def _reached(made: list[Any], target: float) -> Reached | None:
+def _reached(made: list[Any], target: float, direction: int) -> Reached | None:
     for before, row in pairwise(made):
-        if min(before[5] or -math.inf, row[5] or -math.inf) >= target:
+        if all(one[5] is not None and direction * one[5] >= direction * target for one in (before, row)):
             return Reached(seconds=row[1] - START, version=row[6], round=row[7])
     return None
 

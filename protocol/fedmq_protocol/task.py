@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 
 __all__ = [
     "MAX_LEVEL",
+    "MAX_REMAINING",
     "UPLINK_STEP",
     "Codec",
     "Layer",
     "ModelSpec",
+    "Objective",
     "Recipe",
     "Task",
     "Windowing",
@@ -55,9 +57,16 @@ UPLINK_STEP = 2.0**-24
 MAX_BUNDLE_BYTES = 8 << 20
 """Of a bundle of graphs: those of a model for a gateway take some kilobytes."""
 
+MAX_REMAINING = 100_000
+"""Samples that a target of remaining life is capped at, at most: its error must fit the wire's whole 1/10,000."""
+
 MAX_PARAMETERS = 50_000_000
 """No task is larger: a bound for what a message may make a process allocate (200 MB of float32)."""
 
+
+REGRESSOR_WEIGHTS = 0.1
+REGRESSOR_BIAS = 0.5
+"""Start of a regressor's last layer: the share of the usual weights, and the bias, of targets from 0 to 1."""
 
 Objective = Literal["classify", "reconstruct", "regress"]
 """What a model is trained to do: name a window's class, give its inputs back, or say how long it has left."""
@@ -128,12 +137,13 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
     """A built-in model. `sizes` counts units from inputs to outputs, for instance (22, 32, 4).
 
     `softmax` has two sizes and no hidden layer; `mlp` has ReLU between its layers and a softmax at its end;
-    `autoencoder` has ReLU between its layers, a linear end, and as many outputs as inputs; `cnn1d` takes a window of
-    raw samples of one channel, its hidden sizes are channels of convolutions, and it ends as an `mlp` does.
-    `graph` is somebody's own model: its graphs come in a bundle, its sizes are inputs and outputs.
+    `autoencoder` has ReLU between its layers, a linear end, and as many outputs as inputs; `regressor` has ReLU
+    between its layers, a linear end, and one output; `cnn1d` takes a window of raw samples of one channel, its hidden
+    sizes are channels of convolutions, and it ends as an `mlp` does. `graph` is somebody's own model: its graphs come
+    in a bundle, its sizes are inputs and outputs.
     """
 
-    kind: Literal["softmax", "mlp", "autoencoder", "cnn1d", "graph"]
+    kind: Literal["softmax", "mlp", "autoencoder", "cnn1d", "graph", "regressor"]
     sizes: Annotated[tuple[Annotated[int, Meta(ge=1, le=65_536)], ...], Meta(min_length=2, max_length=32)]
 
     bundle: Annotated[bytes, Meta(max_length=32)] = b""
@@ -157,6 +167,8 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
             raise ValueError(
                 f"a cnn1d has windows of at least {FIRST_KERNEL} samples and one convolution or more, got {self.sizes}"
             )
+        if self.kind == "regressor" and self.sizes[-1] != 1:
+            raise ValueError(f"a regressor has one output, got sizes {self.sizes}")
         if self.parameters > MAX_PARAMETERS:
             raise ValueError(f"a model has at most {MAX_PARAMETERS:,} parameters, got {self.parameters:,}")
 
@@ -166,6 +178,8 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
         match self.kind:
             case "autoencoder":
                 return "reconstruct"
+            case "regressor":
+                return "regress"
             case "graph":
                 return OBJECTIVES[self.loss]
             case _:
@@ -197,14 +211,18 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
         if self.kind == "graph":
             return self.parts
         if self.kind != "cnn1d":
-            return tuple(
+            dense = [
                 block
                 for layer in self.layers
                 for block in (
                     Block(shape=(layer.inputs, layer.outputs), limit=_he(layer.inputs)),
                     Block(shape=(layer.outputs,)),
                 )
-            )
+            ]
+            if self.kind == "regressor":
+                weights = msgspec.structs.replace(dense[-2], limit=REGRESSOR_WEIGHTS * dense[-2].limit)
+                dense[-2:] = [weights, Block(shape=(1,), filled=REGRESSOR_BIAS)]
+            return tuple(dense)
         blocks = []
         for conv in self.convolutions:
             shape = (conv.outputs, conv.channels, conv.kernel)
@@ -264,10 +282,13 @@ class Windowing(Wire, frozen=True, kw_only=True):
     """Channels of a recording that become features."""
     scaling: Literal["learnt", "none"] = "learnt"
     """Whether the federation learns a centre and a scale for each feature first, or takes features as they are."""
+    remaining_most: Annotated[float, Meta(ge=0, le=MAX_REMAINING)] = 0.0
+    """Samples. Above 0 a window's target is how many are left after it until the end of life that its recording runs
+    to, at most so many; 0: its target is its folder's label."""
 
 
 class Recipe(Wire, frozen=True, kw_only=True):
-    """How a gateway trains: stochastic gradient descent on the flat vector."""
+    """How a gateway trains: steps down the gradient of batches, on the flat vector."""
 
     learning_rate: Annotated[float, Meta(gt=0, le=100)] = 0.2
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.0
@@ -277,6 +298,10 @@ class Recipe(Wire, frozen=True, kw_only=True):
     """FedProx's mu (Li et al. 2020, arXiv:1812.06127): pulls the local model back to the global one."""
     clip_norm: Annotated[float, Meta(gt=0, le=1e6)] = 10.0
     """L2 bound on a gateway's own delta of a round, before the residual is added."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """`adam` scales each parameter's step (Kingma, Ba 2015, arXiv:1412.6980) and takes no heed of `momentum`."""
+    time_budget_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    """After so long a gateway's training of a round ends, and what it came to is sent. 0: it ends with its epochs."""
 
 
 class Codec(Wire, frozen=True, kw_only=True):
@@ -319,7 +344,7 @@ class Task(Wire, frozen=True, kw_only=True):
     name: Annotated[str, Meta(min_length=1, max_length=64)]
     model: ModelSpec
     classes: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...], Meta(max_length=1024)] = ()
-    """Labels in the order of the model's outputs; empty for an autoencoder."""
+    """Labels in the order of the model's outputs; empty for a model that does not classify."""
     windowing: Windowing = Windowing()
     recipe: Recipe = Recipe()
     up: Codec = Codec()
@@ -346,10 +371,28 @@ class Task(Wire, frozen=True, kw_only=True):
     round, and a gateway gives up when that closes."""
 
     def __post_init__(self) -> None:
-        if self.model.objective == "classify" and len(self.classes) != self.model.sizes[-1]:
+        if self.objective == "classify" and len(self.classes) != self.model.sizes[-1]:
             raise ValueError(f"{len(self.classes)} classes for a model of {self.model.sizes[-1]} outputs")
+        if self.objective == "regress" and self.classes:
+            raise ValueError(f"a regressor has no classes, got {self.classes}")
+        if (self.objective == "regress") != (self.windowing.remaining_most > 0):
+            raise ValueError(
+                f"windowing.remaining_most goes with a regressor: expected it above 0 there and 0 elsewhere, got "
+                f"{self.windowing.remaining_most:g} for kind {self.model.kind!r}"
+            )
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"a class is named twice in {self.classes}")
+
+    @property
+    def objective(self) -> Objective:
+        """What the model is trained to do."""
+        return self.model.objective
+
+    @property
+    def direction(self) -> Literal[1, -1]:
+        """Which way the metric is better: 1 upwards; -1 downwards, as it is an error. A metric times this can be
+        compared as if higher were better: nobody else need know."""
+        return -1 if self.objective == "regress" else 1
 
     @property
     def sparse_levels(self) -> int:
@@ -384,6 +427,9 @@ def to_parameters(steps: NDArray[np.int32], grid_bits: int) -> NDArray[np.float3
 
 def initial_steps(model: ModelSpec, seed: int, grid_bits: int) -> NDArray[np.int32]:
     """The seeded start, `(P,) int32` in grid steps: He-uniform weights (He et al. 2015), zero biases, scales 1.
+
+    A regressor's last layer starts with a tenth of such weights and a bias in the middle of its range, so that what it
+    predicts at first is no accident that rounds are spent on: with sparse deltas they would be many.
 
     Drawn with our own generator and in whole numbers but for one multiplication in float64, so that every
     machine and every numpy draws the same: numpy promises no such thing of its own distributions (NEP 19).

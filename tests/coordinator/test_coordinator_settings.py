@@ -102,3 +102,49 @@ def test_a_file_without_a_task_names_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         load(CoordinatorSettings, path)
     assert [mistake.key for mistake in caught.value.mistakes] == ["state_dir", "task.name"]
+
+
+def test_what_does_not_go_with_a_regressor_is_said_all_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "coordinator.toml"
+    path.write_text(
+        """
+state_dir = "state"
+task.name = "engines"
+task.kind = "regressor"
+task.classes = ["a", "b"]
+"""
+    )
+    with pytest.raises(SettingsError) as caught:
+        load(CoordinatorSettings, path)
+    assert {mistake.key for mistake in caught.value.mistakes} == {"task.classes", "task.windowing.remaining_most"}
+
+
+def test_adam_has_a_momentum_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "coordinator.toml"
+    path.write_text(
+        """
+state_dir = "s"
+task.name = "a"
+task.classes = ["a", "b"]
+task.recipe.optimizer = "adam"
+task.recipe.momentum = 0.5
+"""
+    )
+    with pytest.raises(SettingsError, match=r"task\.recipe\.momentum"):
+        load(CoordinatorSettings, path)
+
+
+def test_a_target_above_one_is_for_regressors_alone(tmp_path: Path) -> None:
+    path = tmp_path / "coordinator.toml"
+    engines = """
+state_dir = "state"
+task.name = "engines"
+task.kind = "regressor"
+task.windowing.remaining_most = 125
+rounds.target_metric = 16
+"""
+    path.write_text(engines)
+    assert load(CoordinatorSettings, path).rounds.target_metric == 16
+    path.write_text('state_dir = "s"\ntask.name = "a"\ntask.classes = ["a", "b"]\nrounds.target_metric = 16\n')
+    with pytest.raises(SettingsError, match=r"rounds\.target_metric"):
+        load(CoordinatorSettings, path)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from fedmq_coordinator.density import LOOKS, Course, Densities, densities, falling, level
+from fedmq_protocol.task import Objective
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,12 +15,12 @@ losses_of_any_kind = st.lists(st.floats(0.0, 1e6), max_size=150)
 
 
 def shares(
-    *, dial: float = 0.3, parameters: int = 17_000, reconstructs: bool = False, fraction: float = 1.0
+    *, dial: float = 0.3, parameters: int = 17_000, objective: Objective = "classify", fraction: float = 1.0
 ) -> Densities:
     return densities(
         dial=dial,
         parameters=parameters,
-        reconstructs=reconstructs,
+        objective=objective,
         fraction=fraction,
         least=0.0005,
         most=0.1,
@@ -53,8 +54,9 @@ def test_where_fewer_are_asked_each_sends_more() -> None:
 
 
 def test_what_gives_back_its_inputs_begins_denser() -> None:
-    assert shares(reconstructs=True).down == pytest.approx(4 * shares().down)
-    assert shares(reconstructs=True, dial=1.0).down == 0.1
+    assert shares(objective="reconstruct").down == pytest.approx(4 * shares().down)
+    assert shares(objective="regress").down == pytest.approx(8 * shares().down)
+    assert shares(objective="reconstruct", dial=1.0).down == 0.1
 
 
 @given(
@@ -65,7 +67,7 @@ def test_densities_keep_within_their_limits(dial: float, parameters: int, fracti
         found = densities(
             dial=dial,
             parameters=parameters,
-            reconstructs=False,
+            objective="classify",
             fraction=fraction,
             least=least,
             most=most,

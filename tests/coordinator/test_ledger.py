@@ -290,3 +290,12 @@ def test_rounds_between_are_those_of_one_lineage(path: Path) -> None:
         2,
         1,
     ]
+
+
+def test_the_best_of_earlier_metrics_is_the_lowest_where_less_is_better(path: Path) -> None:
+    ledger = Ledger(path).book("bearings")
+    for number, metric in enumerate((30.0, 12.0, 20.0, 18.0), start=1):
+        ledger.open_round(replace(ROUND, id=number, lineage=1))
+        ledger.set_metric(number, metric=metric, loss=0.1, source="test set")
+    assert ledger.metrics(1, last=2) == [30.0, 20.0, 18.0]
+    assert ledger.metrics(1, last=2, direction=-1) == [12.0, 20.0, 18.0]

@@ -175,3 +175,19 @@ def test_a_run_goes_on_when_enough_new_windows_have_come() -> None:
 
 def test_a_run_that_is_not_to_go_on_rests_for_good() -> None:
     assert not may_resume(Pace(), windows_at_rest=0, windows_now=10**9)
+
+
+# --- a metric of which less is better --------------------------------------------------------------------------------
+
+
+def test_an_error_reaches_its_target_from_above() -> None:
+    pace = Pace(target_metric=16.0)
+    assert reason_to_rest(pace, rounds=2, metrics=[30.0, 20.0], direction=-1) is None
+    assert reason_to_rest(pace, rounds=2, metrics=[15.0, 16.5], direction=-1) is None
+    assert reason_to_rest(pace, rounds=2, metrics=[16.0, 15.0], direction=-1) == "target 16 reached twice in a row"
+
+
+def test_an_error_that_falls_no_more_is_a_plateau() -> None:
+    pace = Pace(plateau_rounds=2, plateau_delta=0.5)
+    assert reason_to_rest(pace, rounds=4, metrics=[30.0, 20.0, 19.0, 18.0], direction=-1) is None
+    assert reason_to_rest(pace, rounds=4, metrics=[30.0, 20.0, 19.8, 25.0], direction=-1) is not None

@@ -10,6 +10,7 @@ MODELS = [
     ModelSpec(kind="mlp", sizes=(5, 7, 3)),
     ModelSpec(kind="mlp", sizes=(5, 8, 6, 4, 3)),
     ModelSpec(kind="autoencoder", sizes=(5, 3, 5)),
+    ModelSpec(kind="regressor", sizes=(5, 7, 4, 1)),
 ]
 
 
@@ -21,6 +22,8 @@ def batch(model: ModelSpec, windows: int, seed: int = 0) -> tuple[np.ndarray, np
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(windows, model.sizes[0])).astype(np.float32)
     y = rng.integers(0, model.sizes[-1], windows)
+    if model.kind == "regressor":
+        y = rng.uniform(0, 1, windows).astype(np.float32)
     return x, y, rng.uniform(0.2, 2.0, windows).astype(np.float32)
 
 

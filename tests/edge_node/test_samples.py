@@ -506,3 +506,64 @@ def test_junk_is_refused_or_read_but_never_raises_anything_else(
         line = ""
         assert np.isfinite(samples.train_x).all()
     assert "\n" not in line
+
+
+# --- remaining life --------------------------------------------------------------------------------------------------
+
+LIFE = Windowing(features="raw", samples=3, hop=1, sampling_rate_hz=1.0, remaining_most=4.0, held_out=0.0)
+
+
+def put_life(folder: Path, name: str, length: int, remaining: float | None = None) -> None:
+    toml = "sampling_rate_hz = 1.0\n" + ("" if remaining is None else f"remaining = {remaining}\n")
+    put(folder, "run_to_failure", name, np.arange(length, dtype=np.float32), toml)
+
+
+def test_a_window_s_target_is_what_is_left_after_it_up_to_the_cap(tmp_path: Path) -> None:
+    put_life(tmp_path, "a", 9)
+    samples = load(tmp_path, LIFE, ())
+    assert samples.train_x[:, -1].tolist() == [2, 3, 4, 5, 6, 7, 8]
+    assert samples.train_y.dtype == np.float32
+    # After the window that ends with sample 2, six are left, told apart up to four.
+    assert samples.train_y.tolist() == [1, 1, 1, 0.75, 0.5, 0.25, 0]
+    hopped = load(tmp_path, msgspec.structs.replace(LIFE, hop=2), ())
+    assert hopped.train_y.tolist() == [1, 1, 0.5, 0]
+
+
+def test_targets_go_on_from_block_to_block(tmp_path: Path) -> None:
+    length = (1 << 17) + 100
+    put_life(tmp_path, "a", length)
+    windowing = msgspec.structs.replace(LIFE, remaining_most=100_000.0)
+    loaded = load(tmp_path, windowing, ()).train_y
+    assert len(loaded) == length - 2
+    np.testing.assert_allclose(loaded, np.minimum(np.arange(length - 3, -1, -1), 100_000) / 100_000, atol=1e-7)
+
+
+def test_what_was_left_after_a_recording_s_end_counts(tmp_path: Path) -> None:
+    put_life(tmp_path, "a", 5, remaining=2)
+    assert load(tmp_path, LIFE, ()).train_y.tolist() == [1, 0.75, 0.5]
+
+
+def test_whole_lives_are_held_out_and_not_the_ends_of_all(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        put_life(tmp_path, name, 9)
+    put(tmp_path, "unlabelled", "e", np.zeros(9), "sampling_rate_hz = 1.0")
+    samples = load(tmp_path, msgspec.structs.replace(LIFE, held_out=0.25), ())
+    assert (samples.train_windows, samples.held_windows, samples.recordings) == (21, 7, 4)
+    assert samples.train_y.tolist().count(0) == 3
+    assert samples.held_y.tolist().count(0) == 1
+
+
+def test_of_a_test_recording_the_last_window_alone_is_asked(tmp_path: Path) -> None:
+    put_life(tmp_path, "a", 9, remaining=3)
+    put_life(tmp_path, "b", 5, remaining=1)
+    put_life(tmp_path, "too-short", 2)
+    x, y = load_test(tmp_path, LIFE, ())
+    assert x.tolist() == [[6, 7, 8], [2, 3, 4]]
+    assert y.tolist() == [0.75, 0.25]
+
+
+@pytest.mark.parametrize("said", ["-1", "true", "inf", "'long'"])
+def test_a_remaining_life_that_is_no_number_of_samples_is_refused(tmp_path: Path, said: str) -> None:
+    put(tmp_path, "run_to_failure", "a", np.zeros(9), f"sampling_rate_hz = 1.0\nremaining = {said}")
+    with pytest.raises(SampleError, match=r"a\.toml: expected a number of samples, 0 or more, for remaining"):
+        load(tmp_path, LIFE, ())

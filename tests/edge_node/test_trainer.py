@@ -34,8 +34,8 @@ def run(recipe: Recipe, seed: int = 0, windows: int = 90, limit: int | None = No
 def test_training_learns_what_can_be_learnt() -> None:
     result = run(Recipe(learning_rate=0.1, momentum=0.5, local_epochs=20))
     x, y = clusters(seed=1)
-    before = evaluate(ENGINE, START, x, y, ("a", "b", "c"))
-    after = evaluate(ENGINE, START + result.delta, x, y, ("a", "b", "c"))
+    before = evaluate(ENGINE, START, x, y, "classify")
+    after = evaluate(ENGINE, START + result.delta, x, y, "classify")
     assert before.metric < 0.9
     assert after.metric > 0.98
     assert after.loss < before.loss
@@ -150,7 +150,7 @@ def test_an_autoencoder_is_judged_by_auc_where_there_are_faults_and_by_r2_where_
     y = np.zeros(200, dtype=np.int64)
     flat = np.array([0.3, 0.2, 0.4, 0.0, 1.0, 0.5, 2.0, 0.0, 0.0, 0.0], dtype=np.float32)
     trained = train(engine, flat, x, y, Recipe(learning_rate=0.02, local_epochs=60), rng, lambda: True)
-    healthy = evaluate(engine, flat + trained.delta, x, y, ())
+    healthy = evaluate(engine, flat + trained.delta, x, y, "reconstruct")
     assert healthy.metric_name == "r2"
     assert 0.95 < healthy.metric <= 1.0
     faulty = x[:50] * np.array([1, -1, 1], dtype=np.float32)
@@ -159,7 +159,95 @@ def test_an_autoencoder_is_judged_by_auc_where_there_are_faults_and_by_r2_where_
         flat + trained.delta,
         np.concatenate([x, faulty]),
         np.concatenate([y, np.ones(50, dtype=np.int64)]),
-        (),
+        "reconstruct",
     )
     assert both.metric_name == "auc"
     assert both.metric > 0.95
+
+
+# --- regression ------------------------------------------------------------------------------------------------------
+
+
+def test_a_regressor_is_judged_by_its_error_in_samples() -> None:
+    engine = NumpyEngine(ModelSpec(kind="regressor", sizes=(1, 1)))
+    x = np.array([[0.0], [0.5], [1.0]], dtype=np.float32)
+    # It says 0, 0.5 and 1; off by 0, 0.1 and 0.2 of 125 samples.
+    y = np.array([0.0, 0.4, 0.8], dtype=np.float32)
+    found = evaluate(engine, np.array([1.0, 0.0], dtype=np.float32), x, y, "regress", 125.0)
+    assert (found.metric_name, found.windows) == ("rmse", 3)
+    assert found.metric == pytest.approx(125 * np.sqrt((0.01 + 0.04) / 3), rel=1e-5)
+    assert found.loss == pytest.approx((0.01 + 0.04) / 3, rel=1e-5)
+
+
+def test_a_regressor_learns_a_line() -> None:
+    model = ModelSpec(kind="regressor", sizes=(3, 8, 1))
+    x = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    y = (0.5 + 0.2 * x[:, 0] - 0.1 * x[:, 2]).astype(np.float32)
+    flat = to_parameters(initial_steps(model, 0, 12), 12)
+    engine = NumpyEngine(model)
+    recipe = Recipe(learning_rate=0.02, optimizer="adam", local_epochs=60, batch_size=32)
+    trained = train(engine, flat, x, y, recipe, np.random.default_rng(0), lambda: True)
+    before = evaluate(engine, flat, x, y, "regress", 100.0)
+    after = evaluate(engine, flat + trained.delta, x, y, "regress", 100.0)
+    assert after.metric < 5.0 < 20.0 < before.metric
+
+
+# --- optimizers and the time budget ----------------------------------------------------------------------------------
+
+
+class Slope:
+    """An engine whose gradients are given, one after another."""
+
+    def __init__(self, *gradients: float) -> None:
+        self._gradients = iter(gradients)
+
+    def loss_grad(self, flat: np.ndarray, x: np.ndarray, y: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, float]:
+        return np.full_like(flat, next(self._gradients)), 1.0
+
+    def infer(self, flat: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return x
+
+
+def test_adam_steps_as_worked_out_by_hand() -> None:
+    x, y = np.zeros((2, 1), dtype=np.float32), np.zeros(2, dtype=np.int64)
+    recipe = Recipe(optimizer="adam", learning_rate=0.1, batch_size=1)
+    result = train(Slope(1.0, 3.0), np.zeros(1, dtype=np.float32), x, y, recipe, np.random.default_rng(0), lambda: True)
+    # Step 1: m = 0.1, v = 0.001; unbiased 1 and 1, so that it goes 0.1 down.
+    # Step 2: m = 0.9 * 0.1 + 0.1 * 3 = 0.39, of 1 - 0.81: 2.052632; v = 0.000999 + 0.009, of 1 - 0.998001: 5.002001.
+    assert result.delta[0] == pytest.approx(-0.1 - 0.1 * 2.0526316 / np.sqrt(5.0020010), rel=1e-5)
+
+
+def test_adam_takes_no_heed_of_a_gradients_size() -> None:
+    x, y = np.zeros((1, 1), dtype=np.float32), np.zeros(1, dtype=np.int64)
+    recipe = Recipe(optimizer="adam", learning_rate=0.1)
+    start = np.zeros(1, dtype=np.float32)
+    small, large = (
+        train(Slope(size), start, x, y, recipe, np.random.default_rng(0), lambda: True).delta for size in (0.01, 100.0)
+    )
+    np.testing.assert_allclose(small, large, rtol=1e-4)
+
+
+def with_clock(recipe: Recipe) -> TrainResult:
+    """Every look at the clock finds it a second later."""
+    x, y = clusters()
+    seconds = itertools.count()
+    return train(ENGINE, START, x, y, recipe, np.random.default_rng(0), lambda: True, lambda: float(next(seconds)))
+
+
+def test_training_ends_with_its_time_budget_and_keeps_what_it_has() -> None:
+    cut = with_clock(Recipe(batch_size=10, local_epochs=50, time_budget_seconds=5.0))
+    assert 1 <= cut.steps < 9
+    assert not cut.stopped
+    assert cut.delta.any()
+    assert np.isfinite(cut.loss)
+
+
+def test_however_short_the_budget_one_step_is_made() -> None:
+    assert with_clock(Recipe(batch_size=32, local_epochs=3, time_budget_seconds=1e-6)).steps == 1
+
+
+def test_an_ample_budget_and_none_change_nothing() -> None:
+    free = run(Recipe(batch_size=32, local_epochs=3))
+    for seconds in (0.0, 1e4):
+        same = with_clock(Recipe(batch_size=32, local_epochs=3, time_budget_seconds=seconds))
+        assert (same.steps, same.delta.tobytes()) == (free.steps, free.delta.tobytes())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import os
 import sys
 import wave
@@ -17,6 +18,7 @@ from fedmq.data import (
     Fleet,
     GatewayData,
     Recording,
+    cmapss,
     cwru,
     digits,
     gearbox,
@@ -463,3 +465,53 @@ def test_without_scikit_learn_the_digits_say_what_to_install(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError, match=r"pip install 'fedmq\[bench\]'"):
         digits()
+
+
+# --- turbofan engines ------------------------------------------------------------------------------------------------
+
+
+def put_engines(folder: Path, *, rul: str = "unit,rul\n1,7\n2,9\n") -> None:
+    """Eleven engines of four cycles and two for the test; `s1` never moves, `s3` has two values."""
+    heading = "unit,cycle,setting1,s1,s2,s3\n"
+
+    def rows(engines: int) -> str:
+        return heading + "".join(f"{u},{c},0.{c},5,{u}.{c},{c % 2}\n" for u in range(1, engines + 1) for c in range(4))
+
+    for name, engines in (("train", 11), ("test", 2)):
+        (folder / f"{name}_X.csv.gz").write_bytes(gzip.compress(rows(engines).encode()))
+    (folder / "RUL_X.csv").write_text(rul)
+
+
+def test_engines_are_recordings_of_the_sensors_that_move_ten_to_a_gateway(tmp_path: Path) -> None:
+    put_engines(tmp_path)
+    fleet = cmapss(tmp_path)
+    assert [len(gateway.recordings) for gateway in fleet.gateways] == [10, 1]
+    assert fleet.windowing.channels == 1
+    first = fleet.gateways[0].recordings[0]
+    assert np.asarray(first.signal).ravel().tolist() == pytest.approx([1.0, 1.1, 1.2, 1.3])
+    assert first.remaining == 0
+    assert fleet.test is not None
+    assert [engine.remaining for engine in fleet.test] == [7, 9]
+    folders = lay_out(fleet, tmp_path / "plant")
+    windowing = Windowing(features="raw", samples=2, hop=1, sampling_rate_hz=1.0, remaining_most=10.0, held_out=0.0)
+    assert load_test(folders["test"], windowing, ())[1].tolist() == pytest.approx([0.7, 0.9])
+    assert load(folders["engines-02"], windowing, ()).train_y.tolist() == pytest.approx([0.2, 0.1, 0.0])
+
+
+@pytest.mark.parametrize("rul", ["unit,rul\n1,7\n", "engine,rul\n1,7\n2,9\n", "unit,rul\n1,7\n2,soon\n"])
+def test_engines_without_their_remaining_life_are_refused(tmp_path: Path, rul: str) -> None:
+    put_engines(tmp_path, rul=rul)
+    with pytest.raises(DataError, match=r"RUL_X\.csv"):
+        cmapss(tmp_path)
+
+
+def test_the_real_engines_are_ten_gateways_of_ten() -> None:
+    folder = RECORDINGS.parent / "cmapss"
+    if not folder.is_dir():
+        pytest.skip(f"no C-MAPSS tables in {folder}; name their parent folder with FEDMQ_DATA")
+    fleet = cmapss(folder)
+    assert [len(gateway.recordings) for gateway in fleet.gateways] == [10] * 10
+    assert fleet.windowing.channels == 14
+    assert fleet.test is not None
+    assert len(fleet.test) == 100
+    assert {min(engine.remaining for engine in fleet.test), max(engine.remaining for engine in fleet.test)} == {7, 145}

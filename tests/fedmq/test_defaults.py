@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,3 +199,21 @@ def test_real_faults_are_told_apart_at_a_load_that_no_gateway_has_seen(codec: st
     plant = prepare(DemoOptions(data=f"cwru:{RECORDINGS}", test_load=2, seed=seed))
     run = summed_up(play(task_for(plant.fleet, "mlp", None, seed, codec=codec), plant.gateways, plant.test, 40))
     assert min(done.metric for done in run[-10:]) >= 0.985
+
+
+def test_a_regressor_has_its_own_recipe_and_a_wish_goes_before_it() -> None:
+    windowing = WindowingSettings(features="raw", samples=30, channels=2, remaining_most=125.0)
+    settings = task_settings(name="engines", kind="regressor", classes=("ignored",), windowing=windowing)
+    assert (settings.recipe.optimizer, settings.classes) == ("adam", ())
+    made = task_of(settings)
+    assert made.model.sizes == (60, 32, 1)
+    assert (made.recipe.optimizer, made.windowing.remaining_most) == ("adam", 125.0)
+    wished = task_settings(name="engines", kind="regressor", classes=(), windowing=windowing, learning_rate=0.01)
+    assert wished.recipe == replace(settings.recipe, learning_rate=0.01)
+
+
+def test_a_regressor_goes_with_lives_and_with_nothing_else() -> None:
+    with pytest.raises(DemoError, match="--model regressor"):
+        open_fleet(DemoOptions(data="sim", model="regressor"))
+    with pytest.raises(DemoError, match="--model mlp"):
+        open_fleet(DemoOptions(data="sim", remaining_most=10.0))

@@ -170,7 +170,7 @@ def test_the_model_s_digest_is_that_of_little_endian_integers() -> None:
 
 
 def test_the_task_s_digest_is_the_one_written_down() -> None:
-    assert task().digest.hex() == "ceba1a258d002a0bbef10c32bc62714dbc3b33c8fb73bb467cffc034c8fc6435"
+    assert task().digest.hex() == "a071b47245a8afc57ab4feb9760941a5a023bb10246d784dbeaf2fcbe9de7875"
 
 
 def test_the_digest_survives_the_wire_and_changes_with_every_field() -> None:
@@ -272,3 +272,34 @@ def test_a_task_is_sparse_where_both_directions_are() -> None:
     up, down = Codec(density=0.004), Codec(density=0.05)
     assert task(up=up, down=down, levels=4).sparse_levels == 1
     assert task(up=up, down=down).sparse_levels == 0
+
+
+# --- regressors ------------------------------------------------------------------------------------------------------
+
+LIFE = Windowing(features="raw", samples=30, channels=2, remaining_most=125.0)
+
+
+def test_a_regressor_has_a_cap_on_what_is_left_no_classes_and_a_metric_that_falls() -> None:
+    model = ModelSpec(kind="regressor", sizes=(60, 8, 1))
+    made = task(model=model, classes=(), windowing=LIFE)
+    assert (made.objective, made.direction) == ("regress", -1)
+    assert (task().objective, task().direction) == ("classify", 1)
+    for wrong, about in (
+        ({"classes": ()}, "remaining_most"),
+        ({"windowing": LIFE}, "no classes"),
+    ):
+        with pytest.raises(ValueError, match=about):
+            task(model=model, **wrong)
+    with pytest.raises(ValueError, match="remaining_most"):
+        task(windowing=LIFE)
+    with pytest.raises(ValueError, match="one output"):
+        ModelSpec(kind="regressor", sizes=(60, 8, 2))
+
+
+def test_a_regressor_starts_in_the_middle_of_its_range_with_little_else() -> None:
+    model = ModelSpec(kind="regressor", sizes=(60, 8, 1))
+    start = to_parameters(initial_steps(model, 0, 12), 12)
+    last = model.layers[-1]
+    assert start[last.bias_start] == 0.5
+    usual = np.sqrt(6 / 8)
+    assert 0 < np.abs(start[last.start : last.bias_start]).max() <= 0.1 * usual + 2**-12
