@@ -168,6 +168,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _c_int8(source: Source, target: Path, arguments: argparse.Namespace) -> Iterable[str]:
+    import numpy as np
     from fedmq_edge_node.samples import load_test
     from fedmq_models import int8
 

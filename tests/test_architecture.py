@@ -43,6 +43,9 @@ DOORS = {
     "ai_edge_litert": {"edge_node/runtimes.py"},
     "tflite_runtime": {"edge_node/runtimes.py"},
     "flatbuffers": {"models/tflite_format.py"},
+    "torch": {"fedmq/authoring/tracing.py", "fedmq/authoring/building.py"},
+    "onnx": {"fedmq/authoring/tracing.py", "fedmq/authoring/conversion.py"},
+    "onnxscript": {"fedmq/authoring/tracing.py"},
     "sqlite3": {"coordinator/ledger.py", "edge_node/memory.py", "fedmq/simulate/disks.py"},
 }
 """Each outside thing has one door. The demo measures its children's memory, which is not a gateway's vitals, the

@@ -62,12 +62,10 @@ def build(
         outputs = int(np.prod(out.shape[1:]))
     width: dict[str, Any] = {"cross_entropy": {"classes": outputs}, "squared_error": {"outputs": outputs}}.get(loss, {})
     traced = trace(module, loss="mse" if loss == "squared_error" else loss, example_x=example, batch=batch, **width)
-    trained = {key for key, value in module.named_parameters() if value.requires_grad}
     parameters = tuple(
         Parameter(
             name=part.name,
             block=_block(traced.flat[part.offset : part.offset + int(np.prod(part.shape))], part.shape),
-            trainable=part.name in trained or not trained,
         )
         for part in traced.parameters
     )

@@ -91,7 +91,7 @@ class _Converter:
         if place >= len(node.input) or not node.input[place]:
             return None
         if node.input[place] not in self._constants:
-            raise GraphError(f"expected {what} that do not depend on data")
+            raise GraphError(f"expected {what} known beforehand, not made of data")
         return self._constants[node.input[place]]
 
     def integers(self, node: Any, place: int, what: str) -> tuple[int, ...] | None:
