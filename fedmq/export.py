@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from fedmq_edge_node.samples import Scaler
+    from fedmq_models.graph import Graph
     from fedmq_models.int8 import Int8Model
     from fedmq_protocol.task import Task
     from numpy.typing import NDArray
@@ -25,13 +26,16 @@ __all__ = ["Source", "add_parser", "read_version"]
 
 _ABOUT = """\
 Writes a version of a task's model as a file for other machines, from a coordinator's state directory, also while the
-coordinator runs. --c-int8 makes one C99 file in 8-bit integers for microcontrollers, with the federation's scaling of
-features folded in: no float, no allocation, no library. Its comment says how it is used. The ranges of its integers
-come from recordings (--calibrate), on which it is then compared with the model as it was trained.
+coordinator runs. --onnx and --tflite make a graph for one window, with the scaling of features inside: what they take
+are features as a gateway makes them, or raw samples where the task has those. --c-int8 makes one C99 file in 8-bit
+integers for microcontrollers, with the scaling folded in: no float, no allocation, no library. Its comment says how it
+is used. The ranges of its integers come from recordings (--calibrate), on which it is then compared with the model as
+it was trained.
 """
 
 _EPILOG = """\
 examples:
+  fedmq export --onnx model.onnx --tflite model.tflite --state /var/lib/fedmq/coordinator
   fedmq export --c-int8 model.c --state /var/lib/fedmq/coordinator --calibrate recordings
   fedmq export --c-int8 pump.c --prefix pump --task pumps --version 40 --state DIR --calibrate recordings
 
@@ -58,6 +62,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     formats = export.add_argument_group("formats")
+    formats.add_argument("--onnx", type=Path, metavar="FILE", help="ONNX, operator set 18, for one window")
+    formats.add_argument("--tflite", type=Path, metavar="FILE", help="TFLite in float32, for one window")
     formats.add_argument("--c-int8", type=Path, metavar="FILE", help="one C99 file, in 8-bit integers")
     which = export.add_argument_group("which model")
     which.add_argument(
@@ -94,6 +100,8 @@ class Source:
     """`(P,)` parameters."""
     scaler: Scaler | None
     """None where the task takes features as they are."""
+    bundle: bytes | None = None
+    """Of a model that somebody brought."""
 
     @property
     def title(self) -> str:
@@ -134,7 +142,7 @@ def read_version(state_dir: Path, task_name: str | None = None, number: int | No
             if not (state_dir / "models").is_dir():
                 raise ValueError(f"{state_dir / 'models'}: expected the folder of model versions, found none")
             steps = steps_of(book, ModelStore(state_dir / "models"), lineage, wanted.number, task)
-            stored = book.get("scaler")
+            stored, bundle = book.get("scaler"), book.get("bundle")
     finally:
         ledger.close()
     if task.windowing.scaling != "none" and stored is None:
@@ -146,6 +154,7 @@ def read_version(state_dir: Path, task_name: str | None = None, number: int | No
         digest=wanted.digest,
         flat=to_parameters(steps, task.grid_bits),
         scaler=None if task.windowing.scaling == "none" else read_scaler(stored, task),
+        bundle=bundle or None,
     )
 
 
@@ -162,6 +171,43 @@ def _export(arguments: argparse.Namespace) -> None:
         for line in _WRITERS[name](source, target, arguments):
             print(line)
         print(f"wrote {target}")
+
+
+# -- graphs ------------------------------------------------------------------------------------------------------
+
+
+def _graph(source: Source) -> Graph:
+    """For one window of unscaled features."""
+    from fedmq_models.builtin import infer_graph
+    from fedmq_models.bundle import from_bytes
+    from fedmq_models.standalone import standalone
+
+    model, scaler = source.task.model, source.scaler
+    if model.kind != "graph":
+        infer = infer_graph(model, 1)
+    elif source.bundle is not None:
+        infer = from_bytes(source.bundle).infer_one
+    else:
+        raise ValueError(f"{source.title}: the bundle of its model is not in the ledger")
+    if scaler is None:
+        return standalone(infer, source.flat)
+    return standalone(infer, source.flat, scaler.mean, scaler.scale)
+
+
+def _onnx(source: Source, target: Path, arguments: argparse.Namespace) -> Iterable[str]:
+    from fedmq_models.onnx_format import to_onnx
+
+    graph = _graph(source)
+    target.write_bytes(to_onnx(graph, output_names=("out",), name=source.task.name))
+    return [f"takes {graph.inputs[0][0]} {graph.inputs[0][1]}, unscaled features as a gateway makes them"]
+
+
+def _tflite(source: Source, target: Path, arguments: argparse.Namespace) -> Iterable[str]:
+    from fedmq_models.tflite_format import to_tflite
+
+    graph = _graph(source)
+    target.write_bytes(to_tflite(graph, output_names=("out",)))
+    return [f"takes {graph.inputs[0][0]} {graph.inputs[0][1]}, unscaled features as a gateway makes them"]
 
 
 # -- C in 8-bit integers -----------------------------------------------------------------------------------------
@@ -267,5 +313,9 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-_WRITERS: dict[str, Callable[[Source, Path, argparse.Namespace], Iterable[str]]] = {"c_int8": _c_int8}
+_WRITERS: dict[str, Callable[[Source, Path, argparse.Namespace], Iterable[str]]] = {
+    "onnx": _onnx,
+    "tflite": _tflite,
+    "c_int8": _c_int8,
+}
 """By the name of the option: writes the file, and gives back what to say of it."""

@@ -156,7 +156,7 @@ def test_an_older_version_is_exported_also_where_its_file_is_gone(site: Site, tm
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--task", "faults"), "expected a format to write: --c-int8 FILE"),
+        (("--task", "faults"), "expected a format to write: --onnx FILE"),
         (("--c-int8", "OUT"), "--task: expected one of faults, health"),
         (("--c-int8", "OUT", "--task", "fault"), "no task 'fault' in"),
         (("--c-int8", "OUT", "--task", "faults"), "--c-int8 needs --calibrate DIR"),
@@ -204,3 +204,28 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "fedmq export --c-int8 model.c --state" in said
     assert "fedmq_self_test()" in said
+
+
+@pytest.mark.parametrize("task", ["faults", "health"])
+def test_onnx_and_tflite_files_are_the_model_with_its_scaling(site: Site, tmp_path: Path, task: str) -> None:
+    onnx_file, tflite_file = tmp_path / "model.onnx", tmp_path / "model.tflite"
+    pytest.importorskip("flatbuffers", reason="TFLite files are written with the package of that name")
+    assert not site.export("--task", task, "--onnx", str(onnx_file), "--tflite", str(tflite_file))
+    source = read_version(site.state, task)
+    x, _ = load_test(site.recordings, source.task.windowing, source.task.classes)
+    x = x[:50]
+    assert source.scaler is not None
+    expected = NumpyEngine(source.task.model).infer(source.flat, source.scaler.apply(x))
+    onnxruntime = pytest.importorskip("onnxruntime", reason="it runs ONNX files")
+    session = onnxruntime.InferenceSession(str(onnx_file), providers=["CPUExecutionProvider"])
+    found = np.concatenate([session.run(None, {"x": row[None]})[0] for row in x])
+    assert np.abs(found - expected).max() < 1e-4
+    litert = pytest.importorskip("ai_edge_litert.interpreter", reason="it runs TFLite files")
+    interpreter = litert.Interpreter(model_path=str(tflite_file), num_threads=1)
+    interpreter.allocate_tensors()
+    rows = []
+    for row in x:
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], row[None])
+        interpreter.invoke()
+        rows.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+    assert np.abs(np.concatenate(rows) - expected).max() < 1e-4

@@ -1,0 +1,56 @@
+"""A trained model as a graph of its own: parameters and feature scaling inside, windows in, answers out.
+
+Owns how the two are folded in. For export: a gateway keeps parameters apart, because they change with every round.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmq_models.graph import Constant, Graph, GraphError, Node, check
+
+__all__ = ["standalone"]
+
+
+def standalone(
+    infer: Graph,
+    flat: NDArray[np.float32],
+    mean: NDArray[np.float32] | None = None,
+    scale: NDArray[np.float32] | None = None,
+    *,
+    limit: float = 8.0,
+) -> Graph:
+    """`infer` (flat `(P,)`, x -> out) at these parameters, as x -> out.
+
+    With `mean` and `scale` `(features,)`, x is unscaled: it becomes (x - mean) / scale within ±`limit`, as a gateway
+    does it. Raises GraphError where they do not fit.
+    """
+    if len(infer.inputs) != 2 or infer.inputs[0][1].shape != flat.shape:
+        raise GraphError(f"expected an inference graph over {flat.shape} parameters, got {infer.inputs}")
+    x_type = infer.inputs[1][1]
+    constants = [Constant.of(flat.astype(np.float32))]
+    nodes: list[Node] = []
+    if mean is not None and scale is not None:
+        shape = x_type.shape[1:]
+        folded = [mean.reshape(shape), scale.reshape(shape), np.float32(-limit), np.float32(limit)]
+        constants += [Constant.of(np.asarray(value, dtype=np.float32)) for value in folded]
+    own = 1 + len(constants) + len(infer.constants)
+    if len(constants) > 1:
+        # Values: 0 is x, 1 flat, 2 to 5 what the scaling needs.
+        nodes = [Node("Sub", (0, 2)), Node("Div", (own, 3)), Node("Max", (own + 1, 4)), Node("Min", (own + 2, 5))]
+    number = {0: 1, 1: own + 3 if nodes else 0}
+    before = 1 + len(constants)
+    for place in range(len(infer.constants)):
+        number[2 + place] = before + place
+    first = 2 + len(infer.constants)
+    for place in range(len(infer.nodes)):
+        number[first + place] = own + len(nodes) + place
+    graph = Graph(
+        inputs=(infer.inputs[1],),
+        constants=(*constants, *infer.constants),
+        nodes=(*nodes, *(Node(n.op, tuple(number[value] for value in n.inputs), n.attributes) for n in infer.nodes)),
+        outputs=tuple(number[value] for value in infer.outputs),
+    )
+    check(graph)
+    return graph
