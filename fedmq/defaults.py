@@ -18,7 +18,7 @@ from fedmq_edge_node.samples import feature_count
 from fedmq_models.bundle import from_bytes
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 
-__all__ = ["CODECS", "HIDDEN", "RECIPES", "task_of", "task_settings"]
+__all__ = ["CODECS", "HIDDEN", "RECIPES", "SERVER_MOMENTUM", "task_of", "task_settings"]
 
 Kind = Literal["softmax", "mlp", "autoencoder", "regressor", "cnn1d", "graph"]
 
@@ -32,10 +32,20 @@ HIDDEN: dict[str, tuple[int, ...]] = {
 }
 
 RECIPES: dict[str, RecipeSettings] = {
-    "regressor": RecipeSettings(optimizer="adam", learning_rate=0.0002, batch_size=32)
+    "cnn1d": RecipeSettings(learning_rate=0.02, local_epochs=2),
+    "regressor": RecipeSettings(optimizer="adam", learning_rate=0.0002, batch_size=32),
 }
 """Of kinds that the default does not suit. A squared error over long raw windows is steep along what their samples have
 in common and flat elsewhere: plain descent either diverges or takes hundreds of rounds."""
+
+KIND_CODECS: dict[str, CodecSettings] = {
+    "cnn1d": CodecSettings(up_bits=4, down_bits=4, least_density=0.1, most_density=0.1)
+}
+"""Of kinds that the default does not suit: what a convolution has learnt is spread over all of its kernels."""
+
+SERVER_MOMENTUM: dict[str, float] = {"cnn1d": 0.9}
+"""Of kinds that are far slower without: each gateway pulls towards the few faults that it has seen, and what they agree
+on is small beside it."""
 
 CODECS: dict[str, CodecSettings] = {
     "sparse": CodecSettings(),
@@ -75,6 +85,7 @@ def task_settings(
         "batch_size": batch_size,
     }
     given = {name: value for name, value in wishes.items() if value is not None}
+    own = KIND_CODECS.get(kind, CODECS[codec]) if codec == "sparse" and dial is None else CODECS[codec]
     return TaskSettings(
         name=name,
         kind=kind,
@@ -84,7 +95,7 @@ def task_settings(
         seed=seed,
         windowing=windowing or WindowingSettings(),
         recipe=replace(RECIPES.get(kind, RecipeSettings()), **given),
-        codec=CODECS[codec] if dial is None else replace(CODECS[codec], dial=dial),
+        codec=own if dial is None else replace(own, dial=dial),
     )
 
 

@@ -103,6 +103,11 @@ class Shelf:
             self._drop(f"bundle {digest.hex()}")
             del self._bundles[digest]
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is coming in."""
+        return self._coming.idle
+
     def ask(self, now: float, received: int) -> list[AskChunks]:
         """The questions that are due."""
         return [AskChunks(transfer=key, missing=missing) for key, missing in self._coming.due(now, received)]

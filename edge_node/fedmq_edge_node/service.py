@@ -348,7 +348,7 @@ class Gateway:
         self._wondering.clear()
         for job, assignment in adopted:
             job.welcomed(assignment, now, arrived=arrived)
-        if arrived:
+        if arrived and not self._shelf.idle:
             self._shelf.resume(now, self.bytes_received, self.jitter())
         self._shelf.keep(model for job in self._jobs.values() for model in job.models)
 

@@ -227,12 +227,12 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
         for conv in self.convolutions:
             shape = (conv.outputs, conv.channels, conv.kernel)
             blocks += [
-                Block(shape=shape, limit=_he(conv.channels * conv.kernel)),
+                Block(shape=shape, limit=_narrow(conv.channels * conv.kernel)),
                 Block(shape=(conv.outputs,), filled=1.0),
                 Block(shape=(conv.outputs,)),
             ]
         inputs, outputs = self.sizes[-2:]
-        return (*blocks, Block(shape=(inputs, outputs), limit=_he(inputs)), Block(shape=(outputs,)))
+        return (*blocks, Block(shape=(inputs, outputs), limit=_narrow(inputs)), Block(shape=(outputs,)))
 
     @property
     def convolutions(self) -> tuple[Convolution, ...]:
@@ -258,6 +258,12 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
 def _he(fan_in: int) -> float:
     """Bound of evenly drawn weights with so many inputs (He et al. 2015, eq. 10)."""
     return math.sqrt(6.0 / fan_in)
+
+
+def _narrow(fan_in: int) -> float:
+    """The same where a norm follows, so that only the direction of weights counts: from shorter ones a step turns
+    further. PyTorch draws its convolutions so."""
+    return 1.0 / math.sqrt(fan_in)
 
 
 @lru_cache(maxsize=64)
