@@ -8,7 +8,6 @@ came of that round included.
 
     bench/bytes_to_accuracy --data cwru:DIR --test-load 2
     bench/bytes_to_accuracy --data digits --hidden 128,64 --rounds 100 --shares 0.99,0.999
-    bench/bytes_to_accuracy --data gearbox:DIR --model autoencoder --hidden 32 --local-epochs 5 --shares 1
 """
 
 from __future__ import annotations

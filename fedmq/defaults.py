@@ -32,7 +32,7 @@ HIDDEN: dict[str, tuple[int, ...]] = {
 }
 
 RECIPES: dict[str, RecipeSettings] = {
-    "cnn1d": RecipeSettings(learning_rate=0.02, local_epochs=2),
+    "cnn1d": RecipeSettings(learning_rate=0.02, local_epochs=1, batch_size=32),
     "regressor": RecipeSettings(optimizer="adam", learning_rate=0.0002, batch_size=32),
 }
 """Of kinds that the default does not suit. A squared error over long raw windows is steep along what their samples have

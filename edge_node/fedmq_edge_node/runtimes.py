@@ -39,7 +39,7 @@ __all__ = [
 
 Floats = NDArray[np.float32]
 
-INFER_BATCH = 64
+INFER_BATCH = 32
 """Rows of a run where there are many; a single window is a run of its own."""
 
 

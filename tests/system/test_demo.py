@@ -20,6 +20,7 @@ from broker_fixtures import joined
 from counting_proxy import CountingProxy
 from fedmq_broker_config.render import BrokerSettings
 from fedmq_broker_config.run import LocalBroker, embedded_version, find_mosquitto
+from fedmq_edge_node.runtimes import available_engines
 from fedmq_protocol.session import Connection, Dropped, MqttSession, Received
 from processes import PATIENCE_SECONDS, Site, environment, fedmq, small_fleet
 
@@ -231,3 +232,19 @@ def test_engines_teach_each_other_how_long_they_have_left(tmp_path: Path) -> Non
     assert figures["metric_before"] > 35
     # In cycles, of at most 125. Pooled comes to 13.8; guessing the middle is what it began with.
     assert np.median(figures["metric_by_round"][-5:]) < 21
+
+
+@pytest.mark.parametrize("engine", available_engines())
+def test_a_module_of_pytorch_is_learnt_by_real_programs_on_every_engine(tmp_path: Path, engine: str) -> None:
+    bundle = Path(__file__).parents[1] / "vectors" / "bundles" / "cnn.fedmq"
+    figures = demo(tmp_path / "run", "--bundle", str(bundle), "--engine", engine, "--no-baselines")
+    assert (figures["model"], figures["params"], figures["declines"]) == ("graph", 10_964, {})
+    assert len(figures["metric_by_round"]) >= 3
+    for log in (tmp_path / "run" / "logs").glob("*.log"):
+        assert " ERROR " not in log.read_text(encoding="utf-8")
+
+
+def test_a_cnn_is_learnt_from_raw_windows(tmp_path: Path) -> None:
+    figures = demo(tmp_path / "run", "--model", "cnn1d", "--no-baselines")
+    assert (figures["model"], figures["params"]) == ("cnn1d", 8_996)
+    assert figures["gateway_rss_bytes_max"] < 110e6
