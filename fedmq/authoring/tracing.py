@@ -33,6 +33,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedmq.authoring.conversion import AuthoringError
+
 __all__ = ["OPERATORS", "OPSET", "AuthoringError", "GradientCheck", "Parameter", "Traced", "check_gradients", "trace"]
 
 Loss = Literal["cross_entropy", "mse", "reconstruction"]
@@ -67,10 +69,6 @@ WAYS_OUT = {
     ),
 }
 WAY_OUT = "replace it by what the allowed operators say (fedmq.authoring.tracing.OPERATORS), or feed it precomputed"
-
-
-class AuthoringError(ValueError):
-    """A module that cannot be traced: which operator, in which module where that is known, and a way out."""
 
 
 @dataclass(frozen=True, kw_only=True)
