@@ -219,7 +219,7 @@ def _row_major(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _load_litert(graph: Graph, output_names: tuple[str, ...]) -> Run:
-    from ai_edge_litert.interpreter import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    from ai_edge_litert.interpreter import (
         Interpreter as LiteRT,
     )
 
@@ -227,7 +227,7 @@ def _load_litert(graph: Graph, output_names: tuple[str, ...]) -> Run:
 
 
 def _load_tflite_runtime(graph: Graph, output_names: tuple[str, ...]) -> Run:
-    from tflite_runtime.interpreter import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    from tflite_runtime.interpreter import (
         Interpreter as TFLite,
     )
 

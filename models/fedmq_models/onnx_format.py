@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
+from fedmq_compression.frame import varint
+
 from fedmq_models.graph import Attribute, Checked, Constant, Graph, Node, Tensor, check
 
 __all__ = ["OPSET", "to_onnx"]
@@ -136,21 +138,12 @@ def _value(name: str, tensor: Tensor) -> bytes:
 
 
 def _key(field: int, wire_type: int) -> bytes:
-    return _varint(field << 3 | wire_type)
+    return varint(field << 3 | wire_type)
 
 
 def _number(field: int, value: int) -> bytes:
-    return _key(field, 0) + _varint(value & (1 << 64) - 1)
+    return _key(field, 0) + varint(value & (1 << 64) - 1)
 
 
 def _bytes(field: int, data: bytes) -> bytes:
-    return _key(field, 2) + _varint(len(data)) + data
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number >= 0x80:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
+    return _key(field, 2) + varint(len(data)) + data
