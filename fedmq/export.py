@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fedmq_edge_node.samples import Scaler
     from fedmq_models.graph import Graph
     from fedmq_models.int8 import Int8Model
-    from fedmq_models.tflite_int8 import TFLiteModel
+    from fedmq_models.tflite_int8 import Precision, TFLiteModel
     from fedmq_protocol.task import Task
     from numpy.typing import NDArray
 
@@ -48,8 +48,8 @@ recordings holds <label>/<name>.npy, .csv or .wav, as a gateway's data_dir does.
 the model will meet are enough. For an autoencoder healthy ones do, but what lies far beyond them is then cut off inside
 the model: with faulty ones beside them its scores of faults are closer to those in float, and both AUCs are told.
 
-A --tflite-int8 file that loses more than 1 % is made again with activations of 16 bits, which is told, and is not
-written if it still does.
+A --tflite-int8 file that loses more than 1 % is made again with 16-bit activations, first between the layers and then
+everywhere. That is told. If it still loses more, it is not written.
 
 To see that a microcontroller computes what it should, compile with -DFEDMQ_SELF_TEST and call fedmq_self_test().
 """
@@ -232,32 +232,28 @@ def _tflite(source: Source, target: Path, arguments: argparse.Namespace) -> Iter
 
 
 def _tflite_int8(source: Source, target: Path, arguments: argparse.Namespace) -> Iterable[str]:
-    """In 8 bits where that loses little, else with activations of 16."""
-    from fedmq_edge_node.samples import load_test
-    from fedmq_models.tflite_format import to_tflite
-    from fedmq_models.tflite_int8 import TFLiteModel, quantize
+    """In the narrowest integers that lose little."""
+    from fedmq_models.tflite_int8 import CALIBRATION_WINDOWS, PRECISIONS, Calibration, TFLiteModel
 
-    calibrate, compare = _recordings(arguments, "--tflite-int8")
     task = source.task
+    windows = _windows(task, arguments, "--tflite-int8", most=CALIBRATION_WINDOWS)
+    x = _scaled(source, windows.x)
     graph = _graph(source, scaling=False)
-    windows = _scaled(source, _every_window(task, calibrate))
-    x, y = load_test(compare, task.windowing, task.classes, task.anomaly_label)
-    x = _scaled(source, x)
-    in_float = to_tflite(graph, output_names=("out",))
-    expected = TFLiteModel(in_float).run(x)
+    calibration = Calibration(graph, _scaled(source, windows.calibrate))
+    expected = TFLiteModel(calibration.in_float).run(x)
     lost = []
-    for bits in ACTIVATION_BITS:
-        data = quantize(graph, windows, bits)
-        model = TFLiteModel(data)
+    for precision in PRECISIONS:
+        data = calibration.quantize(precision)
         try:
+            model = TFLiteModel(data)
             found = model.run(x)
         except RuntimeError as error:
-            lost.append(f"with activations of {bits} bits it does not run ({str(error).splitlines()[0]})")
+            lost.append(f"with {_ACTIVATIONS[precision]} it does not run ({str(error).splitlines()[0]})")
             continue
-        enough, told = _compared(task, x, y, found, expected)
+        enough, told = _compared(task, x, windows.y, found, expected)
         if enough:
             break
-        lost.append(f"with activations of {bits} bits it loses too much ({told})")
+        lost.append(f"with {_ACTIVATIONS[precision]} it loses too much ({told})")
     else:
         raise ValueError(f"{source.title}: {'; '.join(lost)}; --tflite writes it in float")
     target.write_bytes(data)
@@ -265,35 +261,55 @@ def _tflite_int8(source: Source, target: Path, arguments: argparse.Namespace) ->
     beside.write_text(_about_integers(source, model), encoding="utf-8")
     return [
         *lost,
-        f"calibrated on {len(windows):,} windows of {calibrate}, compared on {len(x):,} of {compare}",
+        windows.told,
         told,
-        f"integers throughout: weights of 8 bits, activations of {bits}; "
-        f"{len(data):,} bytes (in float {len(in_float):,})",
+        f"integers throughout: int8 weights, {_ACTIVATIONS[precision]}",
+        f"{len(data):,} bytes, in float {len(calibration.in_float):,}",
         f"takes {graph.inputs[0][0]} {graph.inputs[0][1].shape} as {model.input.dtype}; {beside} says how",
     ]
 
 
-ACTIVATION_BITS: tuple[Literal[8, 16], ...] = (8, 16)
+_ACTIVATIONS: dict[Precision, str] = {
+    "int8": "int8 activations",
+    "mixed": "int16 activations, int8 where they meet weights",
+    "int16": "int16 activations",
+}
 LEAST_LOSS = 0.01
 """What integers may lose: of accuracy, AUC and R2 as a difference, of an RMSE as a share of it."""
 
 
-def _recordings(arguments: argparse.Namespace, option: str) -> tuple[Path, Path]:
-    """To calibrate on, and to compare on."""
-    if arguments.calibrate is None:
-        raise ValueError(f"{option} needs --calibrate DIR, a folder of recordings to take the integers' ranges from")
-    return arguments.calibrate, arguments.compare or arguments.calibrate
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Of recordings, as unscaled features."""
+
+    calibrate: NDArray[np.float32]
+    """`(n, features)` that ranges are taken from."""
+    x: NDArray[np.float32]
+    """`(m, features)` to compare on, with labels or targets `y` `(m,)`."""
+    y: NDArray[np.int64] | NDArray[np.float32]
+    told: str
 
 
-def _every_window(task: Task, directory: Path) -> NDArray[np.float32]:
-    """Unscaled `(n, features)`. Of remaining life a test has each recording's last window alone: here are all."""
+def _windows(task: Task, arguments: argparse.Namespace, option: str, most: int | None = None) -> Windows:
+    """`most` are calibrated on; of more, as many are taken evenly."""
     import numpy as np
     from fedmq_edge_node.samples import load, load_test
 
-    if not task.windowing.remaining_most:
-        return load_test(directory, task.windowing, task.classes, task.anomaly_label)[0]
-    samples = load(directory, task.windowing, task.classes, task.anomaly_label)
-    return np.concatenate([samples.train_x, samples.held_x])
+    if arguments.calibrate is None:
+        raise ValueError(f"{option} needs --calibrate DIR, a folder of recordings to take the integers' ranges from")
+    calibrate, compare = arguments.calibrate, arguments.compare or arguments.calibrate
+    given = (task.windowing, task.classes, task.anomaly_label)
+    x, y = load_test(compare, *given)
+    if task.windowing.remaining_most:
+        # A test has each recording's last window alone, which is all of a range that there may be.
+        samples = load(calibrate, *given)
+        windows = np.concatenate([samples.train_x, samples.held_x])
+    else:
+        windows = x if calibrate == compare else load_test(calibrate, *given)[0]
+    if most is not None:
+        windows = windows[:: -(-len(windows) // most)]
+    told = f"calibrated on {len(windows):,} windows of {calibrate}, compared on {len(x):,} of {compare}"
+    return Windows(calibrate=windows, x=x, y=y, told=told)
 
 
 def _scaled(source: Source, x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -359,27 +375,28 @@ def _about_integers(source: Source, model: TFLiteModel) -> str:
 
 def _c_int8(source: Source, target: Path, arguments: argparse.Namespace) -> Iterable[str]:
     import numpy as np
-    from fedmq_edge_node.samples import load_test
     from fedmq_models import int8
 
-    calibrate, compare = _recordings(arguments, "--c-int8")
     task, scaler = source.task, source.scaler
     if task.model.kind not in INTEGER_KINDS:
         raise ValueError(f"--c-int8: expected a model of {', '.join(INTEGER_KINDS)}, the task has {task.model.kind}")
-    windows = _every_window(task, calibrate)
-    x, targets = load_test(compare, task.windowing, task.classes, task.anomaly_label)
-    y = targets.astype(np.int64)
+    windows = _windows(task, arguments, "--c-int8")
+    x, y = windows.x, windows.y.astype(np.int64)
     model = int8.quantize(
         task.model,
         source.flat,
         None if scaler is None else scaler.mean,
         None if scaler is None else scaler.scale,
-        windows,
+        windows.calibrate,
     )
-    about = [source.title, f"parameters sha256 {source.digest.hex()}", f"calibrated on {len(windows):,} windows"]
+    about = [
+        source.title,
+        f"parameters sha256 {source.digest.hex()}",
+        f"calibrated on {len(windows.calibrate):,} windows",
+    ]
     text = int8.to_c(model, prefix=arguments.prefix, about=about, labels=task.classes, features=_feature_names(task))
     agreement = [
-        f"calibrated on {len(windows):,} windows of {calibrate}, compared on {len(x):,} of {compare}",
+        windows.told,
         *(_classes_agree(source, model, x, y) if task.classes else _scores_agree(source, model, x, y)),
         f"flash {model.flash_bytes:,} bytes of constants (float32: {4 * task.model.parameters:,}), and its code",
         f"RAM {model.ram_bytes:,} bytes: {2 * model.buffer_bytes:,} of buffers on the stack, "

@@ -21,10 +21,12 @@ import numpy as np
 
 from fedmq_models.graph import MAX_ELEMENTS, Checked, Graph, GraphError, Node, Tensor, check
 
-__all__ = ["to_tflite"]
+__all__ = ["SIGNATURE", "to_tflite"]
 
 TYPES = {"float32": 0, "int32": 2, "int64": 4, "bool": 6}
 """TensorType."""
+SIGNATURE = "serving_default"
+"""What runtimes call the one function of a file."""
 VALID = 1
 """Padding."""
 BROADCAST_RANK = 4
@@ -363,9 +365,10 @@ class _Lowering:
     def _biased(self, inputs: Sequence[int], shape: Shape) -> int | None:
         """A product and a constant for each output as one operator; the product alone then serves no one."""
         for out, other in (inputs, inputs[::-1]):
-            x, weights, bias = self._dense.get(out, (0, 0, 0))
-            fits = self._shape(out) == shape and self._shape(other) in ((shape[-1],), (1, shape[-1]))
-            if bias is None and fits and self.values[other].data is not None:
+            x, weights, bias = self._dense.get(out, (0, 0, out))
+            if bias is not None or self.values[other].data is None or self._shape(out) != shape:
+                continue
+            if self._shape(other) in ((shape[-1],), (1, shape[-1])):
                 return self._fully_connected(x, weights, self._reshape(other, (shape[-1],)), shape)
         return None
 
@@ -613,7 +616,7 @@ class _Writer:
             5,
             (0, "offset", maps[0]),  # inputs
             (1, "offset", maps[1]),  # outputs
-            (2, "offset", self._b.CreateString("serving_default")),  # signature_key; slot 3 is deprecated
+            (2, "offset", self._b.CreateString(SIGNATURE)),  # signature_key; slot 3 is deprecated
             (4, "Uint32", 0),  # subgraph_index
         )
         model = self._table(

@@ -4,7 +4,7 @@ that have no float.
 Owns how `ai-edge-quantizer` is asked (static: ranges of activations come from windows, the least and the greatest that
 occur), and the check that nothing in the result computes in float: input and output are integers, too. Weights are
 int8, with a scale for each output of a layer; activations are int8 with a scale and a zero point for each tensor, or
-int16 with a scale. Refuses to know what the numbers mean, and how much may be lost.
+int16 with a scale (TFLite's own 16x8). Refuses to know what the numbers mean, and how much may be lost.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,51 +20,91 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmq_models.graph import Graph, GraphError
-from fedmq_models.tflite_format import to_tflite
+from fedmq_models.tflite_format import SIGNATURE, to_tflite
 
-__all__ = ["CALIBRATION_WINDOWS", "IntegerTensor", "TFLiteModel", "operators_in_float", "quantize"]
+__all__ = [
+    "CALIBRATION_WINDOWS",
+    "PRECISIONS",
+    "Calibration",
+    "IntegerTensor",
+    "Precision",
+    "TFLiteModel",
+    "operators_in_float",
+]
 
 Floats = NDArray[np.float32]
-Activations = Literal[8, 16]
+Precision = Literal["int8", "mixed", "int16"]
+PRECISIONS: tuple[Precision, ...] = ("int8", "mixed", "int16")
+"""Of activations, the narrowest first. `mixed` is int8 where weights are multiplied, which is nearly all of the work,
+and int16 in between: a variance, and what is divided by it, need more steps than 256."""
 
 CALIBRATION_WINDOWS = 2000
-"""Most that ranges are taken from; of more, as many are taken evenly."""
-OUTPUT = "out"
+"""As many as are enough to take ranges from."""
 
 
-def quantize(graph: Graph, windows: Floats, activations: Activations = 8) -> bytes:
-    """`graph` takes one window and gives one output; `windows` `(n, …)` are of what it is going to see.
+class Calibration:
+    """A graph of one window and one output, with the ranges that its values take.
 
-    Raises ImportError where ai-edge-quantizer is not installed, ValueError without windows, and GraphError for an
-    operator that would stay in float.
+    `windows` `(n, …)` are of what it is going to see. Raises ImportError where ai-edge-quantizer is not installed,
+    ValueError without windows, and GraphError for a graph that TFLite cannot compute.
     """
-    try:
-        from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager
-        from ai_edge_quantizer.utils import qsv_utils
-    except ImportError as error:
-        raise ImportError("TFLite in integers needs ai-edge-quantizer: pip install 'fedmq[export]'") from error
-    if len(windows) == 0:
-        raise ValueError("expected windows to take the integers' ranges from, got none")
-    (name, tensor), *_ = graph.inputs
-    some = windows[:: -(-len(windows) // CALIBRATION_WINDOWS)].reshape(-1, *tensor.shape)
-    wanted = recipe.static_wi8_ai8() if activations == 8 else recipe.static_wi8_ai16()
-    model = to_tflite(graph, output_names=(OUTPUT,))
+
+    def __init__(self, graph: Graph, windows: Floats) -> None:
+        try:
+            from ai_edge_quantizer import calibrator
+            from ai_edge_quantizer.utils import qsv_utils
+        except ImportError as error:
+            raise ImportError("TFLite in integers needs ai-edge-quantizer: pip install 'fedmq[export]'") from error
+        if len(windows) == 0:
+            raise ValueError("expected windows to take the integers' ranges from, got none")
+        (name, tensor), *_ = graph.inputs
+        given = windows.reshape(-1, *tensor.shape)
+        self.in_float = to_tflite(graph, output_names=("out",))
+        with _silence():
+            # Its own habit is a moving average, which forgets the recordings that came first.
+            ranges = calibrator.Calibrator(self.in_float, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+            ranges.calibrate({SIGNATURE: [{name: window} for window in given]}, _rules("int8"))
+            self._ranges = ranges.get_model_qsvs()
+
+    def quantize(self, precision: Precision) -> bytes:
+        """The file. Raises GraphError for an operator that would stay in float."""
+        from ai_edge_quantizer import quantizer
+
+        with _silence():
+            made = quantizer.Quantizer(self.in_float, _rules(precision).get_quantization_recipe())
+            data = bytes(made.quantize(self._ranges).quantized_model or b"")
+        if floats := operators_in_float(data):
+            raise GraphError(f"expected operators that are computed in integers too, got {', '.join(floats)}")
+        return data
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The quantizer tells its progress and its sizes to whoever reads the terminal."""
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+_ALL = ("*",)
+_WEIGHTED = ("CONV_2D", "CONV_2D_TRANSPOSE", "FULLY_CONNECTED", "BATCH_MATMUL")
+_RULES: dict[Precision, dict[tuple[str, ...], int]] = {
+    "int8": {_ALL: 8},
+    "mixed": {_ALL: 16, _WEIGHTED: 8},
+    "int16": {_ALL: 16},
+}
+"""Bits of activations, by the quantizer's names of operators; a later rule goes before an earlier one."""
+
+
+def _rules(precision: Precision) -> Any:
+    from ai_edge_quantizer import recipe_manager
+
     rules = recipe_manager.RecipeManager()
-    rules.load_quantization_recipe(wanted)
-    # It tells its progress and its sizes to whoever reads the terminal.
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(action="ignore", category=UserWarning),
-    ):
-        # Its own habit is a moving average, which forgets the recordings that came first.
-        ranges = calibrator.Calibrator(model, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
-        ranges.calibrate({"serving_default": [{name: window} for window in some]}, rules)
-        made = quantizer.Quantizer(model, wanted).quantize(ranges.get_model_qsvs()).quantized_model
-    data = bytes(made or b"")
-    if floats := operators_in_float(data):
-        raise GraphError(f"expected operators that are computed in integers too, got {', '.join(floats)}")
-    return data
+    for operators, bits in _RULES[precision].items():
+        for operator in operators:
+            rules.add_static_config(".*", operator, activation_num_bits=bits, weight_num_bits=8)
+    return rules
 
 
 def operators_in_float(model: bytes) -> list[str]:
