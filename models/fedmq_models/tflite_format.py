@@ -7,7 +7,8 @@ engine. Only writes: nothing that comes from outside is read in this format.
 What TFLite cannot compute is refused with a `GraphError` that names the operator, never left out. TFLite's kernels take
 few dimensions: where a tensor has more, those that are treated alike are taken together, which costs a reshape. A
 product with constant weights becomes FULLY_CONNECTED, with the bias and the ReLU that follow it: what every runtime
-is quickest at, and what has a scale for each output where numbers are quantized.
+is quickest at, and what has a scale for each output where numbers are quantized. A division by a root becomes a product
+with RSQRT: in integers a root of little is 0, which nothing is divided by, and its reciprocal is merely large.
 """
 
 from __future__ import annotations
@@ -99,14 +100,14 @@ class Step:
 
 # BuiltinOperator of schema version 3.
 CONCATENATION, CONV_2D, FULLY_CONNECTED, LOGISTIC, RELU, RESHAPE, SOFTMAX, TANH = 2, 3, 9, 14, 19, 22, 25, 28
-TRANSPOSE, STRIDED_SLICE, LOG_SOFTMAX, CAST, ARG_MAX, PADV2 = 39, 45, 50, 53, 56, 60
+SQRT, RSQRT, TRANSPOSE, STRIDED_SLICE, LOG_SOFTMAX, CAST, ARG_MAX, PADV2 = 75, 76, 39, 45, 50, 53, 56, 60
 TRANSPOSE_CONV, SELECT_V2, BATCH_MATMUL, BROADCAST_TO = 67, 123, 126, 130
 _UNARY = {
     "Neg": 59,
     "Abs": 101,
     "Exp": 47,
     "Log": 73,
-    "Sqrt": 75,
+    "Sqrt": SQRT,
     "Tanh": TANH,
     "Sigmoid": LOGISTIC,
     "Relu": RELU,
@@ -151,6 +152,8 @@ class _Lowering:
         """What an expanded value was made of."""
         self._dense: dict[int, tuple[int, int, int | None]] = {}
         """Input, weights and bias of what FULLY_CONNECTED gives, before any ReLU."""
+        self._roots: dict[int, int] = {}
+        """What SQRT took, by what it gives."""
         self._known: dict[tuple[int, tuple[int, ...], Shape, Options | None], int] = {}
         """Steps by what they compute: the same twice is one."""
         self._graph = graph
@@ -245,6 +248,13 @@ class _Lowering:
             return self._fully_connected(*self._dense[x], shape, relu=True)
         if op == "Add" and (biased := self._biased(inputs, shape)) is not None:
             return biased
+        if op in ("Div", "Reciprocal") and inputs[-1] in self._roots:
+            inverse = self._put(RSQRT, [self._roots[inputs[-1]]], "float32", self._shape(inputs[-1]))
+            return inverse if op == "Reciprocal" else self._broadcast(_BROADCAST["Mul"], [x, inverse], "float32", shape)
+        if op == "Sqrt":
+            root = self._put(SQRT, inputs, "float32", shape)
+            self._roots[root] = x
+            return root
         if op in _UNARY:
             return self._put(_UNARY[op], inputs, result.dtype, shape)
         if op in _BROADCAST:
