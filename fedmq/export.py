@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fedmq_edge_node.samples import Scaler
     from fedmq_models.graph import Graph
     from fedmq_models.int8 import Int8Model
+    from fedmq_models.tflite_int8 import Precision, TFLiteModel
     from fedmq_protocol.task import Task
     from numpy.typing import NDArray
 
@@ -27,21 +28,28 @@ __all__ = ["Source", "add_parser", "read_version"]
 _ABOUT = """\
 Writes a version of a task's model as a file for other machines, from a coordinator's state directory, also while the
 coordinator runs. --onnx and --tflite make a graph for one window, with the scaling of features inside: what they take
-are features as a gateway makes them, or raw samples where the task has those. --c-int8 makes one C99 file in 8-bit
-integers for microcontrollers, with the scaling folded in: no float, no allocation, no library. Its comment says how it
-is used. The ranges of its integers come from recordings (--calibrate), on which it is then compared with the model as
-it was trained.
+are features as a gateway makes them, or raw samples where the task has those.
+
+--tflite-int8 makes a TFLite file in integers alone, input and output too, for TFLite Micro and for accelerators that
+have no float. What it takes are scaled features; FILE.json beside it says how to scale them, and what its integers are
+worth. It needs pip install 'fedmq[export]'. --c-int8 makes one C99 file in 8-bit integers for microcontrollers, with
+the scaling folded in: no float, no allocation, no library. Its comment says how it is used. The ranges of both come
+from recordings (--calibrate), and on recordings (--compare) each is compared with the model as it was trained.
 """
 
 _EPILOG = """\
 examples:
   fedmq export --onnx model.onnx --tflite model.tflite --state /var/lib/fedmq/coordinator
+  fedmq export --tflite-int8 model.tflite --state /var/lib/fedmq/coordinator --calibrate recordings --compare others
   fedmq export --c-int8 model.c --state /var/lib/fedmq/coordinator --calibrate recordings
   fedmq export --c-int8 pump.c --prefix pump --task pumps --version 40 --state DIR --calibrate recordings
 
 recordings holds <label>/<name>.npy, .csv or .wav, as a gateway's data_dir does. A few minutes of each condition that
 the model will meet are enough. For an autoencoder healthy ones do, but what lies far beyond them is then cut off inside
 the model: with faulty ones beside them its scores of faults are closer to those in float, and both AUCs are told.
+
+A --tflite-int8 file that loses more than 1 % is made again with 16-bit activations, first between the layers and then
+everywhere. That is told. If it still loses more, it is not written.
 
 To see that a microcontroller computes what it should, compile with -DFEDMQ_SELF_TEST and call fedmq_self_test().
 """
@@ -64,6 +72,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     formats = export.add_argument_group("formats")
     formats.add_argument("--onnx", type=Path, metavar="FILE", help="ONNX, operator set 18, for one window")
     formats.add_argument("--tflite", type=Path, metavar="FILE", help="TFLite in float32, for one window")
+    formats.add_argument("--tflite-int8", type=Path, metavar="FILE", help="TFLite in integers alone, for one window")
     formats.add_argument("--c-int8", type=Path, metavar="FILE", help="one C99 file, in 8-bit integers")
     which = export.add_argument_group("which model")
     which.add_argument(
@@ -71,12 +80,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     which.add_argument("--task", metavar="NAME", help="of this task (default: the only one)")
     which.add_argument("--version", type=_version, metavar="N", help="of the lineage in force (default: the newest)")
-    integers = export.add_argument_group("with --c-int8")
+    integers = export.add_argument_group("with --tflite-int8 and --c-int8")
     integers.add_argument(
         "--calibrate", type=Path, metavar="DIR", help="recordings that ranges are taken from (needed)"
     )
     integers.add_argument(
-        "--prefix", default="fedmq", metavar="NAME", help="that every name in the file begins with (default: fedmq)"
+        "--compare",
+        type=Path,
+        metavar="DIR",
+        help="recordings that integers and float are compared on (default: those of --calibrate)",
+    )
+    integers.add_argument(
+        "--prefix",
+        default="fedmq",
+        metavar="NAME",
+        help="that every name in the C file begins with (default: fedmq)",
     )
     export.set_defaults(run=_export)
 
@@ -176,8 +194,8 @@ def _export(arguments: argparse.Namespace) -> None:
 # -- graphs ------------------------------------------------------------------------------------------------------
 
 
-def _graph(source: Source) -> Graph:
-    """For one window of unscaled features."""
+def _graph(source: Source, *, scaling: bool = True) -> Graph:
+    """For one window of unscaled features, or without `scaling` of scaled ones."""
     from fedmq_models.builtin import infer_graph
     from fedmq_models.bundle import from_bytes
     from fedmq_models.standalone import standalone
@@ -189,7 +207,7 @@ def _graph(source: Source) -> Graph:
         infer = from_bytes(source.bundle).infer_one
     else:
         raise ValueError(f"{source.title}: the bundle of its model is not in the ledger")
-    if scaler is None:
+    if scaler is None or not scaling:
         return standalone(infer, source.flat)
     return standalone(infer, source.flat, scaler.mean, scaler.scale)
 
@@ -210,32 +228,176 @@ def _tflite(source: Source, target: Path, arguments: argparse.Namespace) -> Iter
     return [f"takes {graph.inputs[0][0]} {graph.inputs[0][1]}, unscaled features as a gateway makes them"]
 
 
+# -- TFLite in integers -------------------------------------------------------------------------------------------
+
+
+def _tflite_int8(source: Source, target: Path, arguments: argparse.Namespace) -> Iterable[str]:
+    """In the narrowest integers that lose little."""
+    from fedmq_models.graph import GraphError
+    from fedmq_models.tflite_int8 import CALIBRATION_WINDOWS, PRECISIONS, Calibration, TFLiteModel
+
+    task = source.task
+    windows = _windows(task, arguments, "--tflite-int8", most=CALIBRATION_WINDOWS)
+    x = _scaled(source, windows.x)
+    graph = _graph(source, scaling=False)
+    calibration = Calibration(graph, _scaled(source, windows.calibrate))
+    expected = TFLiteModel(calibration.in_float).run(x)
+    lost = []
+    for precision in PRECISIONS:
+        try:
+            data = calibration.quantize(precision)
+            model = TFLiteModel(data)
+            found = model.run(x)
+        except (GraphError, RuntimeError) as error:
+            lost.append(f"with {_ACTIVATIONS[precision]} it does not run ({str(error).splitlines()[0]})")
+            continue
+        enough, told = _compared(task, x, windows.y, found, expected)
+        if enough:
+            break
+        lost.append(f"with {_ACTIVATIONS[precision]} it loses too much ({told})")
+    else:
+        raise ValueError(f"{source.title}: {'; '.join(lost)}; --tflite writes it in float")
+    target.write_bytes(data)
+    beside = target.with_name(f"{target.name}.json")
+    beside.write_text(_about_integers(source, model), encoding="utf-8")
+    return [
+        *lost,
+        windows.told,
+        told,
+        f"integers throughout: int8 weights, {_ACTIVATIONS[precision]}",
+        f"{len(data):,} bytes, in float {len(calibration.in_float):,}",
+        f"takes {graph.inputs[0][0]} {graph.inputs[0][1].shape} as {model.input.dtype}; {beside} says how",
+    ]
+
+
+_ACTIVATIONS: dict[Precision, str] = {
+    "int8": "int8 activations",
+    "mixed": "int16 activations, int8 where they meet weights",
+    "int16": "int16 activations",
+}
+MOST_LOSS = 0.01
+"""What integers may lose: of accuracy, AUC and R2 as a difference, of an RMSE as a share of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Of recordings, as unscaled features."""
+
+    calibrate: NDArray[np.float32]
+    """`(n, features)` that ranges are taken from."""
+    x: NDArray[np.float32]
+    """`(m, features)` to compare on, with labels or targets `y` `(m,)`."""
+    y: NDArray[np.int64] | NDArray[np.float32]
+    told: str
+
+
+def _windows(task: Task, arguments: argparse.Namespace, option: str, most: int | None = None) -> Windows:
+    """`most` are calibrated on; of more, as many are taken evenly."""
+    import numpy as np
+    from fedmq_edge_node.samples import load, load_test
+
+    if arguments.calibrate is None:
+        raise ValueError(f"{option} needs --calibrate DIR, a folder of recordings to take the integers' ranges from")
+    calibrate, compare = arguments.calibrate, arguments.compare or arguments.calibrate
+    given = (task.windowing, task.classes, task.anomaly_label)
+    x, y = load_test(compare, *given)
+    if task.windowing.remaining_most:
+        # A test has each recording's last window alone, which is all of a range that there may be.
+        samples = load(calibrate, *given)
+        windows = np.concatenate([samples.train_x, samples.held_x])
+    else:
+        windows = x if calibrate == compare else load_test(calibrate, *given)[0]
+    if most is not None:
+        windows = windows[:: -(-len(windows) // most)]
+    told = f"calibrated on {len(windows):,} windows of {calibrate}, compared on {len(x):,} of {compare}"
+    return Windows(calibrate=windows, x=x, y=y, told=told)
+
+
+def _scaled(source: Source, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    from fedmq_edge_node.work import read_scaler
+
+    return (source.scaler or read_scaler(None, source.task)).apply(x)
+
+
+def _compared(
+    task: Task,
+    x: NDArray[np.float32],
+    y: NDArray[np.int64] | NDArray[np.float32],
+    found: NDArray[np.float32],
+    expected: NDArray[np.float32],
+) -> tuple[bool, str]:
+    """Whether integers (`found`) are near enough to float (`expected`), and in words."""
+    from fedmq_edge_node.trainer import measure
+
+    integers, floats = (measure(x, out, y, task.objective, task.windowing.remaining_most) for out in (found, expected))
+    if task.objective == "classify":
+        same = (found.argmax(axis=1) == expected.argmax(axis=1)).mean()
+        told = (
+            f"accuracy {_percent(integers.accuracy)}, in float {_percent(floats.accuracy)}; "
+            f"{_percent(same)} of windows are given the same class"
+        )
+        return floats.accuracy - integers.accuracy <= MOST_LOSS, told
+    if task.objective == "regress":
+        told = f"RMSE {integers.metric:.3f} samples, in float {floats.metric:.3f}"
+        return integers.metric <= (1 + MOST_LOSS) * floats.metric, told
+    told = f"{integers.metric_name.upper()} {integers.metric:.4f}, in float {floats.metric:.4f}"
+    return floats.metric - integers.metric <= MOST_LOSS, told
+
+
+def _about_integers(source: Source, model: TFLiteModel) -> str:
+    """What a program must know to use the file, as JSON."""
+    import json
+    from dataclasses import asdict
+
+    from fedmq_edge_node.samples import SCALED_LIMIT
+
+    task, scaler = source.task, source.scaler
+    about: dict[str, object] = {
+        "title": source.title,
+        "parameters_sha256": source.digest.hex(),
+        "objective": task.objective,
+        "input": asdict(model.input),
+        "output": asdict(model.output),
+    }
+    if scaler is not None:
+        scaling = {"mean": scaler.mean.tolist(), "scale": scaler.scale.tolist(), "limit": SCALED_LIMIT}
+        about["scaling"] = scaling
+    if names := _feature_names(task):
+        about["features"] = names
+    if task.classes:
+        about["classes"] = list(task.classes)
+    if task.windowing.remaining_most:
+        about["remaining_most"] = task.windowing.remaining_most
+    return json.dumps(about, indent=2) + "\n"
+
+
 # -- C in 8-bit integers -----------------------------------------------------------------------------------------
 
 
 def _c_int8(source: Source, target: Path, arguments: argparse.Namespace) -> Iterable[str]:
     import numpy as np
-    from fedmq_edge_node.samples import load_test
     from fedmq_models import int8
 
-    if arguments.calibrate is None:
-        raise ValueError("--c-int8 needs --calibrate DIR, a folder of recordings to take the integers' ranges from")
     task, scaler = source.task, source.scaler
     if task.model.kind not in INTEGER_KINDS:
         raise ValueError(f"--c-int8: expected a model of {', '.join(INTEGER_KINDS)}, the task has {task.model.kind}")
-    x, targets = load_test(arguments.calibrate, task.windowing, task.classes, task.anomaly_label)
-    y = targets.astype(np.int64)
+    windows = _windows(task, arguments, "--c-int8")
+    x, y = windows.x, windows.y.astype(np.int64)
     model = int8.quantize(
         task.model,
         source.flat,
         None if scaler is None else scaler.mean,
         None if scaler is None else scaler.scale,
-        x,
+        windows.calibrate,
     )
-    about = [source.title, f"parameters sha256 {source.digest.hex()}", f"calibrated on {len(x):,} windows"]
+    about = [
+        source.title,
+        f"parameters sha256 {source.digest.hex()}",
+        f"calibrated on {len(windows.calibrate):,} windows",
+    ]
     text = int8.to_c(model, prefix=arguments.prefix, about=about, labels=task.classes, features=_feature_names(task))
     agreement = [
-        f"calibrated and compared on {len(x):,} windows of {arguments.calibrate}",
+        windows.told,
         *(_classes_agree(source, model, x, y) if task.classes else _scores_agree(source, model, x, y)),
         f"flash {model.flash_bytes:,} bytes of constants (float32: {4 * task.model.parameters:,}), and its code",
         f"RAM {model.ram_bytes:,} bytes: {2 * model.buffer_bytes:,} of buffers on the stack, "
@@ -263,9 +425,8 @@ def _floats(source: Source, x: NDArray[np.float32]) -> tuple[NDArray[np.float32]
     """Scaled features `(n, inputs)` and what the model makes of them, `(n, outputs)`."""
     import numpy as np
     from fedmq_edge_node.runtimes import NumpyEngine
-    from fedmq_edge_node.work import read_scaler
 
-    scaled = (source.scaler or read_scaler(None, source.task)).apply(x)
+    scaled = _scaled(source, x)
     engine = NumpyEngine(source.task.model)
     parts = [engine.infer(source.flat, scaled[start : start + BATCH]) for start in range(0, len(x), BATCH)]
     return scaled, np.concatenate(parts)
@@ -316,6 +477,7 @@ def _percent(share: float) -> str:
 _WRITERS: dict[str, Callable[[Source, Path, argparse.Namespace], Iterable[str]]] = {
     "onnx": _onnx,
     "tflite": _tflite,
+    "tflite_int8": _tflite_int8,
     "c_int8": _c_int8,
 }
 """By the name of the option: writes the file, and gives back what to say of it."""

@@ -40,7 +40,8 @@ DOORS = {
     "iotcore": {"broker_config/run.py"},
     "serial": {"firmware_bridge/port.py"},
     "onnxruntime": {"edge_node/runtimes.py"},
-    "ai_edge_litert": {"edge_node/runtimes.py"},
+    "ai_edge_litert": {"edge_node/runtimes.py", "models/tflite_int8.py"},
+    "ai_edge_quantizer": {"models/tflite_int8.py"},
     "tflite_runtime": {"edge_node/runtimes.py"},
     "flatbuffers": {"models/tflite_format.py"},
     "torch": {"fedmq/authoring/tracing.py", "fedmq/authoring/building.py"},
@@ -49,7 +50,8 @@ DOORS = {
     "sqlite3": {"coordinator/ledger.py", "edge_node/memory.py", "fedmq/simulate/disks.py"},
 }
 """Each outside thing has one door. The demo measures its children's memory, which is not a gateway's vitals, the
-codec's rivals compress for themselves, and a simulation has disks of its own."""
+codec's rivals compress for themselves, a file in integers is read and run where it is made, and a simulation has disks
+of its own."""
 
 CLOCKS = {
     ("time", name)
@@ -122,7 +124,16 @@ def test_an_outside_thing_has_one_door(outside: str) -> None:
 @pytest.mark.parametrize(
     "outside",
     [
-        *("scipy", "iotcore", "onnxruntime", "ai_edge_litert", "tflite_runtime", "flatbuffers", "serial"),
+        *(
+            "scipy",
+            "iotcore",
+            "onnxruntime",
+            "ai_edge_litert",
+            "ai_edge_quantizer",
+            "tflite_runtime",
+            "flatbuffers",
+            "serial",
+        ),
         *("matplotlib", "pyroaring", "numba"),
     ],
 )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedmq_edge_node.runtimes import Engine, anomaly_score
 
-__all__ = ["Evaluation", "TrainResult", "evaluate", "optimizer", "train"]
+__all__ = ["Evaluation", "TrainResult", "evaluate", "measure", "optimizer", "train"]
 
 Floats = NDArray[np.float32]
 
@@ -154,18 +154,27 @@ def evaluate(
     objective: Objective,
     remaining_most: float = 1.0,
 ) -> Evaluation:
-    """Loss and metric on scaled features `(n, inputs)` with labels or targets `(n,)`.
-
-    Macro-F1 is the plain mean of F1 over the labels *present in y*: a class that no window has is left out, but
-    predicting it is still wrong. For an autoencoder a label is 0 (healthy) or another number (faulty); R2 is over
-    the healthy windows where there are some. A regressor's targets are float32 shares of `remaining_most` samples:
-    its loss is in those shares, its RMSE in samples. Raises ValueError without windows.
+    """Loss and metric on scaled features `(n, inputs)` with labels or targets `(n,)`, as `measure` has them. Raises
+    ValueError without windows.
     """
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"expected as many labels as windows, and at least one, got {len(y)} for {len(x)}")
     out = np.concatenate(
         [engine.infer(flat, x[start : start + EVALUATION_BATCH]) for start in range(0, len(x), EVALUATION_BATCH)]
     )
+    return measure(x, out, y, objective, remaining_most)
+
+
+def measure(
+    x: Floats, out: Floats, y: NDArray[np.int64] | Floats, objective: Objective, remaining_most: float = 1.0
+) -> Evaluation:
+    """How good a model's outputs `(n, outputs)` are, whatever computed them.
+
+    Macro-F1 is the plain mean of F1 over the labels *present in y*: a class that no window has is left out, but
+    predicting it is still wrong. For an autoencoder a label is 0 (healthy) or another number (faulty); R2 is over
+    the healthy windows where there are some. A regressor's targets are float32 shares of `remaining_most` samples:
+    its loss is in those shares, its RMSE in samples.
+    """
     if objective == "regress":
         squared = float(np.mean((out[:, 0].astype(np.float64) - y) ** 2))
         rmse = remaining_most * math.sqrt(squared)

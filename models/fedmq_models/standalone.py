@@ -1,6 +1,8 @@
 """A trained model as a graph of its own: parameters and feature scaling inside, windows in, answers out.
 
-Owns how the two are folded in. For export: a gateway keeps parameters apart, because they change with every round.
+Owns how the two are folded in, and that what follows from them alone is computed once, here: a layer's weights are a
+constant in the file, not a piece that is cut out of all parameters at every run. For export: a gateway keeps
+parameters apart, because they change with every round.
 """
 
 from __future__ import annotations
@@ -8,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_models.graph import Constant, Graph, GraphError, Node, check
+from fedmq_models.graph import Array, Constant, Graph, GraphError, Node, check
+from fedmq_models.interpreter import KERNELS
 
 __all__ = ["standalone"]
 
@@ -53,4 +56,29 @@ def standalone(
         outputs=tuple(number[value] for value in infer.outputs),
     )
     check(graph)
-    return graph
+    return _folded(graph)
+
+
+def _folded(graph: Graph) -> Graph:
+    """The same function with what depends on no input as constants, and without what no output needs. An expanded
+    constant stays an operator: it says the same in less."""
+    first = len(graph.inputs) + len(graph.constants)
+    known: dict[int, Array] = {len(graph.inputs) + place: c.array() for place, c in enumerate(graph.constants)}
+    for place, node in enumerate(graph.nodes):
+        if node.op != "Expand" and all(number in known for number in node.inputs):
+            known[first + place] = KERNELS[node.op]([known[number] for number in node.inputs], node.attributes)
+    needed = set(graph.outputs)
+    for number in range(first + len(graph.nodes) - 1, first - 1, -1):
+        if number in needed and number not in known:
+            needed.update(graph.nodes[number - first].inputs)
+    constants = sorted(needed & known.keys())
+    kept = [number for number in sorted(needed - known.keys()) if number >= first]
+    order = [*range(len(graph.inputs)), *constants, *kept]
+    place_of = {number: place for place, number in enumerate(order)}
+    nodes = (graph.nodes[number - first] for number in kept)
+    return Graph(
+        inputs=graph.inputs,
+        constants=tuple(Constant.of(known[number]) for number in constants),
+        nodes=tuple(Node(n.op, tuple(place_of[given] for given in n.inputs), n.attributes) for n in nodes),
+        outputs=tuple(place_of[number] for number in graph.outputs),
+    )

@@ -5,7 +5,10 @@ TFLite's operators each of a graph's is computed. A gateway writes the file itse
 engine. Only writes: nothing that comes from outside is read in this format.
 
 What TFLite cannot compute is refused with a `GraphError` that names the operator, never left out. TFLite's kernels take
-few dimensions: where a tensor has more, those that are treated alike are taken together, which costs a reshape.
+few dimensions: where a tensor has more, those that are treated alike are taken together, which costs a reshape. A
+product with constant weights becomes FULLY_CONNECTED, with the bias and the ReLU that follow it: what every runtime
+is quickest at, and what has a scale for each output where numbers are quantized. A division by a root becomes a product
+with RSQRT: in integers a root of little is 0, which nothing is divided by, and its reciprocal is merely large.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ import numpy as np
 
 from fedmq_models.graph import MAX_ELEMENTS, Checked, Graph, GraphError, Node, Tensor, check
 
-__all__ = ["to_tflite"]
+__all__ = ["SIGNATURE", "to_tflite"]
 
 TYPES = {"float32": 0, "int32": 2, "int64": 4, "bool": 6}
 """TensorType."""
+SIGNATURE = "serving_default"
+"""What runtimes call the one function of a file."""
 VALID = 1
 """Padding."""
 BROADCAST_RANK = 4
@@ -94,15 +99,15 @@ class Step:
 
 
 # BuiltinOperator of schema version 3.
-CONCATENATION, CONV_2D, LOGISTIC, RELU, RESHAPE, SOFTMAX, TANH = 2, 3, 14, 19, 22, 25, 28
-TRANSPOSE, STRIDED_SLICE, LOG_SOFTMAX, CAST, ARG_MAX, PADV2 = 39, 45, 50, 53, 56, 60
+CONCATENATION, CONV_2D, FULLY_CONNECTED, LOGISTIC, RELU, RESHAPE, SOFTMAX, TANH = 2, 3, 9, 14, 19, 22, 25, 28
+SQRT, RSQRT, TRANSPOSE, STRIDED_SLICE, LOG_SOFTMAX, CAST, ARG_MAX, PADV2 = 75, 76, 39, 45, 50, 53, 56, 60
 TRANSPOSE_CONV, SELECT_V2, BATCH_MATMUL, BROADCAST_TO = 67, 123, 126, 130
 _UNARY = {
     "Neg": 59,
     "Abs": 101,
     "Exp": 47,
     "Log": 73,
-    "Sqrt": 75,
+    "Sqrt": SQRT,
     "Tanh": TANH,
     "Sigmoid": LOGISTIC,
     "Relu": RELU,
@@ -145,6 +150,10 @@ class _Lowering:
         """What a reshaped value was made of."""
         self._expanded: dict[int, int] = {}
         """What an expanded value was made of."""
+        self._dense: dict[int, tuple[int, int, int | None]] = {}
+        """Input, weights and bias of what FULLY_CONNECTED gives, before any ReLU."""
+        self._roots: dict[int, int] = {}
+        """What SQRT took, by what it gives."""
         self._known: dict[tuple[int, tuple[int, ...], Shape, Options | None], int] = {}
         """Steps by what they compute: the same twice is one."""
         self._graph = graph
@@ -194,6 +203,12 @@ class _Lowering:
             self._constants[value] = self._add(value)
         return self._constants[value]
 
+    def _array(self, number: int) -> np.ndarray[Any, Any]:
+        """Of a constant."""
+        value = self.values[number]
+        assert value.data is not None
+        return np.frombuffer(value.data, dtype=value.dtype).reshape(value.shape)
+
     def _ints(self, values: Iterable[int], *shape: int) -> int:
         array = np.array(list(values), dtype=np.int32)
         return self._constant(array.reshape(shape) if shape else array)
@@ -215,6 +230,8 @@ class _Lowering:
     def _reshape(self, number: int, shape: Shape) -> int:
         if self._shape(number) == shape:
             return number
+        if self.values[number].data is not None:
+            return self._constant(self._array(number).reshape(shape))
         source = self._reshaped.get(number, number)
         if self._shape(source) == shape:
             return source
@@ -227,6 +244,17 @@ class _Lowering:
     def _node(self, node: Node, inputs: list[int], result: Tensor) -> int:
         op, a = node.op, dict[str, Any](node.attributes)
         x, shape = inputs[0], result.shape
+        if op == "Relu" and x in self._dense:
+            return self._fully_connected(*self._dense[x], shape, relu=True)
+        if op == "Add" and (biased := self._biased(inputs, shape)) is not None:
+            return biased
+        if op in ("Div", "Reciprocal") and inputs[-1] in self._roots:
+            inverse = self._put(RSQRT, [self._roots[inputs[-1]]], "float32", self._shape(inputs[-1]))
+            return inverse if op == "Reciprocal" else self._broadcast(_BROADCAST["Mul"], [x, inverse], "float32", shape)
+        if op == "Sqrt":
+            root = self._put(SQRT, inputs, "float32", shape)
+            self._roots[root] = x
+            return root
         if op in _UNARY:
             return self._put(_UNARY[op], inputs, result.dtype, shape)
         if op in _BROADCAST:
@@ -316,6 +344,9 @@ class _Lowering:
             *_, k = self._shape(x)
             flat = self._reshape(x, (self.values[x].elements // k, k))
             return self._reshape(self._matmul(flat, y, (self._shape(flat)[0], shape[-1])), shape)
+        if rank == 2 and self.values[y].data is not None:
+            weights = self._transpose(y, (1, 0))
+            return self._fully_connected(x, weights, None, shape)
         if rank == 2:
             x, turned_x = self._untransposed(x)
             y, turned_y = self._untransposed(y)
@@ -330,6 +361,26 @@ class _Lowering:
         ]
         joined = (*_joined(shape[:-2], runs), *shape[-2:])
         return self._reshape(self._put(BATCH_MATMUL, given, "float32", joined), shape)
+
+    def _fully_connected(self, x: int, weights: int, bias: int | None, shape: Shape, *, relu: bool = False) -> int:
+        """`x` (n, inputs) by constant `weights` (outputs, inputs)."""
+        outputs = self._shape(weights)[0]
+        added = self._constant(np.zeros(outputs, dtype=np.float32)) if bias is None else bias
+        options = Options(8, (Field(0, "Int8", 1),) if relu else ())  # fused_activation_function
+        out = self._put(FULLY_CONNECTED, [x, weights, added], "float32", shape, options)
+        if not relu:
+            self._dense[out] = (x, weights, bias)
+        return out
+
+    def _biased(self, inputs: Sequence[int], shape: Shape) -> int | None:
+        """A product and a constant for each output as one operator; the product alone then serves no one."""
+        for out, other in (inputs, inputs[::-1]):
+            x, weights, bias = self._dense.get(out, (0, 0, out))
+            if bias is not None or self.values[other].data is None or self._shape(out) != shape:
+                continue
+            if self._shape(other) in ((shape[-1],), (1, shape[-1])):
+                return self._fully_connected(x, weights, self._reshape(other, (shape[-1],)), shape)
+        return None
 
     def _untransposed(self, x: int) -> tuple[int, bool]:
         """The matrix that this one is the transpose of, if it is one."""
@@ -420,6 +471,8 @@ class _Lowering:
         shape = tuple(value.shape[axis] for axis in order)
         if order == tuple(range(len(order))):
             return source
+        if value.data is not None:
+            return self._remember(self._constant(self._array(source).transpose(order)), source, order)
         # Axes that stay side by side are moved as one, and those of size 1 need no moving.
         wide = [axis for axis in order if value.shape[axis] > 1]
         if wide == sorted(wide):
@@ -565,16 +618,31 @@ class _Writer:
             )
             for code, version in codes
         ]
-        model = self._table(
+        maps = [
+            self._offsets([self._named(lowering.names[number], place[number]) for number in numbers])
+            for numbers in (lowering.inputs, outputs)
+        ]
+        signature = self._table(
             5,
+            (0, "offset", maps[0]),  # inputs
+            (1, "offset", maps[1]),  # outputs
+            (2, "offset", self._b.CreateString(SIGNATURE)),  # signature_key; slot 3 is deprecated
+            (4, "Uint32", 0),  # subgraph_index
+        )
+        model = self._table(
+            8,
             (0, "Uint32", 3),  # version
             (1, "offset", self._offsets(made)),  # operator_codes
             (2, "offset", self._offsets([subgraph])),  # subgraphs
             (3, "offset", self._b.CreateString("fedmq")),  # description
-            (4, "offset", self._offsets(buffers)),  # buffers
+            (4, "offset", self._offsets(buffers)),  # buffers; then metadata, twice
+            (7, "offset", self._offsets([signature])),  # signature_defs
         )
         self._b.Finish(model, file_identifier=b"TFL3")
         return bytes(self._b.Output())
+
+    def _named(self, name: str, place: int) -> int:
+        return self._table(2, (0, "offset", self._b.CreateString(name)), (1, "Uint32", place))  # name, tensor_index
 
     def _tensor(self, value: Value, buffer: int, name: str) -> int:
         return self._table(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
+import os
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.runtimes import NumpyEngine
 from fedmq_edge_node.samples import FEATURES, load_test
 from fedmq_edge_node.work import read_scaler
+from fedmq_models.tflite_int8 import TFLiteModel, operators_in_float
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, initial_steps, model_digest, short
 from plant import Plant, make_task
 
@@ -163,6 +167,8 @@ def test_an_older_version_is_exported_also_where_its_file_is_gone(site: Site, tm
         (("--c-int8", "OUT", "--task", "faults", "--version", "99"), f"--version: expected 0 to {ROUNDS} of task"),
         (("--c-int8", "OUT", "--task", "faults", "--calibrate", "nowhere"), "expected a folder of recordings"),
         (("--c-int8", "OUT", "--task", "faults", "--calibrate", "HERE", "--prefix", "9"), "expected a prefix"),
+        (("--tflite-int8", "OUT", "--task", "faults"), "--tflite-int8 needs --calibrate DIR"),
+        (("--c-int8", "OUT", "--task", "faults", "--calibrate", "HERE", "--compare", "nowhere"), "expected a folder"),
         (("--c-int8", "OUT/x/y.c", "--task", "faults", "--calibrate", "HERE"), "No such file or directory"),
     ],
 )
@@ -204,6 +210,7 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "fedmq export --c-int8 model.c --state" in said
     assert "fedmq_self_test()" in said
+    assert "fedmq export --tflite-int8 model.tflite --state" in said
 
 
 @pytest.mark.parametrize("task", ["faults", "health"])
@@ -229,3 +236,135 @@ def test_onnx_and_tflite_files_are_the_model_with_its_scaling(site: Site, tmp_pa
         interpreter.invoke()
         rows.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
     assert np.abs(np.concatenate(rows) - expected).max() < 1e-4
+
+
+def integers_by_hand(x: np.ndarray, about: dict[str, Any]) -> np.ndarray:
+    """Unscaled features as the file beside a model says they become its input."""
+    scaling, given = about["scaling"], about["input"]
+    scaled = np.clip(
+        (x - np.float32(scaling["mean"])) / np.float32(scaling["scale"]), -scaling["limit"], scaling["limit"]
+    )
+    nearest = np.rint(scaled / given["scale"]) + given["zero_point"]
+    return np.clip(nearest, -128, 127).astype(given["dtype"])
+
+
+def test_a_classifier_becomes_tflite_in_integers_which_the_file_beside_it_explains(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ai_edge_quantizer", reason="it makes integers of a TFLite file: pip install 'fedmq[export]'")
+    litert = pytest.importorskip("ai_edge_litert.interpreter", reason="it runs TFLite files")
+    target = tmp_path / "model.tflite"
+    before = contents(site.state)
+    assert site.export("--task", "faults", "--tflite-int8", str(target), "--calibrate", str(site.recordings)) == 0
+    said = capsys.readouterr().out
+    assert contents(site.state) == before, "an export changed the coordinator's folder"
+
+    source = read_version(site.state, "faults")
+    assert source.scaler is not None
+    x, y = load_test(site.recordings, source.task.windowing, source.task.classes)
+    in_float = NumpyEngine(source.task.model).infer(source.flat, source.scaler.apply(x)).argmax(axis=1)
+    about = json.loads((tmp_path / "model.tflite.json").read_text(encoding="utf-8"))
+    assert about["parameters_sha256"] == source.digest.hex()
+    assert tuple(about["classes"]) == CLASSES
+    assert (about["features"][0], len(about["features"])) == ("rms_log10_g", FEATURES)
+    interpreter = litert.Interpreter(model_path=str(target), num_threads=1)
+    interpreter.allocate_tensors()
+    (given,), (made,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert (given["dtype"], made["dtype"]) == (np.int8, np.int8)
+    assert operators_in_float(target.read_bytes()) == []
+    found = []
+    for row in integers_by_hand(x, about):
+        interpreter.set_tensor(given["index"], row[None])
+        interpreter.invoke()
+        found.append(int(interpreter.get_tensor(made["index"]).argmax()))
+    accuracy, float_accuracy = np.mean(found == y), np.mean(in_float == y)
+    assert float_accuracy > 0.6, "the federation has learnt nothing: this proves little"
+    assert accuracy >= float_accuracy - 0.01
+    assert f"accuracy {100 * accuracy:.1f} %, in float {100 * float_accuracy:.1f} %" in said
+    assert "int8 weights, int8 activations" in said
+    assert f"{target.stat().st_size:,} bytes, in float" in said
+
+
+def test_an_autoencoder_becomes_tflite_in_integers_that_was_compared_on_other_recordings(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ai_edge_quantizer", reason="it makes integers of a TFLite file: pip install 'fedmq[export]'")
+    healthy, target = tmp_path / "healthy", tmp_path / "health.tflite"
+    shutil.copytree(site.recordings / "normal", healthy / "normal")
+    for settings in site.recordings.glob("*.toml"):
+        shutil.copy(settings, healthy)
+    words = ("--task", "health", "--tflite-int8", str(target), "--calibrate", str(healthy))
+    assert site.export(*words, "--compare", str(site.recordings)) == 0
+    said = capsys.readouterr().out
+    auc, float_auc = map(float, re.search(r"AUC ([\d.]+), in float ([\d.]+)", said).groups())  # type: ignore[union-attr]
+    assert float_auc > 0.7, "the federation has learnt nothing: this proves little"
+    assert auc >= float_auc - 0.01
+    windows, compared = (
+        len(load_test(folder, site.plant.coordinator.job("health").line.task.windowing, ())[0])
+        for folder in (healthy, site.recordings)
+    )
+    assert windows < compared
+    assert f"calibrated on {windows} windows of {healthy}, compared on {compared} of {site.recordings}" in said
+
+
+def test_integers_that_lose_too_much_are_widened_and_then_refused(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ai_edge_quantizer", reason="it makes integers of a TFLite file: pip install 'fedmq[export]'")
+    words = ("--task", "faults", "--tflite-int8", str(tmp_path / "model.tflite"), "--calibrate", str(site.recordings))
+    near = TFLiteModel.run
+
+    def coarse(model: TFLiteModel, windows: np.ndarray) -> np.ndarray:
+        return np.zeros((len(windows), 4), np.float32) if model.input.dtype == "int8" else near(model, windows)
+
+    monkeypatch.setattr(TFLiteModel, "run", coarse)
+    assert site.export(*words) == 0
+    said = capsys.readouterr().out
+    assert "with int8 activations it loses too much (accuracy" in said
+    assert "int8 weights, int16 activations, int8 where they meet weights" in said
+    for path in tmp_path.iterdir():
+        path.unlink()
+
+    def broken(model: TFLiteModel, windows: np.ndarray) -> np.ndarray:
+        if model.input.scale:
+            raise RuntimeError("division by zero")
+        return near(model, windows)
+
+    monkeypatch.setattr(TFLiteModel, "run", broken)
+    assert site.export(*words) == 1
+    err = capsys.readouterr().err
+    assert "with int16 activations it does not run (division by zero); --tflite writes it in float" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "told"),
+    [
+        ("cwru", ("--split", "fault", "--test-load", "2", "--model", "cnn1d", "--rounds", "30"), "accuracy"),
+        ("cmapss", ("--model", "regressor", "--gateways", "10", "--rounds", "15"), "RMSE"),
+        ("gearbox", ("--model", "autoencoder", "--rounds", "15"), "AUC"),
+    ],
+)
+def test_real_recordings_lose_little_in_integers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], data: str, words: tuple[str, ...], told: str
+) -> None:
+    pytest.importorskip("ai_edge_quantizer", reason="it makes integers of a TFLite file: pip install 'fedmq[export]'")
+    folder = Path(os.environ.get("FEDMQ_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / data
+    if not folder.is_dir():
+        pytest.skip(f"no recordings in {folder}; name their parent folder with FEDMQ_DATA")
+    run = tmp_path / "run"
+    ended = main(
+        ["demo", "--data", f"{data}:{folder}", *words, "--directory", str(run), "--no-baselines", "--no-progress"]
+    )
+    assert ended == 0
+    (ledger,) = run.rglob("ledger.sqlite")
+    test, target = run / "plant" / "test", tmp_path / "model.tflite"
+    words = ("--tflite-int8", str(target), "--calibrate", str(test))
+    assert main(["export", "--state", str(ledger.parent), *words]) == 0
+    said = capsys.readouterr().out
+    found, in_float = map(float, re.search(rf"{told} ([\d.]+).*, in float ([\d.]+)", said).groups())  # type: ignore[union-attr]
+    assert operators_in_float(target.read_bytes()) == []
+    if told == "RMSE":
+        assert found <= 1.01 * in_float
+    else:
+        assert found >= in_float - (1 if told == "accuracy" else 0.01)
