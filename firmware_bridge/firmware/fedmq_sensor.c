@@ -1,8 +1,6 @@
 /* See fedmq_sensor.h. */
 #include "fedmq_sensor.h"
 
-#include <string.h>
-
 enum { HEADER = 10, CHECKS = 6 };
 
 /* Both checksums are over header and payload. */
@@ -86,9 +84,12 @@ static void put_u64(fedmq_encoder *e, uint64_t number)
 
 static void put_float(fedmq_encoder *e, float number)
 {
-    uint32_t bits;
-    memcpy(&bits, &number, sizeof bits);
-    fedmq_put_u32(e, bits);
+    union {
+        float number;
+        uint32_t bits;
+    } same; /* not memcpy: there may be no library */
+    same.number = number;
+    fedmq_put_u32(e, same.bits);
 }
 
 void fedmq_begin(fedmq_encoder *e, void *out, size_t room, uint8_t kind, const fedmq_head *head)
