@@ -61,6 +61,10 @@ def test_a_sensor_whose_clock_was_set_forward_begins_anew() -> None:
     clock.observe(1_000_000_000, EPOCH + 121)
     assert clock.to_gateway(1_000_000_000) == pytest.approx(EPOCH + 121)
     assert clock.drift_ppm is None
+    for later in range(100):
+        now_us = 1_000_000_000 + later * 1_000_000
+        clock.observe(now_us, EPOCH + 121 + later)
+        assert clock.to_gateway(now_us) == pytest.approx(EPOCH + 121 + later, abs=1e-4)
 
 
 def test_a_time_that_goes_back_is_left_out() -> None:

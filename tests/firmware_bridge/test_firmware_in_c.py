@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
+import fastcrc
 import numpy as np
 import pytest
 from cobs import cobs
@@ -159,6 +162,22 @@ def test_what_is_too_long_costs_c_that_frame_and_no_other(harness: Path) -> None
     assert in_c(harness, stream, room=16) == ([described(short)] * 2, 1)
     assert in_c(harness, stream, room=0) == ([], 3)
     assert in_c(harness, b"\x01" * 100_000 + b"\0" + encode(short)) == ([described(short)], 1)
+
+
+def sealed(body: bytes, behind: bytes = b"") -> bytes:
+    """Any bytes with checksums that hold, and what comes behind them."""
+    sums = struct.pack("<IH", zlib.crc32(body), fastcrc.crc16.ibm_3740(body))
+    return bytes(cobs.encode(body + sums + behind)) + b"\0"
+
+
+def test_what_holds_its_checksums_and_is_no_frame_is_refused_by_both(harness: Path) -> None:
+    whole = struct.pack("<BBHHI", 1, 0x90, 1, 0, 0)
+    bodies = [whole[:length] for length in range(10)] + [bytes([version]) + whole[1:] for version in (0, 2, 255)]
+    stream = b"".join(map(sealed, bodies)) + sealed(whole, behind=b"\x05") + sealed(whole)
+    expected = (["144 1 0 0 -"], len(bodies) + 1)
+    assert in_python(stream) == expected
+    assert in_c(harness, stream) == expected
+    assert in_c(harness, stream, room=16) == expected, "a buffer that a whole frame fills, and more comes"
 
 
 def test_three_hundred_thousand_random_cases_do_no_harm(harness: Path) -> None:

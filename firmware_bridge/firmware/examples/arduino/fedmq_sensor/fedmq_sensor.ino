@@ -19,7 +19,7 @@ static const uint8_t ADXL = 10;     /* chip select */
 static const uint16_t SENSOR = 1;   /* its number on this line */
 
 #define CHANNELS 3
-#define BLOCK 64                    /* samples of each axis in a frame: 20 ms, 422 bytes. Fewer on a noisy line */
+#define BLOCK 64                    /* samples of each axis in a frame: 20 ms, 423 bytes. Fewer on a noisy line */
 #define RATE_HZ 3200u
 #define STEP (0.0039f * 9.80665f)   /* m/s2: full resolution, 3.9 mg */
 
