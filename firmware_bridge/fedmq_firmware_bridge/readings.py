@@ -16,15 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from fedmq_firmware_bridge.clocks import ClockMap
-from fedmq_firmware_bridge.frames import Frame, Hello, Int16s, Samples
+from fedmq_firmware_bridge.frames import Frame, FrameError, Hello, Int16s, Samples
 
-__all__ = ["MAX_SENSORS", "Line", "Sensor", "SensorCounts", "Stretch"]
+__all__ = ["MAX_SENSORS", "Line", "Sensor", "SensorCounts", "Stretch", "in_units"]
 
 MAX_SENSORS = 64
+
+Float32s: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 
 _WRAP = 1 << 32
 
@@ -46,6 +49,17 @@ class Stretch:
     """(n, channels) int16"""
     follows: bool
     """Whether no sample is missing between this and the sensor's stretch before it."""
+
+
+def in_units(stretch: Stretch, hello: Hello) -> Float32s:
+    """The samples in the units that the hello names: (n, channels) float32, (step * scale - offset) * gain."""
+    told, sent = len(hello.channels), stretch.values.shape[1]
+    if told != sent:
+        raise FrameError(f"sensor {stretch.sensor}: {told} channels in the hello, {sent} in samples")
+    offset = np.array([channel.offset for channel in hello.channels], dtype=np.float32)
+    gain = np.array([channel.gain for channel in hello.channels], dtype=np.float32)
+    values: Float32s = (stretch.values * np.float32(stretch.scale) - offset) * gain
+    return values
 
 
 @dataclass(slots=True)

@@ -244,5 +244,6 @@ fedmq_outcome fedmq_decode(fedmq_decoder *d, uint8_t byte)
 
 int fedmq_asked(const fedmq_decoder *d, uint16_t sensor)
 {
-    return d->kind == FEDMQ_ASK_HELLO && d->length == 0 && (d->head.sensor == sensor || d->head.sensor == FEDMQ_EVERYONE);
+    return d->kind == FEDMQ_ASK_HELLO && d->length == 0 &&
+           (d->head.sensor == sensor || d->head.sensor == FEDMQ_EVERYONE);
 }

@@ -63,8 +63,8 @@ enum {
 /* What every frame begins with. */
 typedef struct {
     uint16_t sensor;   /* which sensor on this line; not FEDMQ_EVERYONE */
-    uint16_t boot;     /* another number at every start: a counter in flash, or a random number; 0 if you have neither */
-    uint32_t sequence; /* this sensor's frames of this kind since the start: 0, 1, 2, ... The gateway counts losses by it */
+    uint16_t boot;     /* another number at every start: a counter in flash, a random number; 0 if you have neither */
+    uint32_t sequence; /* this sensor's frames of this kind since its start: 0, 1, 2, ... Losses are counted by it */
 } fedmq_head;
 
 /* --- out ---------------------------------------------------------------------------------------------------------- */

@@ -173,6 +173,15 @@ def test_a_golden_frame_holds_both_checksums_by_their_definition(vector: dict[st
     assert body[-6:] == struct.pack("<IH", crc32(body[:-6]), crc16(body[:-6]))
 
 
+def test_the_example_of_the_documentation_is_a_golden_frame() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "frames.md").read_text(encoding="utf-8")
+    fields, stuffed = text.split("## One frame, byte by byte")[1].split("## Why")[0].split("After COBS")
+    told = [line[4:30] for line in fields.splitlines() if line.startswith("    ")]
+    (golden,) = (bytes.fromhex(vector["encoded"]) for vector in VECTORS if "example of docs" in vector["name"])
+    assert bytes.fromhex(" ".join(told)) == cobs.decode(golden[:-1])
+    assert bytes.fromhex(" ".join(line for line in stuffed.splitlines() if line.startswith("    "))) == golden
+
+
 def test_the_checksums_are_those_of_the_catalogue() -> None:
     assert (crc16(b"123456789"), crc32(b"123456789")) == (0x29B1, 0xCBF43926)
 

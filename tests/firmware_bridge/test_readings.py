@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedmq_firmware_bridge.frames import AskHello, Channel, Hello, Opaque, Samples
-from fedmq_firmware_bridge.readings import MAX_SENSORS, Line, SensorCounts
+from fedmq_firmware_bridge.frames import AskHello, Channel, FrameError, Hello, Opaque, Samples
+from fedmq_firmware_bridge.readings import MAX_SENSORS, Line, SensorCounts, in_units
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -140,6 +140,12 @@ def test_what_was_sent_before_we_listened_is_not_lost() -> None:
     assert counts(line).lost_frames == 0
 
 
+def test_what_is_missing_after_a_restart_that_we_saw_is_lost_though_we_had_joined_late() -> None:
+    line = Line()
+    line.take([block(500), block(3, boot=6)], 0.0)
+    assert (counts(line).restarts, counts(line).lost_frames) == (1, 3)
+
+
 def test_what_is_missing_behind_the_first_hello_is_lost() -> None:
     line = Line()
     line.take([hello(0), block(3)], 0.0)
@@ -206,3 +212,14 @@ def test_a_stretch_stands_on_the_gateways_clock() -> None:
         received_at = 7000.0 + (number + 1) * BLOCK_US * 1e-6 + 0.003 + (0.02 if number % 7 else 0)
         (stretch,) = line.take([block(number)], received_at)
     assert stretch.taken_at == pytest.approx(7000.0 + 1999 * BLOCK_US * 1e-6 + 0.003, abs=1e-4)
+
+
+def test_units_come_from_the_frames_scale_and_the_hellos_calibration() -> None:
+    channels = (Channel(name="x", unit="g", offset=1.0, gain=2.0), Channel(name="y", unit="g"))
+    told = hello(channels=channels)
+    (stretch,) = Line().take([block(0, values=np.array([[4, 4], [-6, 32767]], dtype=np.int16))], 0.0)
+    units = in_units(stretch, told)
+    assert units.dtype == np.float32
+    assert units.tolist() == [[2.0, 2.0], [-8.0, 16383.5]]
+    with pytest.raises(FrameError, match="1 channels in the hello, 2 in samples"):
+        in_units(stretch, hello())

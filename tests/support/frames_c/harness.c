@@ -4,7 +4,8 @@
  *                              at the end: damaged COUNT
  *   harness encode             lines on stdin; the frames' bytes on stdout. A line is one of
  *                              raw ROOM kind sensor boot sequence payload
- *                              samples sensor boot sequence taken_us rate_mhz scale_bits channels overrun count step ...
+ *                              samples sensor boot sequence taken_us rate_mhz scale_bits channels overrun count
+ *                                    and the steps
  *                              hello sensor boot sequence uid name firmware now_us rate_mhz scale_bits channels
  *                                    and for each channel: name unit offset_bits gain_bits       (texts in hex, or -)
  *                              What does not fit comes out as nothing.
@@ -190,7 +191,10 @@ static void fill(uint8_t *bytes, size_t length)
     uint32_t temper = draw(4);
     for (size_t i = 0; i < length; i++) {
         uint32_t r = draw(1u << 16);
-        bytes[i] = (uint8_t)(temper == 0 ? r : temper == 1 ? (r % 3 ? 0 : r >> 8) : temper == 2 ? (r % 300 ? r | 1 : 0) : r & 1);
+        bytes[i] = (uint8_t)(temper == 0   ? r
+                             : temper == 1 ? (r % 3 ? 0 : r >> 8)
+                             : temper == 2 ? (r % 300 ? r | 1 : 0)
+                                           : r & 1);
     }
 }
 
@@ -230,7 +234,8 @@ static unsigned there_and_back(void)
                 came++;
                 must(damage == sent, "a damaged frame was taken");
                 must(d.length == length && memcmp(d.payload, payload, length) == 0, "another frame came than was sent");
-                must(d.head.sensor == h.sensor && d.head.boot == h.boot && d.head.sequence == h.sequence, "another head");
+                must(d.head.sensor == h.sensor && d.head.boot == h.boot, "another head");
+                must(d.head.sequence == h.sequence, "another sequence");
                 (void)fedmq_asked(&d, h.sensor);
             }
         }

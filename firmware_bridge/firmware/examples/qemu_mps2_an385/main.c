@@ -1,7 +1,7 @@
 /* A whole sensor: samples three axes at a steady rate, sends them in frames of 64, says who it is when asked.
  *
- * The structure is that of a real one. The tick stands for the interrupt of an accelerometer whose FIFO has filled up to
- * its watermark, and acceleration() for reading one sample from it; everything else stays.
+ * The structure is that of a real one. The tick stands for the interrupt of an accelerometer whose FIFO has filled up
+ * to its watermark, and acceleration() for reading one sample from it; everything else stays.
  *
  *     make                                   builds sensor.elf
  *     make run                               runs it in QEMU, with its UART on the Unix socket /tmp/sensor.sock
