@@ -39,6 +39,8 @@ DOORS = {
     "matplotlib": {"fedmq/bench/showing.py", "fedmq/simulate/showing.py"},
     "iotcore": {"broker_config/run.py"},
     "serial": {"firmware_bridge/port.py"},
+    "cobs": {"firmware_bridge/frames.py"},
+    "fastcrc": {"firmware_bridge/frames.py"},
     "onnxruntime": {"edge_node/runtimes.py"},
     "ai_edge_litert": {"edge_node/runtimes.py", "models/tflite_int8.py"},
     "ai_edge_quantizer": {"models/tflite_int8.py"},

@@ -12,13 +12,17 @@ function and its seeds, and name both in `decoders`.
 from __future__ import annotations
 
 import random
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from unittest import mock
 
+import fastcrc
 import msgspec
 import numpy as np
+from cobs import cobs
 from fedmq_compression import pipeline
 from fedmq_compression.bits import BitReader, golomb
 from fedmq_compression.contexts import Contexts
@@ -28,6 +32,7 @@ from fedmq_compression.integers import layouts
 from fedmq_compression.pipeline import CodecSpec, decode, decode_integers, encode, encode_integers
 from fedmq_edge_node.memory import GatewayState
 from fedmq_edge_node.work import ModelMismatch, advance, catch_up
+from fedmq_firmware_bridge import frames, readings
 from fedmq_protocol.messages import (
     AskChunks,
     AskModel,
@@ -98,6 +103,7 @@ def decoders() -> dict[str, Decoder]:
         Decoder(name="message", chosen=1, read=read_message, seeds=tuple(message_seeds())),
         Decoder(name="transfer", chosen=2, read=read_transfer, seeds=tuple(transfer_seeds())),
         Decoder(name="catchup", chosen=1, read=read_catch_up, seeds=tuple(catch_up_seeds())),
+        Decoder(name="frame", chosen=1, read=read_frame, seeds=tuple(frame_seeds())),
     )
     return {decoder.name: decoder for decoder in made}
 
@@ -606,3 +612,63 @@ def catch_up_seeds() -> Iterator[bytes]:
         delta = rng.normal(size=START.size).astype(np.float32)
         for payload, _ in ranked_payloads(delta, DOWN, DOWN_CONTEXTS):
             yield b"\x03" + payload[:-2]
+
+
+# --- frames of a sensor ----------------------------------------------------------------------------------------------
+
+
+def read_frame(data: bytes) -> bool:
+    """Kind, sensor, boot, sequence and payload of one frame; what is taken is written again as the same bytes."""
+    if not data:
+        return False
+    stream = data[1:] + b"\0" if data[0] & UNSEALED else sealed_frame(data[1:])
+    decoder = frames.Decoder()
+    taken = decoder.feed(stream)
+    readings.Line().take(taken, 1.0)
+    if not data[0] & UNSEALED and taken:
+        assert b"".join(map(frames.encode, taken)) == stream
+    counts = decoder.counts
+    assert counts.frames == len(taken)
+    assert counts.frames + counts.failed + counts.malformed + counts.oversized == sum(map(bool, stream.split(b"\0")))
+    return bool(taken)
+
+
+def sealed_frame(body: bytes) -> bytes:
+    whole = bytes([frames.VERSION]) + body
+    return cobs.encode(whole + struct.pack("<IH", zlib.crc32(whole), fastcrc.crc16.ibm_3740(whole))) + b"\0"
+
+
+def frame_seeds() -> Iterator[bytes]:
+    rng = np.random.default_rng(9)
+    head = {"sensor": 3, "boot": 7, "sequence": 258}
+    made: list[frames.Frame] = [
+        frames.AskHello(**head),
+        frames.Opaque(kind=0x82, payload=rng.bytes(60), **head),
+        *(
+            frames.Hello(
+                uid=rng.bytes(16),
+                name="pump-3",
+                firmware="1.4.2",
+                now_us=20_480_123,
+                rate_mhz=3_200_000,
+                scale=0.0383,
+                channels=tuple(frames.Channel(name=f"c{n}", unit="m/s2", offset=0.5, gain=1.01) for n in range(count)),
+                **head,
+            )
+            for count in (1, 3, 16)
+        ),
+        *(
+            frames.Samples(
+                taken_us=20_480_000,
+                rate_mhz=3_200_000,
+                scale=0.0383,
+                values=rng.integers(-300, 300, shape).astype(np.int16),
+                **head,
+            )
+            for shape in ((1, 1), (2, 3), (64, 3), (30, 16))
+        ),
+    ]
+    for frame in made:
+        coded = frames.encode(frame)
+        yield b"\0" + cobs.decode(coded[:-1])[1:-6]
+        yield bytes([UNSEALED]) + coded[:-1]
