@@ -29,6 +29,7 @@ from fedmq_edge_node.runtimes import Engine
 from fedmq_edge_node.samples import Samples
 from fedmq_edge_node.service import Gateway
 from fedmq_edge_node.trainer import optimizer
+from fedmq_models.bundle import Bundle
 from fedmq_protocol.session import Session
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ __all__ = [
     "DrawnSource",
     "Source",
     "TimedEngine",
+    "WatchedEngine",
     "make_coordinator",
     "make_gateway",
     "make_task",
@@ -99,30 +101,43 @@ def _drawn_samples(features: int, classes: int, windows: int, hop: int) -> Sampl
 
 
 class TimedEngine:
-    """An engine whose work takes virtual time; `learnt` is what the training under way has come to so far.
+    """An engine whose work takes virtual time, and in the midst of which a gateway may die."""
 
-    That sum is the checker's, and made without a look at what the gateway makes of it; the size of a step alone is
-    worked out by the same optimiser. `(P,) float32`.
-    """
-
-    def __init__(self, inner: Engine, recipe: Recipe, doings: Doings, seconds_per_window: float) -> None:
+    def __init__(self, inner: Engine, doings: Doings, seconds_per_window: float) -> None:
         self._inner = inner
-        self._recipe = recipe
         self._doings = doings
         self._seconds = seconds_per_window
+
+    def loss_grad(self, flat: Floats, x: Floats, y: NDArray[np.int64] | Floats, w: Floats) -> tuple[Floats, float]:
+        self._doings.spend(float(np.count_nonzero(w)) * self._seconds)
+        self._doings.point("training")
+        return self._inner.loss_grad(flat, x, y, w)
+
+    def infer(self, flat: Floats, x: Floats) -> Floats:
+        return self._inner.infer(flat, x)
+
+
+class WatchedEngine:
+    """An engine of which is known what the training under way has come to so far: `learnt`, `(P,) float32`.
+
+    That sum is the checker's, and made without a look at what the gateway makes of it; the size of a step alone is
+    worked out by the same optimiser.
+    """
+
+    def __init__(self, inner: Engine, recipe: Recipe) -> None:
+        self._inner = inner
+        self._recipe = recipe
         self._start: Floats | None = None
         self._end: Floats | None = None
         self._step = optimizer(recipe)
 
     def loss_grad(self, flat: Floats, x: Floats, y: NDArray[np.int64] | Floats, w: Floats) -> tuple[Floats, float]:
-        self._doings.spend(float(np.count_nonzero(w)) * self._seconds)
-        self._doings.point("training")
         if self._end is None or not np.array_equal(flat, self._end):
             self._start = flat.copy()
             self._step = optimizer(self._recipe)
         gradient, loss = self._inner.loss_grad(flat, x, y, w)
         if self._recipe.proximal:
-            raise ValueError("a simulation has no proximal term")
+            raise ValueError("a simulation whose promises are checked has no proximal term")
         self._end = flat - self._step(gradient)
         return gradient, loss
 
@@ -205,11 +220,12 @@ def make_coordinator(
     clock: Callable[[], float],
     evaluate: Callable[[NDArray[np.float32], bytes | None], Score] | None = None,
     metric_name: str = "metric",
+    bundle: bytes = b"",
 ) -> Coordinator:
     """A coordinator's process, started on what its disk holds."""
     return Coordinator(
         federation=FEDERATION,
-        tasks=[TaskPlan(task=task, rounds=rounds, evaluate=evaluate, metric_name=metric_name)],
+        tasks=[TaskPlan(task=task, rounds=rounds, evaluate=evaluate, metric_name=metric_name, bundle=bundle)],
         limits=limits,
         session=session,
         ledger=Ledger(Path("ledger.sqlite"), connect=disk.connect),
@@ -242,7 +258,7 @@ def make_gateway(
     rng: Random,
     nonce: bytes,
     doings: Doings,
-    engine: Callable[[Task], Engine],
+    engine: Callable[[Task, Bundle | None], Engine],
     ask_jitter_seconds: float = 1.0,
     answer_jitter_seconds: float = 0.0,
     limits: Limits | None = None,
@@ -264,7 +280,7 @@ def make_gateway(
         answer_jitter_seconds=answer_jitter_seconds,
         look_every_seconds=math.inf,
         vitals_every_seconds=5.0,
-        engine=lambda task, bundle: engine(task),
+        engine=engine,
         crash_point=doings.point,
     )
 

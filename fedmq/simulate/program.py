@@ -23,6 +23,7 @@ from fedmq_coordinator.settings import CoordinatorSettings, RoundSettings
 from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.runtimes import Engine, make_engine
 from fedmq_edge_node.samples import Samples
+from fedmq_models.bundle import Bundle
 from fedmq_protocol.settings import load
 from fedmq_protocol.task import Task, Windowing
 
@@ -385,7 +386,7 @@ def _scenario(arguments: argparse.Namespace, data: _Recordings | None) -> Scenar
             )
         )
 
-    def engine(unit: Unit, task: Task) -> Engine:
+    def engine(unit: Unit, task: Task, bundle: Bundle | None) -> Engine:
         return make_engine(task.model)
 
     return Scenario(
