@@ -23,6 +23,7 @@ from fedmq_coordinator.run import Score
 from fedmq_coordinator.service import Coordinator, TaskPlan
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
 from fedmq_edge_node import work
+from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import GatewayState, Memory
 from fedmq_edge_node.runtimes import Engine
@@ -40,6 +41,7 @@ __all__ = [
     "FEDERATION",
     "DrawnEngine",
     "DrawnSource",
+    "LoadedFolder",
     "Source",
     "TimedEngine",
     "WatchedEngine",
@@ -98,6 +100,26 @@ def _drawn_samples(features: int, classes: int, windows: int, hop: int) -> Sampl
     x = np.random.default_rng(windows).normal(size=(windows, features)).astype(np.float32)
     y = np.arange(windows, dtype=np.int64) % max(1, classes)
     return Samples(train_x=x, train_y=y, held_x=x[:4], held_y=y[:4], raw_bytes=2 * hop * windows, recordings=1)
+
+
+class LoadedFolder:
+    """Windows of a folder that are cut once; every start of a gateway's process is given the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = Folder(folder)
+        self._lengths = self._folder.signal_samples()
+        self._samples: Samples | None = None
+
+    def signal_samples(self) -> dict[str, int]:
+        return self._lengths
+
+    def load(self, windowing: Windowing, classes: tuple[str, ...], healthy: str) -> Samples:
+        if self._samples is None:
+            self._samples = self._folder.load(windowing, classes, healthy)
+        return self._samples
+
+    def changed(self) -> bool:
+        return False
 
 
 class TimedEngine:
@@ -311,6 +333,16 @@ def open_sum(coordinator: Coordinator) -> tuple[int, NDArray[np.int64], int, int
     if run.round is None or not isinstance(run.mean, WeightedMean):
         return None
     return run.round.plan.round_id, run.mean._sum, run.mean.weight, run.mean.updates
+
+
+def ledger_of(coordinator: Coordinator) -> Ledger:
+    return coordinator._ledger
+
+
+def parameters_of(coordinator: Coordinator) -> tuple[Floats, bytes | None]:
+    """Of the newest version, `(P,) float32`, and the scaler that goes with it."""
+    line = coordinator.only.line
+    return line.parameters, line.scaler
 
 
 def lineage_of(coordinator: Coordinator) -> int:
