@@ -298,8 +298,9 @@ def _check_windows(task: Task, rounds: RoundSettings, sources: Mapping[str, Sour
     if able < needed:
         told = ", ".join(f"{name} has {counts[name]:,}" for name in few[:8]) + (", …" if len(few) > 8 else "")
         raise ValueError(
-            f"datasets: expected {needed} gateways with at least {task.min_windows} training windows, of which a round"
-            f" makes a version, got {able} ({told}): give them more, or lower task.min_windows"
+            f"datasets: expected at least {task.min_windows} training windows (task.min_windows) at"
+            f" {savings.many(needed, 'gateway')}, of which a round makes a version, got them at {able} ({told}): give"
+            " them more, or lower min_windows"
         )
 
 
