@@ -6,7 +6,7 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from fedmq_coordinator.report import build
 from fedmq_coordinator.settings import RecipeSettings, RoundSettings, TaskSettings, WindowingSettings
+from fedmq_edge_node.runtimes import make_engine
 from fedmq_edge_node.samples import load
 from fedmq_edge_node.trainer import macro_f1
 from fedmq_models.bundle import from_bytes
@@ -24,7 +26,10 @@ import fedmq
 from fedmq.arrays import ArraySource, windows_of
 from fedmq.data import lay_out
 from fedmq.defaults import round_settings, task_of
-from fedmq.notebook import Result
+from fedmq.notebook import Result, RunError
+from fedmq.simulate.fleet import ledger_of
+from fedmq.simulate.network import Shape
+from fedmq.simulate.world import Scenario, Unit, World
 from fedmq.simulator import simulate_fleet
 
 BUNDLES = Path(__file__).parents[1] / "vectors" / "bundles"
@@ -90,6 +95,39 @@ def test_the_same_seed_makes_the_same_run_and_another_seed_another() -> None:
     assert first.metrics == again.metrics
     assert np.array_equal(first.parameters, again.parameters)
     assert not set(digests(first)[1:]) & set(digests(other)[1:])
+
+
+def test_the_order_in_which_answers_come_changes_neither_model_nor_metric() -> None:
+    """To the last bit: sums are exact, also those of what gateways tell of their own windows."""
+    windowing = WindowingSettings(samples=FEATURES, hop=FEATURES, features="raw", sampling_rate_hz=1.0)
+    settings = TaskSettings(name="t", classes=("a", "b", "c"), windowing=windowing)
+    rounds = round_settings("mlp", gateways=7, rounds=4)
+    task = task_of(settings, rounds)
+    sources = {f"g{i}": ArraySource(windows_of(f"g{i}", windows(50 + 9 * i, i)), task) for i in range(7)}
+
+    def course(latencies: Sequence[float]) -> list[tuple[float | None, float | None, str | None]]:
+        links = {name: Shape(latency=latency) for name, latency in zip(sources, latencies, strict=True)}
+        world = World(
+            Scenario(
+                seed="0",
+                units=tuple(Unit(name=name, link=link, seconds_per_window=0.0) for name, link in links.items()),
+                task=task,
+                rounds=rounds,
+                sources=lambda unit, task: sources[unit.name],
+                engines=lambda unit, task, bundle: make_engine(task.model),
+                checked=False,
+            )
+        )
+        assert world.run().violation is None
+        assert world.coordinator.service is not None
+        found = [(row.metric, row.loss, row.digest) for row in build(ledger_of(world.coordinator.service)).rounds]
+        world.close()
+        return found
+
+    first, *others = ([0.01 * (i * step % 7) for i in range(7)] for step in (1, 2, 3, 4, 5, 6))
+    expected = course(first)
+    for other in others:
+        assert course(other) == expected
 
 
 def test_the_csv_has_the_metrics_in_columns_and_nothing_else(tmp_path: Path) -> None:
@@ -338,6 +376,7 @@ RECORDINGS = simulate_fleet(gateways=2)
         (bad(rounds=RoundSettings(max_rounds=1, min_gateways=4)), ["at most 3", "got 4"]),
         (bad(rounds=RoundSettings(max_rounds=1, target_metric=3.0)), ["at most 1", "got 3"]),
         (bad(rounds=0), ["max_rounds"]),
+        (bad(rounds=RoundSettings(max_rounds=1, tags=("roof",))), ["no tags", "roof"]),
         (bad(engine="abacus"), ["engine", "'abacus'"]),
         (bad(codec="gif"), ["codec", "'gif'"]),
     ],
@@ -349,6 +388,22 @@ def test_what_cannot_be_run_is_said_with_what_was_expected_and_what_came(
         call()
     for part in parts:
         assert part in str(error.value)
+
+
+def test_many_labels_are_more_than_a_birth_holds_and_hinder_nobody() -> None:
+    rng = np.random.default_rng(0)
+    names = np.array([f"fault number {number} of the second line" for number in range(40)])
+    datasets = {"a": (rng.normal(size=(400, 4)).astype(np.float32), np.tile(names, 10))}
+    assert fedmq.run("softmax", datasets, rounds=1).metrics[-1].accepted == 1
+
+
+def test_a_program_that_ends_by_an_error_is_named_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any) -> Any:
+        raise RuntimeError("the runtime gave up")
+
+    monkeypatch.setattr("fedmq_edge_node.runtimes.NumpyEngine.loss_grad", broken)
+    with pytest.raises(RunError, match=r"(?s)did not come to its end: g\d ends: RuntimeError: the runtime gave up"):
+        fedmq.run("mlp", fleet_of(), rounds=1)
 
 
 # -- its surroundings -------------------------------------------------------------------------------------------------
