@@ -38,7 +38,8 @@ Given = ArrayLike | tuple[ArrayLike, ArrayLike]
 """What somebody gives for a gateway: `(x, y)`, or x alone."""
 
 MOST_LABELS_TOLD = 32
-"""That a gateway names in its birth; where there are more, they are told as one."""
+MOST_LETTERS_TOLD = 512
+"""Of labels in a gateway's birth, which is bounded; where there are more, they are told as one."""
 
 
 class ArrayError(ValueError):
@@ -171,7 +172,7 @@ class ArraySource:
         self.samples = _split(self.x, self.y, task)
         names = np.full(len(self.x), "windows") if arrays.y is None or arrays.y.dtype.kind == "f" else arrays.y
         labels, counts = np.unique(names, return_counts=True)
-        if len(labels) > MOST_LABELS_TOLD:
+        if len(labels) > MOST_LABELS_TOLD or sum(len(str(label).encode()) for label in labels) > MOST_LETTERS_TOLD:
             labels, counts = np.array(["windows"]), np.array([len(self.x)])
         self._signal = {str(label): int(count) * windowing.hop for label, count in zip(labels, counts, strict=True)}
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from fedmq_coordinator.density import densities
 from fedmq_coordinator.settings import CodecSettings, RecipeSettings, RoundSettings, TaskSettings, WindowingSettings
 from fedmq_edge_node.samples import RAW, feature_count
-from fedmq_models.bundle import from_bytes
+from fedmq_models.bundle import Manifest, from_bytes
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "RECIPES",
     "SERVER_MOMENTUM",
     "Kind",
+    "own_recipe",
     "raw_windowing",
     "round_settings",
     "task_of",
@@ -110,6 +111,11 @@ def task_settings(
         recipe=replace(RECIPES.get(kind, RecipeSettings()), **given),
         codec=own if dial is None else replace(own, dial=dial),
     )
+
+
+def own_recipe(manifest: Manifest) -> dict[str, Any]:
+    """What a bundle wishes for its training, as `task_settings` takes it."""
+    return {name: getattr(manifest, name) for name in ("learning_rate", "momentum", "local_epochs")}
 
 
 def raw_windowing(windowing: WindowingSettings, inputs: int | None = None) -> WindowingSettings:

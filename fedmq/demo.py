@@ -33,7 +33,7 @@ from fedmq_models.bundle import from_bytes
 
 from fedmq.baselines import local_only, pooled
 from fedmq.data import Fleet, Split, cmapss, cwru, digits, gearbox, lay_out, own_folder
-from fedmq.defaults import Kind, raw_windowing, round_settings, task_settings
+from fedmq.defaults import Kind, own_recipe, raw_windowing, round_settings, task_settings
 from fedmq.programs import ledger_path, load_task, read_bundle
 from fedmq.showing import Screen
 from fedmq.simulator import simulate_fleet
@@ -310,6 +310,9 @@ class _Plant:
 
     def _task(self) -> dict[str, Any]:
         options = self.options
+        own = {} if options.bundle is None else own_recipe(from_bytes(read_bundle(options.bundle)).manifest)
+        if options.local_epochs is not None:
+            own["local_epochs"] = options.local_epochs
         settings = task_settings(
             name=self.fleet.name,
             kind=self._kind,
@@ -320,7 +323,7 @@ class _Plant:
             codec=options.codec,
             dial=options.dial,
             seed=options.seed,
-            local_epochs=options.local_epochs,
+            **own,
         )
         table = asdict(settings)
         if options.bundle is not None:

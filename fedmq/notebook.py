@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedmq.arrays import ArrayError, ArraySource, Given, classes_in, features_of, life_in, shape_of, windows_of
 from fedmq.data import TEST_FOLDER, Fleet, lay_out
-from fedmq.defaults import HIDDEN, Kind, raw_windowing, round_settings, task_of, task_settings
+from fedmq.defaults import HIDDEN, Kind, own_recipe, raw_windowing, round_settings, task_of, task_settings
 from fedmq.programs import metric_name_of, read_bundle, scorer
 from fedmq.simulate.faults import COORDINATOR
 from fedmq.simulate.fleet import LoadedFolder, Source, ledger_of, parameters_of
@@ -213,9 +213,8 @@ def _settings(
     else:
         raise ValueError(f"task: expected {known}, got {type(task).__name__}; fedmq.build makes a bundle of a module")
     manifest = from_bytes(bundle).manifest
-    own = {name: getattr(manifest, name) for name in ("name", "learning_rate", "momentum", "local_epochs")}
     # The file is not read again: settings only say that there is one.
-    own["bundle"] = Path(f"{manifest.name}.fedmq")
+    own = {"name": manifest.name, "bundle": Path(f"{manifest.name}.fedmq")} | own_recipe(manifest)
     return data.settings("graph", manifest, classes, own | wishes), bundle
 
 
@@ -249,6 +248,7 @@ def _play(
         most_seconds=MOST_SECONDS,
         most_events=MOST_EVENTS + EVENTS_OF_A_GATEWAY * len(sources),
         checked=False,
+        # It would patch our modules for a while, in a process that is not ours.
         shares=False,
     )
     world = World(scenario)
@@ -281,6 +281,10 @@ def _check(settings: TaskSettings, rounds: RoundSettings, gateways: int) -> None
     if most > gateways:
         raise ValueError(
             f"rounds.min_gateways, rounds.first_gateways: expected at most {gateways}, as many as there are, got {most}"
+        )
+    if rounds.tags:
+        raise ValueError(
+            f"rounds.tags: expected none, for the gateways here have no tags, got {', '.join(rounds.tags)}"
         )
     for key, text in settings.check_target(rounds):
         raise ValueError(f"{key}: {text}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from fedmq.simulator import simulate_fleet
 
 pytestmark = [pytest.mark.slow, pytest.mark.broker]
 
+BUNDLE = Path(__file__).parents[1] / "vectors" / "bundles" / "cnn.fedmq"
+
 OF_TIME_AND_WIRE = {
     *("lineage", "opened_at", "closed_at", "seconds"),
     *("wire_up_bytes", "wire_down_bytes"),
@@ -27,14 +30,20 @@ OF_TIME_AND_WIRE = {
 SAME = tuple(field.name for field in fields(RoundMetrics) if field.name not in OF_TIME_AND_WIRE)
 
 
-def course(rounds: tuple[RoundMetrics, ...]) -> list[dict[str, object]]:
-    return [{name: getattr(row, name) for name in SAME} for row in rounds]
+def differences(one: Sequence[RoundMetrics], other: Sequence[RoundMetrics]) -> list[tuple[int, str, object, object]]:
+    """Round, column, and both values, wherever two runs are not the same."""
+    return [
+        (first.round, name, getattr(first, name), getattr(second, name))
+        for first, second in zip(one, other, strict=True)
+        for name in SAME
+        if getattr(first, name) != getattr(second, name)
+    ]
 
 
 def over_mosquitto(
     directory: Path, fleet: Fleet, broker: LocalBroker, settings: TaskSettings
-) -> list[dict[str, object]]:
-    """The course of a run of real processes, with the task of these settings."""
+) -> tuple[RoundMetrics, ...]:
+    """What a run of real processes comes to, with the task of these settings."""
     windowing = {
         f"windowing.{name}": getattr(settings.windowing, name)
         for name in ("samples", "hop", "features", "held_out", "channels", "scaling")
@@ -45,7 +54,7 @@ def over_mosquitto(
         site.wait_for_rest()
         site.finish()
         site.assert_one_model_everywhere()
-        return course(metrics_by_round(build(site.ledger)))
+        return metrics_by_round(build(site.ledger))
 
 
 def test_the_same_recordings_make_the_same_models_in_one_process_and_over_a_broker(
@@ -55,7 +64,7 @@ def test_the_same_recordings_make_the_same_models_in_one_process_and_over_a_brok
     settings = TaskSettings(name=fleet.name, classes=fleet.classes, windowing=fleet.windowing, seed=3)
     result = notebook.run(settings, fleet, rounds=4)
     assert len({row.digest for row in result.metrics if row.kind == "training"}) == 4
-    assert course(result.metrics) == over_mosquitto(tmp_path, fleet, mosquitto, settings)
+    assert not differences(result.metrics, over_mosquitto(tmp_path, fleet, mosquitto, settings))
 
 
 def test_arrays_make_the_models_that_recordings_of_a_window_each_make(tmp_path: Path, mosquitto: LocalBroker) -> None:
@@ -88,16 +97,22 @@ def test_arrays_make_the_models_that_recordings_of_a_window_each_make(tmp_path: 
     )
     result = notebook.run(settings, data, rounds=4)
     assert result.metrics[-1].accepted == 2
-    assert course(result.metrics) == over_mosquitto(tmp_path, fleet, mosquitto, settings)
+    assert not differences(result.metrics, over_mosquitto(tmp_path, fleet, mosquitto, settings))
 
 
-def test_the_demo_writes_the_csv_that_the_same_run_in_a_notebook_writes(tmp_path: Path, mosquitto: LocalBroker) -> None:
+@pytest.mark.parametrize("task", ["mlp", "bundle"])
+def test_the_demo_writes_the_csv_that_the_same_run_in_a_notebook_writes(
+    tmp_path: Path, mosquitto: LocalBroker, task: str
+) -> None:
     del mosquitto  # only to skip where there is none
     words = ("--gateways", "3", "--rounds", "3", "--seed", "5", "--broker", "mosquitto", "--no-baselines")
+    if task == "bundle":
+        words += ("--bundle", str(BUNDLE))
     target = tmp_path / "demo.csv"
     ended = fedmq("demo", *words, "--no-progress", "--directory", str(tmp_path / "run"), "--csv", str(target))
     assert ended.returncode == 0, ended.stderr
-    result = notebook.run("mlp", simulate_fleet(gateways=3, seed=5), rounds=3, seed=5)
+    fleet = simulate_fleet(gateways=3, seed=5)
+    result = notebook.run(BUNDLE if task == "bundle" else task, fleet, rounds=3, seed=5)
     assert result.metric is not None
     result.to_csv(tmp_path / "notebook.csv")
     demo, own = (list(csv.DictReader(path.open(newline=""))) for path in (target, tmp_path / "notebook.csv"))
