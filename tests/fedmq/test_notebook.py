@@ -418,6 +418,13 @@ def test_importing_fedmq_loads_nothing_that_its_parts_need() -> None:
     assert not loaded & {"numpy", "torch", "msgspec", "rich", "paho"}
 
 
+def test_the_example_runs_as_it_stands(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples" / "in_a_notebook.py"
+    ended = subprocess.run([sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ended.stdout.startswith("bearings: macro-F1 0.")
+    assert len((tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()) == 1 + 16
+
+
 def test_a_name_that_fedmq_does_not_have_is_an_attribute_error() -> None:
     assert callable(fedmq.build)
     with pytest.raises(AttributeError, match="runs"):
