@@ -136,7 +136,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_state(report)
     report.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    report.add_argument("--csv", action="store_true", help="print one line a round as CSV")
+    report.add_argument(
+        "--csv",
+        type=Path,
+        nargs="?",
+        const=Path("-"),
+        metavar="FILE",
+        help="write metrics and bytes as CSV, one line a round; print it where no FILE is named",
+    )
     report.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page with charts")
     report.add_argument("--task", metavar="NAME", help="of this task alone (default: of each)")
     report.set_defaults(run=_report)
@@ -289,6 +296,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--closing", type=float, default=30.0, metavar="SECONDS", help="a round's closing time (default: 30)"
     )
     demo.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    demo.add_argument("--csv", type=Path, metavar="FILE", help="write metrics and bytes as CSV, one line a round")
     demo.add_argument(
         "--report", type=Path, metavar="FILE", help="where the HTML report goes (default: in the run's folder)"
     )
@@ -625,7 +633,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from fedmq_coordinator.report_text import to_text
 
     names = _task_names(ledger, arguments.task)
-    if len(names) > 1 and (arguments.html is not None or arguments.csv):
+    if len(names) > 1 and (arguments.html is not None or arguments.csv is not None):
         raise ValueError(f"--task: name one for HTML or CSV, of {', '.join(filter(None, names))}")
     every = [report.build(ledger, name) for name in names]
     built = every[0]
@@ -634,11 +642,14 @@ def _report(arguments: argparse.Namespace) -> None:
 
         arguments.html.write_text(to_html(built), encoding="utf-8")
         print(f"wrote {arguments.html}", file=sys.stderr)
+    if arguments.csv not in (None, Path("-")):
+        arguments.csv.write_text(report.to_csv(built), encoding="utf-8", newline="")
+        print(f"wrote {arguments.csv}", file=sys.stderr)
     if arguments.json:
         print(report.to_json(built if len(every) == 1 else every).decode())
-    elif arguments.csv:
+    elif arguments.csv == Path("-"):
         print(report.to_csv(built), end="")
-    elif arguments.html is None:
+    elif arguments.html is None and arguments.csv is None:
         print("\n".join(to_text(one, _width(), title=len(every) > 1) for one in every), end="")
 
 

@@ -14,11 +14,22 @@ from typing import Any, Literal
 
 from fedmq_coordinator.density import densities
 from fedmq_coordinator.settings import CodecSettings, RecipeSettings, RoundSettings, TaskSettings, WindowingSettings
-from fedmq_edge_node.samples import feature_count
-from fedmq_models.bundle import from_bytes
+from fedmq_edge_node.samples import RAW, feature_count
+from fedmq_models.bundle import Manifest, from_bytes
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 
-__all__ = ["CODECS", "HIDDEN", "RECIPES", "SERVER_MOMENTUM", "task_of", "task_settings"]
+__all__ = [
+    "CODECS",
+    "HIDDEN",
+    "RECIPES",
+    "SERVER_MOMENTUM",
+    "Kind",
+    "own_recipe",
+    "raw_windowing",
+    "round_settings",
+    "task_of",
+    "task_settings",
+]
 
 Kind = Literal["softmax", "mlp", "autoencoder", "regressor", "cnn1d", "graph"]
 
@@ -58,6 +69,9 @@ CODECS: dict[str, CodecSettings] = {
 DENSE_GRID_BITS = 24
 """With float32 both ways the grid must not be what limits it."""
 
+RAW_SAMPLES = 1024
+"""Of a window that a CNN learns from: twice as many windows as of 2,048 samples, and as good."""
+
 
 def task_settings(
     *,
@@ -96,6 +110,31 @@ def task_settings(
         windowing=windowing or WindowingSettings(),
         recipe=replace(RECIPES.get(kind, RecipeSettings()), **given),
         codec=own if dial is None else replace(own, dial=dial),
+    )
+
+
+def own_recipe(manifest: Manifest) -> dict[str, Any]:
+    """What a bundle wishes for its training, as `task_settings` takes it."""
+    return {name: getattr(manifest, name) for name in ("learning_rate", "momentum", "local_epochs")}
+
+
+def raw_windowing(windowing: WindowingSettings, inputs: int | None = None) -> WindowingSettings:
+    """The same recordings for a model that takes them raw: in windows of its `inputs`, by default of a CNN's."""
+    samples = RAW_SAMPLES if inputs is None else max(1, inputs // windowing.channels)
+    hop = min(RAW_SAMPLES // 2, samples)
+    return replace(windowing, features=RAW, scaling="none", samples=samples, hop=hop)
+
+
+def round_settings(kind: Kind, *, gateways: int, rounds: int, closing_seconds: float = 30.0) -> RoundSettings:
+    """Of a run on one machine, from beginning to end: so many rounds, one after another, that ask everybody."""
+    return RoundSettings(
+        min_gateways=max(1, gateways // 2),
+        first_gateways=gateways,
+        interval_seconds=0.0,
+        closing_seconds=closing_seconds,
+        max_rounds=rounds,
+        resume_on_new_data=False,
+        server_momentum=SERVER_MOMENTUM.get(kind, 0.0),
     )
 
 

@@ -28,12 +28,12 @@ from fedmq_broker_config.run import choose
 from fedmq_coordinator import report as savings
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.report_html import to_html
-from fedmq_edge_node.samples import RAW, UNLABELLED, load, load_test
+from fedmq_edge_node.samples import UNLABELLED, load, load_test
 from fedmq_models.bundle import from_bytes
 
 from fedmq.baselines import local_only, pooled
 from fedmq.data import Fleet, Split, cmapss, cwru, digits, gearbox, lay_out, own_folder
-from fedmq.defaults import SERVER_MOMENTUM, Kind, task_settings
+from fedmq.defaults import Kind, own_recipe, raw_windowing, round_settings, task_settings
 from fedmq.programs import ledger_path, load_task, read_bundle
 from fedmq.showing import Screen
 from fedmq.simulator import simulate_fleet
@@ -43,8 +43,6 @@ __all__ = ["DemoError", "DemoOptions", "open_fleet", "run"]
 FEDERATION = "demo"
 POLL_SECONDS = 0.1
 START_SECONDS = 60.0
-RAW_SAMPLES = 1024
-"""Of a window that a CNN learns from: twice as many windows as of 2,048 samples, and as good."""
 LEAVE_SECONDS = 15.0
 
 
@@ -80,6 +78,7 @@ class DemoOptions:
     gates: str = "healthy"
     closing: float = 30.0
     json: Path | None = None
+    csv: Path | None = None
     report: Path | None = None
     directory: Path | None = None
     progress: bool = True
@@ -141,6 +140,9 @@ def run(options: DemoOptions) -> int:
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if options.csv is not None:
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        options.csv.write_text(savings.to_csv(built), encoding="utf-8", newline="")
     screen.result(figures, built.findings, page)
     return 0
 
@@ -148,17 +150,15 @@ def run(options: DemoOptions) -> int:
 def open_fleet(options: DemoOptions) -> Fleet:
     """The recordings that `--data` names, and how they are cut. Raises ValueError for what cannot be used."""
     fleet = _find_fleet(options)
-    if options.model == "cnn1d" or options.bundle is not None:
-        raw = replace(fleet.windowing, features=RAW, scaling="none", samples=RAW_SAMPLES, hop=RAW_SAMPLES // 2)
-        fleet = replace(fleet, windowing=raw)
+    if options.channels is not None:
+        fleet = replace(fleet, windowing=replace(fleet.windowing, channels=options.channels))
     if options.bundle is not None:
         inputs = math.prod(from_bytes(read_bundle(options.bundle)).manifest.inputs)
-        samples = max(1, inputs // (options.channels or fleet.windowing.channels))
-        hop = min(fleet.windowing.hop, samples)
-        fleet = replace(fleet, windowing=replace(fleet.windowing, samples=samples, hop=hop))
+        fleet = replace(fleet, windowing=raw_windowing(fleet.windowing, inputs))
+    elif options.model == "cnn1d":
+        fleet = replace(fleet, windowing=raw_windowing(fleet.windowing))
     wishes: dict[str, Any] = {
         "features": options.features,
-        "channels": options.channels,
         "samples": options.window,
         "hop": options.hop,
         "remaining_most": options.remaining_most,
@@ -265,15 +265,14 @@ class _Plant:
                     **({"test_data": str(self.directory / "plant" / "test")} if self.fleet.test is not None else {}),
                     "connection": self._connection(),
                     "task": self._task(),
-                    "rounds": {
-                        "min_gateways": max(1, len(self.fleet.gateways) // 2),
-                        "first_gateways": len(self.fleet.gateways),
-                        "interval_seconds": 0,
-                        "closing_seconds": options.closing,
-                        "max_rounds": options.rounds,
-                        "resume_on_new_data": False,
-                        "server_momentum": SERVER_MOMENTUM.get(options.model, 0.0),
-                    },
+                    "rounds": asdict(
+                        round_settings(
+                            self._kind,
+                            gateways=len(self.fleet.gateways),
+                            rounds=options.rounds,
+                            closing_seconds=options.closing,
+                        )
+                    ),
                     "limits": {"catch_up_gather_seconds": 0.3},
                 }
             ),
@@ -305,11 +304,18 @@ class _Plant:
         )
         self._start(name, ["gateway", "--config", str(config)])
 
+    @property
+    def _kind(self) -> Kind:
+        return "graph" if self.options.bundle is not None else cast(Kind, self.options.model)
+
     def _task(self) -> dict[str, Any]:
         options = self.options
+        own = {} if options.bundle is None else own_recipe(from_bytes(read_bundle(options.bundle)).manifest)
+        if options.local_epochs is not None:
+            own["local_epochs"] = options.local_epochs
         settings = task_settings(
             name=self.fleet.name,
-            kind="graph" if options.bundle is not None else cast(Kind, options.model),
+            kind=self._kind,
             bundle=options.bundle,
             hidden=options.hidden,
             classes=self.fleet.classes,
@@ -317,7 +323,7 @@ class _Plant:
             codec=options.codec,
             dial=options.dial,
             seed=options.seed,
-            local_epochs=options.local_epochs,
+            **own,
         )
         table = asdict(settings)
         if options.bundle is not None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from fedmq_coordinator.run import Score
     from fedmq_coordinator.service import Coordinator, TaskPlan
     from fedmq_coordinator.settings import CoordinatorSettings, RoundSettings, TaskSettings
+    from fedmq_edge_node.runtimes import Engine
+    from fedmq_edge_node.samples import Targets
     from fedmq_edge_node.service import Gateway
     from fedmq_edge_node.settings import GatewaySettings
     from numpy.typing import NDArray
@@ -43,6 +45,7 @@ __all__ = [
     "read_bundle",
     "recover",
     "run_broker",
+    "scorer",
     "task_plans",
 ]
 
@@ -235,15 +238,22 @@ def evaluator(
     task: Task, directory: Path, bundle: bytes = b""
 ) -> tuple[Callable[[NDArray[np.float32], bytes | None], Score], str]:
     """Scores a model on a folder of recordings, cut into windows once; and the name of the metric."""
-    from fedmq_coordinator.run import Score
     from fedmq_edge_node.runtimes import make_engine
     from fedmq_edge_node.samples import load_test
-    from fedmq_edge_node.trainer import evaluate
-    from fedmq_edge_node.work import read_scaler
     from fedmq_models.bundle import from_bytes
 
     x, y = load_test(directory, task.windowing, task.classes, task.anomaly_label)
-    engine = make_engine(task.model, bundle=from_bytes(bundle) if bundle else None)
+    return scorer(task, make_engine(task.model, bundle=from_bytes(bundle) if bundle else None), x, y)
+
+
+def scorer(
+    task: Task, engine: Engine, x: NDArray[np.float32], y: Targets
+) -> tuple[Callable[[NDArray[np.float32], bytes | None], Score], str]:
+    """Scores a model on windows as unscaled features `(n, features)` with labels `(n,)`; and the name of the metric."""
+    from fedmq_coordinator.run import Score
+    from fedmq_edge_node.trainer import evaluate
+    from fedmq_edge_node.work import read_scaler
+
     most = task.windowing.remaining_most
 
     def score(flat: NDArray[np.float32], scaler: bytes | None) -> Score:

@@ -16,6 +16,7 @@ import io
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
 from typing import Literal
 
 import msgspec
@@ -34,12 +35,14 @@ __all__ = [
     "RefusedLine",
     "Report",
     "RoundLine",
+    "RoundMetrics",
     "Tail",
     "Traffic",
     "VerdictLine",
     "build",
     "divide",
     "many",
+    "metrics_by_round",
     "size",
     "to_csv",
     "to_json",
@@ -129,6 +132,52 @@ class RoundLine(_Line, frozen=True, kw_only=True):
     """How dense its updates were asked for: 0 is as dense as the task says."""
     late: int
     """Updates that were accepted after it had closed: they count in later rounds, and not in `accepted`."""
+    training_loss: float | None
+    """Mean over its updates, by their weights: what gateways told of their own training."""
+    digest: str | None
+    """sha256 of the model version that came of it, in hex."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundMetrics:
+    """What a round came to, flat: the columns of the CSV, in its order. None is not known, and empty there."""
+
+    round: int
+    """Its number. The first one of a task that learns scaling is of kind `statistics`, and trains nothing."""
+    lineage: int
+    kind: str
+    base: int
+    version: int | None
+    outcome: str
+    opened_at: float
+    """Unix seconds."""
+    closed_at: float | None
+    seconds: float | None
+    drawn: int
+    answered: int
+    accepted: int
+    declined: int
+    owed: int
+    plan_bytes: int
+    metric: float | None
+    """Of the version that came of it, on `metric_source`."""
+    loss: float | None
+    metric_source: str | None
+    """`test set`, or `held-out windows` of the gateways."""
+    level: int
+    wire_up_bytes: int
+    """All MQTT packets that the gateways sent, summed over them."""
+    wire_down_bytes: int
+    payload_up_bytes: int
+    """The coded deltas alone."""
+    payload_down_bytes: int
+    dense_up_bytes: int
+    """What float32 would have cost."""
+    dense_down_bytes: int
+    metric_name: str
+    training_loss: float | None
+    digest: str | None
+    """sha256 of that version, in hex: where two runs have the same, they have the same model."""
 
 
 class GatewayLine(_Line, frozen=True, kw_only=True):
@@ -278,7 +327,10 @@ def build(ledger: Ledger, task: str | None = None) -> Report:
     processes = Counter(wire.gateway for wire in wires)
     down_by_gateway, down_by_round = _delivered(gateways, rounds, versions, by_round)
 
-    round_lines = [_round_line(r, by_round[r.id], shares_by_round[r.id], down_by_round[r.id]) for r in rounds]
+    digests = {version.round: version.digest.hex() for version in versions}
+    round_lines = [
+        _round_line(r, by_round[r.id], shares_by_round[r.id], down_by_round[r.id], digests.get(r.id)) for r in rounds
+    ]
     seen = {g.name: g for g in gateways}
     others = sorted((shares_by_gateway.keys() | by_gateway.keys() | folded.keys()) - seen.keys())
     gateway_lines = [
@@ -394,18 +446,31 @@ def to_json(report: Report | Sequence[Report]) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report), indent=2)
 
 
+def metrics_by_round(report: Report) -> tuple[RoundMetrics, ...]:
+    """Every round, in order."""
+    same = [f.name for f in fields(RoundMetrics) if f.name in RoundLine.__struct_fields__]
+    return tuple(
+        RoundMetrics(
+            **{name: getattr(line, name) for name in same},
+            round=line.id,
+            wire_up_bytes=line.wire.up,
+            wire_down_bytes=line.wire.down,
+            payload_up_bytes=line.payload.up,
+            payload_down_bytes=line.payload.down,
+            dense_up_bytes=line.dense.up,
+            dense_down_bytes=line.dense.down,
+            metric_name=report.metric_name,
+        )
+        for line in report.rounds
+    )
+
+
 def to_csv(report: Report) -> str:
     """One line a round, with a heading (RFC 4180). Bytes, unix seconds; what is not known is empty."""
     out = io.StringIO()
     writer = csv.writer(out)
-    plain = "id lineage kind base version outcome opened_at closed_at seconds drawn answered accepted declined owed"
-    plain += " plan_bytes metric loss metric_source level"
-    names = plain.split()
-    traffic = ("wire", "payload", "dense")
-    writer.writerow(["round", *names[1:], *(f"{name}_{way}_bytes" for name in traffic for way in ("up", "down"))])
-    for line in report.rounds:
-        ways = [n for name in traffic for n in (getattr(line, name).up, getattr(line, name).down)]
-        writer.writerow([*(getattr(line, name) for name in names), *ways])
+    writer.writerow([field.name for field in fields(RoundMetrics)])
+    writer.writerows(astuple(row) for row in metrics_by_round(report))
     return out.getvalue()
 
 
@@ -456,7 +521,9 @@ def _counted(totals: Folded | None, answers: Iterable[Answer]) -> Folded:
     return counted
 
 
-def _round_line(round_: Round, answers: Sequence[Answer], share: Traffic, payload_down: int) -> RoundLine:
+def _round_line(
+    round_: Round, answers: Sequence[Answer], share: Traffic, payload_down: int, digest: str | None
+) -> RoundLine:
     before = read(round_.totals)
     counted = _counted(before, answers)
     return RoundLine(
@@ -484,6 +551,8 @@ def _round_line(round_: Round, answers: Sequence[Answer], share: Traffic, payloa
         metric_source=round_.metric_source,
         level=round_.level,
         late=counted.kinds.get(LATE, 0),
+        training_loss=round_.training_loss,
+        digest=digest,
     )
 
 

@@ -539,10 +539,11 @@ class Run:
         if made_base is None or made_base.round is None or not said:
             return
         windows = sum(a.held_out_windows or 0 for a in said)
+        # Exact sums: in whatever order answers come, the metric is the same to the last bit.
         self._ledger.set_metric(
             made_base.round,
-            metric=sum((a.held_out_metric or 0.0) * (a.held_out_windows or 0) for a in said) / windows,
-            loss=sum((a.held_out_loss or 0.0) * (a.held_out_windows or 0) for a in said) / windows,
+            metric=math.fsum((a.held_out_metric or 0.0) * (a.held_out_windows or 0) for a in said) / windows,
+            loss=math.fsum((a.held_out_loss or 0.0) * (a.held_out_windows or 0) for a in said) / windows,
             source="held-out windows",
         )
 

@@ -40,6 +40,7 @@ from fedmq_protocol.task import Windowing
 from numpy.typing import NDArray
 
 __all__ = [
+    "BLOCK_VALUES",
     "FEATURES",
     "FEATURE_NAMES",
     "RAW",
@@ -48,6 +49,7 @@ __all__ = [
     "Samples",
     "Scaler",
     "feature_count",
+    "featured",
     "features",
     "list_recordings",
     "load",
@@ -288,6 +290,14 @@ def features(windows: NDArray[np.float64], sampling_rate_hz: float) -> Floats:
     return np.asarray(np.log10(np.maximum(table, FLOOR)), dtype=np.float32)
 
 
+def featured(windows: NDArray[np.float64], windowing: Windowing) -> Floats:
+    """Windows `(n, channels, samples)` to the task's features `(n, features)` float32."""
+    if windowing.features == RAW:
+        return windows.transpose(0, 2, 1).reshape(len(windows), -1).astype(np.float32)
+    channels = [features(windows[:, channel], windowing.sampling_rate_hz) for channel in range(windowing.channels)]
+    return np.concatenate(channels, axis=1)
+
+
 def _squared_envelope(x: NDArray[np.float64], sampling_rate_hz: float) -> NDArray[np.float64]:
     """Squared magnitude of the analytic signal above 500 Hz, made by zeroing the rest of the spectrum.
 
@@ -336,7 +346,7 @@ class _Table:
                 raise SampleError(
                     f"{signal.path}: expected at most {self._most:,} windows in all; raise the task's hop"
                 )
-            self._x.append(_featured(block, self._windowing))
+            self._x.append(featured(block, self._windowing))
             if most:
                 left = signal.length - end - hop * np.arange(len(block)) + signal.remaining
                 self._y.append((np.minimum(left, most) / most).astype(np.float32))
@@ -379,14 +389,6 @@ def _check_channels(signal: _Signal, windowing: Windowing) -> None:
             f"{signal.path}: expected {windowing.channels:,} channels as the task has it (windowing.channels), "
             f"got {signal.channels:,}"
         )
-
-
-def _featured(windows: NDArray[np.float64], windowing: Windowing) -> Floats:
-    """Windows `(n, channels, samples)` to features `(n, features)` float32."""
-    if windowing.features == RAW:
-        return windows.transpose(0, 2, 1).reshape(len(windows), -1).astype(np.float32)
-    channels = [features(windows[:, channel], windowing.sampling_rate_hz) for channel in range(windowing.channels)]
-    return np.concatenate(channels, axis=1)
 
 
 def _windows(signal: _Signal, start: int, stop: int, windowing: Windowing) -> Iterator[NDArray[np.float64]]:

@@ -23,12 +23,14 @@ from fedmq_coordinator.run import Score
 from fedmq_coordinator.service import Coordinator, TaskPlan
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
 from fedmq_edge_node import work
+from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import GatewayState, Memory
 from fedmq_edge_node.runtimes import Engine
 from fedmq_edge_node.samples import Samples
 from fedmq_edge_node.service import Gateway
 from fedmq_edge_node.trainer import optimizer
+from fedmq_models.bundle import Bundle
 from fedmq_protocol.session import Session
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 from numpy.typing import NDArray
@@ -39,8 +41,10 @@ __all__ = [
     "FEDERATION",
     "DrawnEngine",
     "DrawnSource",
+    "LoadedFolder",
     "Source",
     "TimedEngine",
+    "WatchedEngine",
     "make_coordinator",
     "make_gateway",
     "make_task",
@@ -98,31 +102,64 @@ def _drawn_samples(features: int, classes: int, windows: int, hop: int) -> Sampl
     return Samples(train_x=x, train_y=y, held_x=x[:4], held_y=y[:4], raw_bytes=2 * hop * windows, recordings=1)
 
 
+class LoadedFolder:
+    """Windows of a folder that are cut once; every start of a gateway's process is given the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = Folder(folder)
+        self._lengths = self._folder.signal_samples()
+        self._samples: Samples | None = None
+
+    def signal_samples(self) -> dict[str, int]:
+        return self._lengths
+
+    def load(self, windowing: Windowing, classes: tuple[str, ...], healthy: str) -> Samples:
+        if self._samples is None:
+            self._samples = self._folder.load(windowing, classes, healthy)
+        return self._samples
+
+    def changed(self) -> bool:
+        return False
+
+
 class TimedEngine:
-    """An engine whose work takes virtual time; `learnt` is what the training under way has come to so far.
+    """An engine whose work takes virtual time, and in the midst of which a gateway may die."""
 
-    That sum is the checker's, and made without a look at what the gateway makes of it; the size of a step alone is
-    worked out by the same optimiser. `(P,) float32`.
-    """
-
-    def __init__(self, inner: Engine, recipe: Recipe, doings: Doings, seconds_per_window: float) -> None:
+    def __init__(self, inner: Engine, doings: Doings, seconds_per_window: float) -> None:
         self._inner = inner
-        self._recipe = recipe
         self._doings = doings
         self._seconds = seconds_per_window
+
+    def loss_grad(self, flat: Floats, x: Floats, y: NDArray[np.int64] | Floats, w: Floats) -> tuple[Floats, float]:
+        self._doings.spend(float(np.count_nonzero(w)) * self._seconds)
+        self._doings.point("training")
+        return self._inner.loss_grad(flat, x, y, w)
+
+    def infer(self, flat: Floats, x: Floats) -> Floats:
+        return self._inner.infer(flat, x)
+
+
+class WatchedEngine:
+    """An engine of which is known what the training under way has come to so far: `learnt`, `(P,) float32`.
+
+    That sum is the checker's, and made without a look at what the gateway makes of it; the size of a step alone is
+    worked out by the same optimiser.
+    """
+
+    def __init__(self, inner: Engine, recipe: Recipe) -> None:
+        self._inner = inner
+        self._recipe = recipe
         self._start: Floats | None = None
         self._end: Floats | None = None
         self._step = optimizer(recipe)
 
     def loss_grad(self, flat: Floats, x: Floats, y: NDArray[np.int64] | Floats, w: Floats) -> tuple[Floats, float]:
-        self._doings.spend(float(np.count_nonzero(w)) * self._seconds)
-        self._doings.point("training")
         if self._end is None or not np.array_equal(flat, self._end):
             self._start = flat.copy()
             self._step = optimizer(self._recipe)
         gradient, loss = self._inner.loss_grad(flat, x, y, w)
         if self._recipe.proximal:
-            raise ValueError("a simulation has no proximal term")
+            raise ValueError("a simulation whose promises are checked has no proximal term")
         self._end = flat - self._step(gradient)
         return gradient, loss
 
@@ -205,11 +242,12 @@ def make_coordinator(
     clock: Callable[[], float],
     evaluate: Callable[[NDArray[np.float32], bytes | None], Score] | None = None,
     metric_name: str = "metric",
+    bundle: bytes = b"",
 ) -> Coordinator:
     """A coordinator's process, started on what its disk holds."""
     return Coordinator(
         federation=FEDERATION,
-        tasks=[TaskPlan(task=task, rounds=rounds, evaluate=evaluate, metric_name=metric_name)],
+        tasks=[TaskPlan(task=task, rounds=rounds, evaluate=evaluate, metric_name=metric_name, bundle=bundle)],
         limits=limits,
         session=session,
         ledger=Ledger(Path("ledger.sqlite"), connect=disk.connect),
@@ -242,7 +280,7 @@ def make_gateway(
     rng: Random,
     nonce: bytes,
     doings: Doings,
-    engine: Callable[[Task], Engine],
+    engine: Callable[[Task, Bundle | None], Engine],
     ask_jitter_seconds: float = 1.0,
     answer_jitter_seconds: float = 0.0,
     limits: Limits | None = None,
@@ -264,7 +302,7 @@ def make_gateway(
         answer_jitter_seconds=answer_jitter_seconds,
         look_every_seconds=math.inf,
         vitals_every_seconds=5.0,
-        engine=lambda task, bundle: engine(task),
+        engine=engine,
         crash_point=doings.point,
     )
 
@@ -295,6 +333,16 @@ def open_sum(coordinator: Coordinator) -> tuple[int, NDArray[np.int64], int, int
     if run.round is None or not isinstance(run.mean, WeightedMean):
         return None
     return run.round.plan.round_id, run.mean._sum, run.mean.weight, run.mean.updates
+
+
+def ledger_of(coordinator: Coordinator) -> Ledger:
+    return coordinator._ledger
+
+
+def parameters_of(coordinator: Coordinator) -> tuple[Floats, bytes | None]:
+    """Of the newest version, `(P,) float32`, and the scaler that goes with it."""
+    line = coordinator.only.line
+    return line.parameters, line.scaler
 
 
 def lineage_of(coordinator: Coordinator) -> int:

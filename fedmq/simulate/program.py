@@ -20,14 +20,13 @@ from typing import Any, cast
 
 import numpy as np
 from fedmq_coordinator.settings import CoordinatorSettings, RoundSettings
-from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.runtimes import Engine, make_engine
-from fedmq_edge_node.samples import Samples
+from fedmq_models.bundle import Bundle
 from fedmq_protocol.settings import load
-from fedmq_protocol.task import Task, Windowing
+from fedmq_protocol.task import Task
 
 from fedmq.simulate import sizing
-from fedmq.simulate.fleet import Source
+from fedmq.simulate.fleet import LoadedFolder, Source
 from fedmq.simulate.network import Shape
 from fedmq.simulate.schedules import scenario_of
 from fedmq.simulate.shrink import Story, read, shortest
@@ -271,26 +270,6 @@ class _Recordings:
     metric_name: str
 
 
-class _Loaded:
-    """Windows that were cut once; every start of a gateway's process is given the same."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = Folder(folder)
-        self._lengths = self._folder.signal_samples()
-        self._samples: Samples | None = None
-
-    def signal_samples(self) -> dict[str, int]:
-        return self._lengths
-
-    def load(self, windowing: Windowing, classes: tuple[str, ...], healthy: str) -> Samples:
-        if self._samples is None:
-            self._samples = self._folder.load(windowing, classes, healthy)
-        return self._samples
-
-    def changed(self) -> bool:
-        return False
-
-
 @contextmanager
 def fleet_scenario(arguments: argparse.Namespace) -> Iterator[Scenario]:
     """The scenario that the command line describes."""
@@ -345,7 +324,7 @@ def _open_data(arguments: argparse.Namespace, folder: Path) -> _Recordings:
     evaluate, metric_name = None, metric_name_of(task)
     if found.test is not None:
         evaluate, metric_name = evaluator(task, folders[TEST_FOLDER])
-    sources: dict[str, Source] = {gateway.name: _Loaded(folders[gateway.name]) for gateway in found.gateways}
+    sources: dict[str, Source] = {gateway.name: LoadedFolder(folders[gateway.name]) for gateway in found.gateways}
     return _Recordings(task=task, sources=sources, evaluate=evaluate, metric_name=metric_name)
 
 
@@ -385,7 +364,7 @@ def _scenario(arguments: argparse.Namespace, data: _Recordings | None) -> Scenar
             )
         )
 
-    def engine(unit: Unit, task: Task) -> Engine:
+    def engine(unit: Unit, task: Task, bundle: Bundle | None) -> Engine:
         return make_engine(task.model)
 
     return Scenario(

@@ -15,7 +15,9 @@ import math
 import traceback
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -27,6 +29,7 @@ from fedmq_edge_node.gates import Vitals
 from fedmq_edge_node.memory import GatewayState
 from fedmq_edge_node.runtimes import Engine
 from fedmq_edge_node.service import Gateway, will
+from fedmq_models.bundle import Bundle
 from fedmq_protocol.session import Event, Received, Will
 from fedmq_protocol.task import Task
 from numpy.typing import NDArray
@@ -35,7 +38,7 @@ from fedmq.simulate import fleet
 from fedmq.simulate.broker import Broker
 from fedmq.simulate.disks import Crash, Disk
 from fedmq.simulate.faults import BROKER, COORDINATOR, Fault
-from fedmq.simulate.fleet import Doings, DrawnEngine, DrawnSource, Source, TimedEngine
+from fedmq.simulate.fleet import Doings, DrawnEngine, DrawnSource, Source, TimedEngine, WatchedEngine
 from fedmq.simulate.invariants import Checker, Violation
 from fedmq.simulate.network import Link, LinkedSession, Mishap, Mishaps, Noise, Shape
 from fedmq.simulate.scheduler import Scheduler, Trace
@@ -94,11 +97,18 @@ class Scenario:
     mishaps: tuple[Mishap, ...] | None = None
     """Messages that meet with a mishap; None draws them."""
     sources: Callable[[Unit, Task], Source] | None = None
-    engines: Callable[[Unit, Task], Engine] | None = None
+    engines: Callable[[Unit, Task, Bundle | None], Engine] | None = None
+    bundle: bytes = b""
+    """Of a task of kind `graph`: gateways fetch it."""
     evaluate: Callable[[Any, bytes | None], Score] | None = None
     metric_name: str = "metric"
+    watch: Callable[[Coordinator], None] | None = None
+    """Told of the coordinator after each of its steps."""
     most_seconds: float = CALM_SECONDS
+    most_events: int = MOST_EVENTS
     checked: bool = True
+    shares: bool = True
+    """Whether what all gateways would work out alike is worked out once, see `sharing`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +345,8 @@ class GatewayNode(Node):
         scenario = world.scenario
         self.unit = unit
         self.service: Gateway | None = None
-        self.engine: TimedEngine | None = None
+        self.engine: WatchedEngine | None = None
+        """Of the checker."""
         self.rng = world.random("gateway", unit.name)
         self.low_until = 0.0
         self.nonce = b""
@@ -382,7 +393,7 @@ class GatewayNode(Node):
             rng=Random(rng.getrandbits(64)),
             nonce=self.nonce,
             doings=doings,
-            engine=lambda task: self._make_engine(task, doings),
+            engine=lambda task, bundle: self._make_engine(task, bundle, doings),
         )
         if self.world.checker is not None:
             self.world.checker.gateway_started(self.name, self.service)
@@ -395,12 +406,13 @@ class GatewayNode(Node):
             self.lives.append((self.nonce, up - self._carried[0], down - self._carried[1], left))
         self._carried = up, down
 
-    def _make_engine(self, task: Task, doings: Doings) -> Engine:
+    def _make_engine(self, task: Task, bundle: Bundle | None, doings: Doings) -> Engine:
         world, unit = self.world, self.unit
         make = world.scenario.engines
-        inner = DrawnEngine(task, unit.name, unit.wild, world.table) if make is None else make(unit, task)
-        self.engine = TimedEngine(inner, task.recipe, doings, unit.seconds_per_window)
-        return self.engine
+        inner = make(unit, task, bundle) if make is not None else DrawnEngine(task, unit.name, unit.wild, world.table)
+        if world.checker is not None:
+            inner = self.engine = WatchedEngine(inner, task.recipe)
+        return TimedEngine(inner, doings, unit.seconds_per_window)
 
     def _saved(self, state: GatewayState) -> None:
         if self.world.checker is not None:
@@ -450,6 +462,7 @@ class CoordinatorNode(Node):
             clock=self.clock,
             evaluate=scenario.evaluate,
             metric_name=scenario.metric_name,
+            bundle=scenario.bundle,
         )
         if self.world.checker is not None:
             self.world.checker.coordinator_started(self.service, self.disk)
@@ -472,6 +485,8 @@ class CoordinatorNode(Node):
         service.step(events, self.clock())
         if self.world.checker is not None:
             self.world.checker.coordinator_stepped(service, self.disk)
+        if self.world.scenario.watch is not None:
+            self.world.scenario.watch(service)
 
     def wait(self) -> float:
         assert self.service is not None
@@ -487,12 +502,16 @@ class World:
         self.trace = Trace(keep=keep_trace)
         self.broker = Broker(clock=lambda: self.scheduler.now, keep_log=False)
         self.checker = Checker(scenario.task) if scenario.checked else None
-        self.table = DrawnEngine.table(scenario.task, 1)
         self._mishaps: dict[str, Mishaps] = {}
         for mishap in scenario.mishaps or ():
             self._mishaps.setdefault(mishap.link, {})[mishap.way, mishap.topic, mishap.number] = mishap
         self.coordinator = CoordinatorNode(self)
         self.gateways = {unit.name: GatewayNode(self, unit) for unit in scenario.units}
+
+    @cached_property
+    def table(self) -> NDArray[np.float32]:
+        """What drawn engines draw from."""
+        return DrawnEngine.table(self.scenario.task, 1)
 
     def random(self, *names: str) -> Random:
         """A generator of its own for each part, so that none depends on what another one draws."""
@@ -504,7 +523,7 @@ class World:
     def run(self) -> Outcome:
         violation = None
         try:
-            with shared():
+            with shared() if self.scenario.shares else nullcontext():
                 self._start()
                 self._run_until(self.scenario.faults_end)
                 self._calm_down()
@@ -543,9 +562,10 @@ class World:
         scheduler = self.scheduler
         while scheduler.now < time:
             before, events = scheduler.now, self.trace.events
-            scheduler.run_until(min(time, before + 600.0), self.trace, events + MOST_EVENTS)
-            if self.trace.events - events >= MOST_EVENTS:
-                raise Violation("quiet", f"{MOST_EVENTS:,} events in {scheduler.now - before:.0f} s: a loop")
+            most = self.scenario.most_events
+            scheduler.run_until(min(time, before + 600.0), self.trace, events + most)
+            if self.trace.events - events >= most:
+                raise Violation("quiet", f"{most:,} events in {scheduler.now - before:.0f} s: a loop")
 
     def _calm_down(self) -> None:
         """Nothing goes wrong any more: the run must come to its end."""
