@@ -97,11 +97,7 @@ def _cnn(b: Builder, model: ModelSpec, parameters: list[Value], x: Value) -> Val
         kernel, scale, shift = layers[3 * place : 3 * place + 3]
         pad = conv.kernel // 2
         x = b.node("Conv", x, kernel, stride=conv.stride, pads=(pad, pad), dilation=1)
-        _, channels, length = b.shape(x)
-        groups = max(1, channels // GROUP_CHANNELS)
-        grouped = _normalised(b, b.reshape(x, batch, groups, channels // groups * length))
-        x = b.reshape(grouped, batch, channels, length)
-        x = b.node("Add", b.node("Mul", x, b.reshape(scale, channels, 1)), b.reshape(shift, channels, 1))
+        x = b.group_norm(x, max(1, conv.outputs // GROUP_CHANNELS), scale, shift, NORM_EPSILON)
         x = b.node("Relu", x)
     return b.node("Add", b.node("MatMul", b.reduce("ReduceMean", x, 2), weight), bias)
 

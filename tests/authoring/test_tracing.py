@@ -184,6 +184,8 @@ def test_where_values_tie_the_first_of_a_window_takes_the_gradient() -> None:
         nn.AvgPool1d(3, stride=2, padding=1),
         nn.ConvTranspose1d(2, 2, 4, stride=2, padding=1),
         nn.Conv1d(2, 2, 3, stride=2, padding=1),
+        nn.Conv1d(2, 2, 5, stride=3, padding=4),
+        nn.Conv1d(2, 2, 12, padding=6),
         nn.Conv1d(2, 2, 3, padding="same", dilation=2, bias=False),
         nn.LayerNorm([2, 12]),
         nn.GroupNorm(1, 2, affine=False),
@@ -196,6 +198,18 @@ def test_a_layer_between_two_others(layer: Any) -> None:
     x = _windows((2, 14))
     body = nn.Sequential(nn.Conv1d(2, 2, 3), layer, nn.Flatten())
     module = nn.Sequential(body, nn.Linear(body(torch.from_numpy(x)).shape[1], 3))
+    traced = trace(module, loss="mse", outputs=3, example_x=x, batch=BATCH)
+    _assert_agrees(traced, module, _feed(traced, x))
+
+
+def test_where_relu_is_flat_no_gradient_comes_through_however_large_it_is() -> None:
+    class Root(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return torch.sqrt(torch.relu(x))  # infinitely steep at 0
+
+    torch.manual_seed(4)
+    module, x = nn.Sequential(nn.Linear(6, 8), Root(), nn.Linear(8, 3)), _windows((6,))
+    assert (module[0](torch.from_numpy(x)) < 0).any()
     traced = trace(module, loss="mse", outputs=3, example_x=x, batch=BATCH)
     _assert_agrees(traced, module, _feed(traced, x))
 
