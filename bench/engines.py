@@ -33,7 +33,7 @@ BATCH = 32
 TURN = 8
 MODELS = {
     "mlp": ModelSpec(kind="mlp", sizes=(22, 64, 32, 4)),
-    "cnn1d": ModelSpec(kind="cnn1d", sizes=(1024, 16, 32, 32, 4)),
+    "cnn1d": ModelSpec(kind="cnn1d", sizes=(1024, 16, 32, 64, 4)),
 }
 
 
@@ -52,7 +52,7 @@ def torch_calls(model: ModelSpec, x: Any, y: Any) -> dict[str, Callable[[], obje
             layers.append(
                 nn.Conv1d(conv.channels, conv.outputs, conv.kernel, conv.stride, padding=conv.kernel // 2, bias=False)
             )
-            layers += [nn.GroupNorm(max(1, conv.outputs // 8), conv.outputs), nn.ReLU()]
+            layers += [nn.GroupNorm(max(1, conv.outputs // 8), conv.outputs), nn.MaxPool1d(2), nn.ReLU()]
         layers += [nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(model.sizes[-2], model.sizes[-1])]
     else:
         for inputs, outputs in zip(model.sizes, model.sizes[1:], strict=False):

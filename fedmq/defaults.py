@@ -38,7 +38,7 @@ HIDDEN: dict[str, tuple[int, ...]] = {
     "mlp": (32,),
     "autoencoder": (12, 6, 12),
     "regressor": (32,),
-    "cnn1d": (16, 32, 32),
+    "cnn1d": (16, 32, 64),
     "graph": (),
 }
 
@@ -50,9 +50,10 @@ RECIPES: dict[str, RecipeSettings] = {
 in common and flat elsewhere: plain descent either diverges or takes hundreds of rounds."""
 
 KIND_CODECS: dict[str, CodecSettings] = {
-    "cnn1d": CodecSettings(up_bits=4, down_bits=4, least_density=0.1, most_density=0.1)
+    "cnn1d": CodecSettings(up_bits=4, down_bits=4, least_density=0.3, most_density=0.3)
 }
-"""Of kinds that the default does not suit: what a convolution has learnt is spread over all of its kernels."""
+"""Of kinds that the default does not suit: what a convolution has learnt is spread over all of its kernels, and what a
+sparser downlink holds back is pushed on by the server's momentum until it overshoots."""
 
 SERVER_MOMENTUM: dict[str, float] = {"cnn1d": 0.9}
 """Of kinds that are far slower without: each gateway pulls towards the few faults that it has seen, and what they agree

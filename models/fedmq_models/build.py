@@ -98,6 +98,8 @@ class Builder:
 
     def _source(self, op: str, value: Value) -> Value:
         """What the value was made of by this operator, or the value itself."""
+        if value in self._wholes:  # its gradient goes past its last node
+            return value
         node = self._nodes.get(value)
         return node.inputs[0] if node is not None and node.op == op else value
 
@@ -213,6 +215,16 @@ def _reduction(b: Builder, node: Node, out: Value, g: Value, wanted: list[bool])
         count = np.prod([shape[axis] for axis in reduced])
         g = b.node("Mul", g, b.constant(float(1.0 / count)))
     return [b.node("Expand", g, shape=shape)]
+
+
+def _reduce_max(b: Builder, node: Node, out: Value, g: Value, wanted: list[bool]) -> list[Value | None]:
+    # Of equal ones each gets the whole: of signals they are as good as never equal.
+    (x,) = node.inputs
+    axes = node.attributes["axes"]
+    assert isinstance(axes, tuple)
+    kept = tuple(1 if axis in {a % len(b.shape(x)) for a in axes} else size for axis, size in enumerate(b.shape(x)))
+    largest = b.node("Cast", b.node("Equal", x, b.reshape(out, *kept)), to="float32")
+    return [b.node("Mul", largest, b.reshape(g, *kept))]
 
 
 def _matmul(b: Builder, node: Node, out: Value, g: Value, wanted: list[bool]) -> list[Value | None]:
@@ -357,6 +369,7 @@ _RULES: dict[str, Rule] = {
     "Conv": _conv,
     "ReduceSum": _reduction,
     "ReduceMean": _reduction,
+    "ReduceMax": _reduce_max,
     "Reshape": lambda b, node, out, g, wanted: [b.reshape(g, *b.shape(node.inputs[0]))],
     "Transpose": _transpose,
     "Slice": _slice,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from fedmq_protocol.task import ModelSpec
+from fedmq_protocol.task import POOLED, ModelSpec
 
 from fedmq_models.build import Builder, Value
 from fedmq_models.graph import Graph
@@ -88,7 +88,7 @@ def _forward(b: Builder, model: ModelSpec, parameters: list[Value], x: Value) ->
 
 def _cnn(b: Builder, model: ModelSpec, parameters: list[Value], x: Value) -> Value:
     """Each window to mean 0 and spread 1, since the level differs from machine to machine; convolutions, each with
-    GroupNorm and ReLU; the mean over time; a dense layer."""
+    GroupNorm, the larger of two neighbours in time, and ReLU; the mean over time; a dense layer."""
     batch, samples = b.shape(x)
     x = _normalised(b, x)
     x = b.reshape(x, batch, 1, samples)
@@ -98,8 +98,19 @@ def _cnn(b: Builder, model: ModelSpec, parameters: list[Value], x: Value) -> Val
         pad = conv.kernel // 2
         x = b.node("Conv", x, kernel, stride=conv.stride, pads=(pad, pad), dilation=1)
         x = b.group_norm(x, max(1, conv.outputs // GROUP_CHANNELS), scale, shift, NORM_EPSILON)
-        x = b.node("Relu", x)
+        x = b.node("Relu", _pooled(b, x))
     return b.node("Add", b.node("MatMul", b.reduce("ReduceMean", x, 2), weight), bias)
+
+
+def _pooled(b: Builder, x: Value) -> Value:
+    """The largest of `POOLED` neighbours in time; what is over at the end is left out."""
+    batch, channels, length = b.shape(x)
+    count = length // POOLED
+    if length % POOLED:
+        x = b.node("Slice", x, starts=(0,), ends=(count * POOLED,), axes=(2,), steps=(1,))
+    # Runtimes are slow where the last axis is short. The shapes differ so that onnxruntime does not undo the transpose.
+    turned = b.node("Transpose", b.reshape(x, batch * channels, count, POOLED), perm=(0, 2, 1))
+    return b.reduce("ReduceMax", b.reshape(turned, batch, channels, POOLED, count), 2)
 
 
 def _normalised(b: Builder, x: Value) -> Value:

@@ -120,7 +120,7 @@ class Block(Wire, frozen=True, kw_only=True):
 
 
 class Convolution(msgspec.Struct, frozen=True, kw_only=True):
-    """One convolution of a CNN along time; padded by half its kernel at both ends."""
+    """One convolution of a CNN along time; padded by half its kernel at both ends, and then pooled by its maximum."""
 
     channels: int
     outputs: int
@@ -130,7 +130,9 @@ class Convolution(msgspec.Struct, frozen=True, kw_only=True):
 
 FIRST_KERNEL, FIRST_STRIDE = 64, 8
 """A wide first kernel, as raw vibration wants it (Zhang et al. 2017, Sensors 17(2), 425: WDCNN)."""
-NEXT_KERNEL, NEXT_STRIDE = 5, 2
+NEXT_KERNEL, NEXT_STRIDE = 3, 1
+POOLED = 2
+"""Neighbours in time of which each convolution hands on the largest."""
 
 
 class ModelSpec(Wire, frozen=True, kw_only=True):
@@ -163,10 +165,13 @@ class ModelSpec(Wire, frozen=True, kw_only=True):
             raise ValueError(f"a softmax model has an input and an output size, got {self.sizes}")
         if self.kind == "autoencoder" and self.sizes[0] != self.sizes[-1]:
             raise ValueError(f"an autoencoder gives back its inputs, got sizes {self.sizes}")
-        if self.kind == "cnn1d" and (len(self.sizes) < 3 or self.sizes[0] < FIRST_KERNEL):
-            raise ValueError(
-                f"a cnn1d has windows of at least {FIRST_KERNEL} samples and one convolution or more, got {self.sizes}"
-            )
+        if self.kind == "cnn1d":
+            shortest = max(FIRST_KERNEL, FIRST_STRIDE * POOLED ** (len(self.sizes) - 2))
+            if len(self.sizes) < 3 or self.sizes[0] < shortest:
+                raise ValueError(
+                    f"a cnn1d has one convolution or more, and windows of at least {shortest} samples for"
+                    f" {len(self.sizes) - 2} of them, got {self.sizes}"
+                )
         if self.kind == "regressor" and self.sizes[-1] != 1:
             raise ValueError(f"a regressor has one output, got sizes {self.sizes}")
         if self.parameters > MAX_PARAMETERS:

@@ -40,7 +40,7 @@ def test_a_bundle_comes_back_as_it_was() -> None:
 
 def test_a_bundle_of_a_small_model_takes_few_bytes() -> None:
     assert len(to_bytes(bundle_of(MODEL))) < 3000
-    assert len(to_bytes(bundle_of(ModelSpec(kind="cnn1d", sizes=(1024, 16, 32, 32, 4))))) < 6000
+    assert len(to_bytes(bundle_of(ModelSpec(kind="cnn1d", sizes=(1024, 16, 32, 64, 4))))) < 6000
 
 
 @pytest.mark.parametrize("engine", available_engines())
