@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fedmq_coordinator.ledger import Book, Ledger
     from fedmq_coordinator.run import Score
     from fedmq_coordinator.service import Coordinator, TaskPlan
-    from fedmq_coordinator.settings import CoordinatorSettings, RoundSettings, TaskSettings
+    from fedmq_coordinator.settings import CoordinatorSettings, PersonalSettings, RoundSettings, TaskSettings
     from fedmq_edge_node.service import Gateway
     from fedmq_edge_node.settings import GatewaySettings
     from numpy.typing import NDArray
@@ -156,8 +156,8 @@ def task_plans(settings: CoordinatorSettings) -> list[TaskPlan]:
     from fedmq_coordinator.settings import MoreTaskSettings
 
     more = [load(MoreTaskSettings, Path(file)) for file in settings.more_tasks]
-    parts = [(settings.task, settings.rounds, settings.test_data)]
-    parts += [(part.task, part.rounds, part.test_data) for part in more]
+    parts = [(settings.task, settings.rounds, settings.test_data, settings.personal)]
+    parts += [(part.task, part.rounds, part.test_data, part.personal) for part in more]
     mistakes = [
         Mistake("task.name", f'"{parts[place][0].name}" is the name of another task already (in {file})')
         for place, file in enumerate(settings.more_tasks, start=1)
@@ -168,7 +168,13 @@ def task_plans(settings: CoordinatorSettings) -> list[TaskPlan]:
     return [_task_plan(settings.limits.max_norm, *part) for part in parts]
 
 
-def _task_plan(max_norm: float, settings: TaskSettings, rounds: RoundSettings, test_data: Path | None) -> TaskPlan:
+def _task_plan(
+    max_norm: float,
+    settings: TaskSettings,
+    rounds: RoundSettings,
+    test_data: Path | None,
+    personal: PersonalSettings,
+) -> TaskPlan:
     from fedmq_coordinator.service import TaskPlan
 
     from fedmq.defaults import task_of
@@ -178,7 +184,14 @@ def _task_plan(max_norm: float, settings: TaskSettings, rounds: RoundSettings, t
     evaluate, metric_name = None, metric_name_of(task)
     if test_data is not None:
         evaluate, metric_name = evaluator(task, test_data, bundle)
-    return TaskPlan(task=task, rounds=rounds, evaluate=evaluate, metric_name=metric_name, bundle=bundle)
+    return TaskPlan(
+        task=task,
+        rounds=rounds,
+        evaluate=evaluate,
+        metric_name=metric_name,
+        bundle=bundle,
+        personal=personal.policy,
+    )
 
 
 def read_bundle(path: Path) -> bytes:
