@@ -213,9 +213,10 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     data.add_argument(
         "--split",
-        choices=("fault", "severity", "load"),
+        choices=("fault", "severity", "load", "sensor"),
         default="fault",
-        help="what a gateway has seen (cwru): one fault type, one severity, or one motor load (default: fault)",
+        help="what a gateway has seen (cwru): one fault type, one severity, or one motor load (default: fault); gearbox"
+        " with sensor: a gateway for each accelerometer, with all loads",
     )
     data.add_argument(
         "--test-load", type=int, metavar="LOAD", help="this load is for testing only (cwru: in hp; gearbox: in %%)"
@@ -270,6 +271,19 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--dial", type=_dial, metavar="0..1", help="from 0, fewest bytes, to 1, fewest rounds (default: 0.3)"
     )
     learning.add_argument("--local-epochs", type=_positive, help="passes over a gateway's windows in a round")
+    learning.add_argument(
+        "--personal",
+        choices=("none", "head", "copy"),
+        default="none",
+        help="at the end the last version is released, and each gateway fits its last layer, or a copy of all, to its"
+        " own windows; the table shows where that is better (default: none)",
+    )
+    learning.add_argument(
+        "--personal-margin", type=_share, default=0.02, metavar="X", help="how much better it must be (default: 0.02)"
+    )
+    learning.add_argument(
+        "--personal-epochs", type=_positive, default=10, metavar="N", help="passes over its own windows (default: 10)"
+    )
     learning.add_argument(
         "--baselines",
         action=argparse.BooleanOptionalAction,
@@ -496,6 +510,13 @@ def _shares(text: str) -> tuple[float, ...]:
     if not all(0 < share < 1 for share in shares):
         raise argparse.ArgumentTypeError(f"expected densities above 0 and below 1, got {text!r}")
     return shares
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and below 1, got {text}")
+    return share
 
 
 def _positive(text: str) -> int:
