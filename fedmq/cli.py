@@ -126,6 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(gateway, "gateway.toml")
     gateway.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
+    gateway.add_argument(
+        "--show",
+        action="store_true",
+        help="print of each task what is trained, what is in service and whether the gateway scores with a model of its"
+        " own, and end; also while the gateway runs",
+    )
     gateway.set_defaults(run=_gateway)
 
     report = commands.add_parser(
@@ -585,8 +591,12 @@ def _gateway(arguments: argparse.Namespace) -> None:
         return
     settings = load(GatewaySettings, arguments.config, arguments.overrides)
     _log(settings.log_level)
-    from fedmq.programs import build_gateway
+    from fedmq.programs import build_gateway, show_gateway
 
+    if arguments.show:
+        for line in show_gateway(settings):
+            print(line)
+        return
     gateway = build_gateway(settings)
     _stop_on_signal(gateway)
     gateway.run()

@@ -43,6 +43,7 @@ __all__ = [
     "read_bundle",
     "recover",
     "run_broker",
+    "show_gateway",
     "task_plans",
 ]
 
@@ -91,7 +92,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         name=settings.name,
         federation=federation,
         session=session,
-        memory=Memory(settings.state_dir / "gateway.sqlite"),
+        memory=Memory(memory_path(settings)),
         source=Folder(settings.data_dir),
         vitals=reader.read,
         limits=settings.gates,
@@ -108,6 +109,33 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         engines=available_engines() if settings.engine == "auto" else (settings.engine,),
         crash_point=crash_point(CRASH_POINTS),
     )
+
+
+def memory_path(settings: GatewaySettings) -> Path:
+    return settings.state_dir / "gateway.sqlite"
+
+
+def show_gateway(settings: GatewaySettings) -> list[str]:
+    """`fedmq gateway --show`: how each task stands on this gateway, in lines. Raises StateError."""
+    from fedmq_edge_node.memory import Memory
+    from fedmq_edge_node.personal import belongs, describe
+
+    if not memory_path(settings).is_file():
+        return [f"nothing yet: no gateway has worked in {settings.state_dir}"]
+    memory = Memory(memory_path(settings))
+    states = memory.load()
+    memory.close()
+    lines = [] if states else ["no task yet"]
+    for name, state in states.items():
+        lines.append(f"{name}: version {state.version} of lineage {state.lineage} is in training")
+        service, own = state.in_service, state.personal
+        if service is None:
+            lines.append("  nothing is in service: no version has been released to this gateway")
+            continue
+        lines.append(f"  version {service.version} of lineage {service.lineage} is in service")
+        if own is not None and belongs(own, service):
+            lines.append(f"  {describe(own.found, service.version)} ({own.policy.mode})")
+    return lines
 
 
 def _hold_memory_together() -> None:
