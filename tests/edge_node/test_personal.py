@@ -154,6 +154,42 @@ def test_with_a_head_all_that_lies_before_it_stays_the_shared_model_s() -> None:
     assert not np.array_equal(copy.own[:body], copy.shared[:body])
 
 
+def test_fitting_a_head_is_fitting_a_softmax_to_what_the_shared_layers_give() -> None:
+    # All windows in one batch, so that their order changes nothing; and small ones, for features are kept within ±8.
+    recipe = Recipe(learning_rate=0.3, batch_size=200)
+    policy = msgspec.structs.replace(HEAD, epochs=100)
+    drawn = some_samples(2, swapped=True)
+    samples = replace(drawn, train_x=drawn.train_x / 4, held_x=drawn.held_x / 4)
+    steps = initial_steps(MLP.model, 0, 12)
+    own = made(in_service(msgspec.structs.replace(MLP, recipe=recipe), steps), policy, samples)
+    flat, first = to_parameters(steps, 12), MLP.model.layers[0]
+    weights = flat[: first.bias_start].reshape(first.inputs, first.outputs)
+    train_x, held_x = (
+        np.maximum(x @ weights + flat[first.bias_start : first.stop], np.float32(0))
+        for x in (samples.train_x, samples.held_x)
+    )
+    assert train_x.max() < 8.0
+    last = a_task(ModelSpec(kind="softmax", sizes=(12, 3)), recipe=recipe)
+    alone = made(
+        in_service(last, steps[first_free(MLP.model, HEAD) :]),
+        msgspec.structs.replace(policy, mode="copy"),
+        replace(samples, train_x=train_x, held_x=held_x),
+    )
+    assert own.found.outcome is alone.found.outcome is PersonalOutcome.SERVES
+    np.testing.assert_allclose(own.values, alone.values, atol=1e-4)
+
+
+def test_the_recipe_s_proximal_term_holds_it_to_the_shared_model() -> None:
+    held_to = msgspec.structs.replace(MLP, recipe=Recipe(learning_rate=0.1, batch_size=16, proximal=1.0))
+    free = msgspec.structs.replace(MLP, recipe=Recipe(learning_rate=0.1, batch_size=16))
+    shared = to_parameters(SHARED.steps, 12)
+    far = [
+        float(np.linalg.norm(made(replace(SHARED, task=task), COPY, some_samples(2, swapped=True)).values - shared))
+        for task in (held_to, free)
+    ]
+    assert far[0] < 0.5 * far[1]
+
+
 @pytest.mark.parametrize("policy", [HEAD, COPY], ids=["head", "copy"])
 def test_where_the_machines_differ_it_is_better_and_scores(policy: PersonalPolicy) -> None:
     own = made(SHARED, policy, some_samples(2, swapped=True))

@@ -153,10 +153,14 @@ class Script:
             while (event := self.session.next(0)) is not None:
                 self.gateway.step(event, self.now)
             self.gateway.step(None, self.now)
-            while (said := self.coordinator.next(0)) is not None:
-                if isinstance(said, Received):
-                    self.log.append(from_bytes(parse(said.topic).spec, said.payload))
+            self.listen()
             self.now += 0.05
+
+    def listen(self) -> None:
+        """Hear what the gateway has said."""
+        while (said := self.coordinator.next(0)) is not None:
+            if isinstance(said, Received):
+                self.log.append(from_bytes(parse(said.topic).spec, said.payload))
 
     def heard(self, kind: type[Kind]) -> list[Kind]:
         return [message for message in self.log if isinstance(message, kind)]
@@ -714,6 +718,7 @@ def test_a_trial_is_told_only_once_it_is_on_disk(script: Script) -> None:
     script.gateway._crash_point = die
     with pytest.raises(KeyboardInterrupt):
         bring(script, 5, GOOD)
+    script.listen()
     assert not script.heard(Trial)
     script.kill()
     script.start()
@@ -1175,6 +1180,24 @@ def test_an_answer_goes_before_it(script: Script) -> None:
     assert script.state().personal is not None
 
 
+def test_of_two_plans_at_hand_the_second_goes_before_it_too(script: Script) -> None:
+    own_folder(script)
+    release_with(script, None)
+    script.step_seconds = 0.05
+    again = an_assignment(known=True, release=a_release(6, BETTER), releases=6, personal=HEAD)
+    script.welcome(again, an_assignment(PUMPS, LINEAGE + 1))
+    fitting = script.gateway._jobs["bearings"]._fitting
+    assert fitting is not None
+    script.say(Channel.PLAN, a_plan(1, closes_in=300))
+    script.say(Channel.PLAN, a_plan(2, task=PUMPS, lineage=LINEAGE + 1, closes_in=400))
+    while (event := script.session.next(0)) is not None:
+        script.gateway._handle(event, script.now)
+    spent = fitting.seconds
+    script.gateway.step(None, script.now)
+    assert (script.state().pending is None, script.state(PUMPS).pending is None) == (False, True)
+    assert fitting.seconds == spent
+
+
 def test_it_waits_behind_a_gate_that_is_shut(script: Script) -> None:
     own_folder(script)
     script.gateway._limits = Limits(battery_min_pct=50.0)
@@ -1300,6 +1323,7 @@ def test_killed_as_it_is_saved_the_gateway_has_it_whole_or_makes_it_again(script
     script.gateway._crash_point = die
     with pytest.raises(KeyboardInterrupt):
         script.welcome(an_assignment(known=True, release=a_release(6, BETTER), releases=6, personal=HEAD))
+    script.listen()
     assert all(told.personal is None for told in script.heard(Trial)), "told only once it is on disk"
     script.kill()
     script.start()
