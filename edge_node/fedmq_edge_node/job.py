@@ -841,11 +841,12 @@ class Job:
         assert service is not None  # a personal model is wanted
         assert policy is not None
         fitting, began = self._fitting, self._host.now()
+        if fitting is not None and (fitting.base, fitting.policy) != (service.digest, policy):
+            fitting = None
         try:
-            if fitting is None or (fitting.base, fitting.policy) != (service.digest, policy):
+            if fitting is None:
                 engine = self._engine_of(service.task)
-                fitting = Fitting(service, policy, samples, engine, gateway=self._host.name)
-                self._fitting = fitting
+                fitting = self._fitting = Fitting(service, policy, samples, engine, gateway=self._host.name)
             while fitting.step():
                 if self._host.now() - began >= PERSONAL_SLICE_SECONDS:
                     fitting.seconds += self._host.now() - began
@@ -856,7 +857,7 @@ class Job:
         except ValueError as error:
             log.error("a personal model of version %d cannot be made: %s", service.version, error)
             if fitting is None:
-                self._policy = None
+                self._policy = self._fitting = None  # until a welcome speaks of it again
                 return
             made = fitting.failed()
         self._fitting = None

@@ -1360,3 +1360,26 @@ def test_what_serves_of_another_task_has_none_made_of_it(script: Script) -> None
     script.welcome(an_assignment(other, LINEAGE + 50, personal=HEAD))
     script.run(5.0)
     assert script.state().personal is None, "its windows are not those that the version in service knows"
+
+
+def test_training_that_cannot_be_run_leaves_the_shared_model_and_is_not_tried_again_and_again(script: Script) -> None:
+    own_folder(script)
+    release_with(script, None)
+    engine = script.gateway._jobs["bearings"]._engine
+    assert isinstance(engine, NumpyEngine)
+    tries = []
+
+    def refuse(*args: object) -> None:
+        tries.append(args)
+        raise ValueError("no memory for that")
+
+    engine.loss_grad = refuse  # type: ignore[method-assign, assignment]
+    again = an_assignment(known=True, release=a_release(6, BETTER), releases=6, personal=HEAD)
+    script.welcome(again)
+    script.run(70.0)
+    script.welcome(again)
+    assert len(tries) == 1
+    told = script.heard(Trial)[-1].personal
+    assert told is not None
+    assert told.outcome is PersonalOutcome.FAILED
+    assert not script.gateway.scorer("bearings").personal  # type: ignore[union-attr]
