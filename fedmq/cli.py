@@ -126,6 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(gateway, "gateway.toml")
     gateway.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
+    gateway.add_argument(
+        "--show",
+        action="store_true",
+        help="print of each task what is trained, what is in service and whether the gateway scores with a model of its"
+        " own, and end; also while the gateway runs",
+    )
     gateway.set_defaults(run=_gateway)
 
     report = commands.add_parser(
@@ -220,9 +226,10 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     data.add_argument(
         "--split",
-        choices=("fault", "severity", "load"),
+        choices=("fault", "severity", "load", "sensor"),
         default="fault",
-        help="what a gateway has seen (cwru): one fault type, one severity, or one motor load (default: fault)",
+        help="what a gateway has seen (cwru): one fault type, one severity, or one motor load (default: fault); gearbox"
+        " with sensor: a gateway for each accelerometer, with all loads",
     )
     data.add_argument(
         "--test-load", type=int, metavar="LOAD", help="this load is for testing only (cwru: in hp; gearbox: in %%)"
@@ -277,6 +284,19 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--dial", type=_dial, metavar="0..1", help="from 0, fewest bytes, to 1, fewest rounds (default: 0.3)"
     )
     learning.add_argument("--local-epochs", type=_positive, help="passes over a gateway's windows in a round")
+    learning.add_argument(
+        "--personal",
+        choices=("none", "head", "copy"),
+        default="none",
+        help="at the end the last version is released, and each gateway fits its last layer, or a copy of all, to its"
+        " own windows; the table shows where that is better (default: none)",
+    )
+    learning.add_argument(
+        "--personal-margin", type=_share, default=0.02, metavar="X", help="how much better it must be (default: 0.02)"
+    )
+    learning.add_argument(
+        "--personal-epochs", type=_positive, default=10, metavar="N", help="passes over its own windows (default: 10)"
+    )
     learning.add_argument(
         "--baselines",
         action=argparse.BooleanOptionalAction,
@@ -506,6 +526,13 @@ def _shares(text: str) -> tuple[float, ...]:
     return shares
 
 
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and below 1, got {text}")
+    return share
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -572,8 +599,12 @@ def _gateway(arguments: argparse.Namespace) -> None:
         return
     settings = load(GatewaySettings, arguments.config, arguments.overrides)
     _log(settings.log_level)
-    from fedmq.programs import build_gateway
+    from fedmq.programs import build_gateway, show_gateway
 
+    if arguments.show:
+        for line in show_gateway(settings):
+            print(line)
+        return
     gateway = build_gateway(settings)
     _stop_on_signal(gateway)
     gateway.run()

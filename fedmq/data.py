@@ -48,6 +48,7 @@ CWRU_RATE_HZ = 12_000.0
 CWRU_CLASSES = ("normal", "inner_race", "ball", "outer_race")
 CWRU_LOADS = (0, 1, 2, 3)
 TEST_FOLDER = "test"
+UNSEEN_FOLDER = "unseen"
 
 
 class DataError(ValueError):
@@ -73,6 +74,8 @@ class Recording:
 class GatewayData:
     name: str
     recordings: tuple[Recording, ...]
+    unseen: tuple[Recording, ...] = ()
+    """Of its own machine and sensor, where the test set has some: what the gateway will meet and has not got."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +109,14 @@ class Fleet:
 def lay_out(fleet: Fleet, directory: Path) -> dict[str, Path]:
     """Writes each gateway's own folder `directory/<gateway>/<label>/<name>.npy`, and `test/` where there is one.
 
-    Gives back the folder of each gateway, and that of the test set under the name `test`. Raises DataError when
+    Gives back the folder of each gateway, that of the test set under the name `test`, and under `unseen/<gateway>` that
+    of its own part of it. Raises DataError when
     `directory` already holds one of them: another run's recordings must not mix in.
     """
     parts = {gateway.name: gateway.recordings for gateway in fleet.gateways}
     if fleet.test is not None:
         parts[TEST_FOLDER] = fleet.test
+    parts |= {f"{UNSEEN_FOLDER}/{gateway.name}": gateway.unseen for gateway in fleet.gateways if gateway.unseen}
     folders = {name: directory / name for name in parts}
     for folder in folders.values():
         if folder.exists():
@@ -346,6 +351,37 @@ def gearbox(directory: Path, test_load: int | None = None, *, healthy: bool = Fa
         test=test,
         split="load",
         remark=f"{GEARBOX_REMARK}; {GEARBOX_HEALTHY_REMARK}" if healthy else GEARBOX_REMARK,
+    )
+
+
+def by_sensor(fleet: Fleet) -> Fleet:
+    """The same machine as another fleet: a gateway for each accelerometer, with that channel of all recordings.
+
+    Sensors sit at other places, so that the same state sounds otherwise to each: no two gateways have alike windows.
+    """
+
+    def channel(recordings: Iterable[Recording], place: int) -> tuple[Recording, ...]:
+        picked = []
+        for recording in recordings:
+            assert not isinstance(recording.signal, Path)
+            signal = np.array(recording.signal[:, place], dtype=np.float32)
+            picked.append(replace(recording, name=f"{recording.name}-{sensor(place)}", signal=signal))
+        return tuple(picked)
+
+    def sensor(place: int) -> str:
+        return f"sensor{place + 1}"
+
+    places = range(fleet.windowing.channels)
+    every = [recording for gateway in fleet.gateways for recording in gateway.recordings]
+    tests = [channel(fleet.test or (), place) for place in places]
+    return replace(
+        fleet,
+        windowing=replace(fleet.windowing, channels=1),
+        gateways=tuple(
+            GatewayData(name=sensor(place), recordings=channel(every, place), unseen=tests[place]) for place in places
+        ),
+        test=tuple(recording for test in tests for recording in test),
+        split="sensor",
     )
 
 

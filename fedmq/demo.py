@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import psutil
 from fedmq_broker_config.render import BrokerSettings
@@ -28,11 +28,16 @@ from fedmq_broker_config.run import choose
 from fedmq_coordinator import report as savings
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.report_html import to_html
+from fedmq_coordinator.settings import PersonalSettings
+from fedmq_coordinator.tasks import Wish
+from fedmq_edge_node.memory import Memory
+from fedmq_edge_node.personal import score, scorer
+from fedmq_edge_node.runtimes import make_engine
 from fedmq_edge_node.samples import UNLABELLED, load, load_test
 from fedmq_models.bundle import from_bytes
 
 from fedmq.baselines import local_only, pooled
-from fedmq.data import Fleet, Split, cmapss, cwru, digits, gearbox, lay_out, own_folder
+from fedmq.data import UNSEEN_FOLDER, Fleet, Split, by_sensor, cmapss, cwru, digits, gearbox, lay_out, own_folder
 from fedmq.defaults import Kind, own_recipe, raw_windowing, round_settings, task_settings
 from fedmq.programs import ledger_path, load_task, read_bundle
 from fedmq.showing import Screen
@@ -44,6 +49,12 @@ FEDERATION = "demo"
 POLL_SECONDS = 0.1
 START_SECONDS = 60.0
 LEAVE_SECONDS = 15.0
+
+
+PERSONAL = PersonalSettings()
+PERSONAL_HELD_OUT = 0.25
+"""Share that a gateway keeps for the comparison, where the data's own test set would make that unnecessary."""
+PERSONAL_SECONDS = 120.0
 
 
 class DemoError(ValueError):
@@ -73,6 +84,9 @@ class DemoOptions:
     codec: str = "sparse"
     dial: float | None = None
     local_epochs: int | None = None
+    personal: Literal["none", "head", "copy"] = "none"
+    personal_margin: float = PERSONAL.margin
+    personal_epochs: int = PERSONAL.epochs
     baselines: bool = True
     broker: str = "auto"
     gates: str = "healthy"
@@ -126,13 +140,18 @@ def run(options: DemoOptions) -> int:
         )
         plant = _Plant(fleet=fleet, options=options, directory=directory, host=about.host, port=about.port)
         with plant.running():
-            plant.shut_down(plant.watch(screen))
+            ledger = plant.watch(screen)
+            if options.personal != "none":
+                plant.release(ledger, screen)
+            plant.shut_down(ledger)
     ledger = Ledger(ledger_path(plant.state), read_only=True)
     built = savings.build(ledger)
     ledger.close()
     figures = _figures(plant, fleet, built, f"{about.name} {about.version}".strip())
     if options.baselines:
         figures |= _baselines(plant, fleet, folders, figures["rounds"], screen)
+    if options.personal != "none":
+        figures["personal"] = _personal(plant, fleet, folders, built)
     figures["wall_seconds"] = round(time.monotonic() - began, 2)
     page = options.report or directory / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -163,6 +182,8 @@ def open_fleet(options: DemoOptions) -> Fleet:
         "hop": options.hop,
         "remaining_most": options.remaining_most,
     }
+    if options.personal != "none" and fleet.windowing.held_out == 0:
+        wishes["held_out"] = PERSONAL_HELD_OUT
     given = {name: value for name, value in wishes.items() if value is not None}
     fleet = replace(fleet, windowing=replace(fleet.windowing, **given)) if given else fleet
     if (options.model == "regressor") != (fleet.windowing.remaining_most > 0):
@@ -176,6 +197,8 @@ def open_fleet(options: DemoOptions) -> Fleet:
 def _find_fleet(options: DemoOptions) -> Fleet:
     if options.test_load is not None and not options.data.startswith(("cwru:", "gearbox:")):
         raise DemoError(f"--test-load: only cwru:DIR and gearbox:DIR have loads, --data is {options.data}")
+    if options.split == "sensor" and not options.data.startswith("gearbox:"):
+        raise DemoError(f"--split sensor: only gearbox:DIR has several sensors, --data is {options.data}")
     healthy = options.model == "autoencoder"
     if options.data == "sim":
         return simulate_fleet(gateways=options.gateways or 7, seed=options.seed, healthy=healthy)
@@ -186,6 +209,8 @@ def _find_fleet(options: DemoOptions) -> Fleet:
         fleet = cwru(Path(folder), split=cast(Split, options.split), test_load=options.test_load)
     elif kind == "gearbox" and colon:
         fleet = gearbox(Path(folder), options.test_load, healthy=healthy)
+        if options.split == "sensor":
+            fleet = by_sensor(fleet)
     elif kind == "cmapss" and colon:
         fleet = cmapss(Path(folder))
     else:
@@ -273,6 +298,11 @@ class _Plant:
                             closing_seconds=options.closing,
                         )
                     ),
+                    "personal": {
+                        "mode": options.personal,
+                        "margin": options.personal_margin,
+                        "epochs": options.personal_epochs,
+                    },
                     "limits": {"catch_up_gather_seconds": 0.3},
                 }
             ),
@@ -376,6 +406,22 @@ class _Plant:
             if time.monotonic() - stalled_since > START_SECONDS + 2 * self.options.closing:
                 raise DemoError(self._stall(START_SECONDS + 2 * self.options.closing))
             time.sleep(POLL_SECONDS)
+
+    def release(self, ledger: Ledger, screen: Screen) -> None:
+        """Put the last version in service, and wait for what the gateways make of it for themselves."""
+        with contextlib.closing(Ledger(ledger_path(self.state), visit=True)) as visitor:
+            visitor.order("promote", ledger.only.name, Wish(verb="promote").write(), time.time())
+            visitor.commit()
+        wanted = {gateway.name for gateway in self.fleet.gateways}
+        until = time.monotonic() + PERSONAL_SECONDS
+        with screen.busy("the last version is released, and each gateway fits a model of its own to its windows"):
+            while {trial.gateway for trial in ledger.only.trials() if trial.personal is not None} != wanted:
+                for child in self.children:
+                    child.look()
+                if time.monotonic() > until:
+                    screen.say(f"not every gateway has told of a personal model within {PERSONAL_SECONDS:.0f} s")
+                    return
+                time.sleep(POLL_SECONDS)
 
     def _stall(self, seconds: float) -> str:
         """Why nothing moves, as far as the programs say it: their errors, else the end of the coordinator's log."""
@@ -498,6 +544,37 @@ def _baselines(plant: _Plant, fleet: Fleet, folders: dict[str, Path], rounds: in
         "metric_local_only_mean": sum(alone) / len(alone) if alone else None,
         "metric_pooled": together,
     }
+
+
+def _personal(
+    plant: _Plant, fleet: Fleet, folders: dict[str, Path], built: savings.Report
+) -> list[dict[str, str | int | float | None]]:
+    """What each gateway has told, and where a personal model scores, both on recordings that no gateway has: of this
+    one's own sensor where they are known, else the test set of all, where a personal model may well be worse."""
+    ledger = Ledger(ledger_path(plant.state), read_only=True)
+    task, bundle = load_task(ledger.only), ledger.only.get("bundle")
+    ledger.close()
+    engine = make_engine(task.model, bundle=from_bytes(bundle) if bundle else None)
+    lines = []
+    for told in built.personal:
+        line: dict[str, str | int | float | None] = {
+            "gateway": told.gateway,
+            "outcome": told.outcome,
+            "windows": told.windows,
+            "shared": told.shared,
+            "personal": told.metric,
+        }
+        folder = folders.get(f"{UNSEEN_FOLDER}/{told.gateway}") or folders.get("test")
+        if folder is not None and told.serves:
+            memory = Memory(plant.directory / "gateways" / told.gateway / "state" / "gateway.sqlite")
+            state = memory.load()[task.name]
+            memory.close()
+            assert state.in_service is not None  # it has told of it
+            test = load_test(folder, task.windowing, task.classes, task.anomaly_label)
+            for name, own in (("shared_on_test", None), ("personal_on_test", state.personal)):
+                line[name] = score(scorer(state.in_service, own, engine), *test)
+        lines.append(line)
+    return lines
 
 
 def _opens(path: Path) -> bool:

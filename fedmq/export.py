@@ -327,9 +327,9 @@ def _compared(
     expected: NDArray[np.float32],
 ) -> tuple[bool, str]:
     """Whether integers (`found`) are near enough to float (`expected`), and in words."""
-    from fedmq_edge_node.trainer import measure
+    from fedmq_edge_node.trainer import judge
 
-    integers, floats = (measure(x, out, y, task.objective, task.windowing.remaining_most) for out in (found, expected))
+    integers, floats = (judge(out, x, y, task.objective, task.windowing.remaining_most) for out in (found, expected))
     if task.objective == "classify":
         same = (found.argmax(axis=1) == expected.argmax(axis=1)).mean()
         told = (

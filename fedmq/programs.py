@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fedmq_coordinator.ledger import Book, Ledger
     from fedmq_coordinator.run import Score
     from fedmq_coordinator.service import Coordinator, TaskPlan
-    from fedmq_coordinator.settings import CoordinatorSettings, RoundSettings, TaskSettings
+    from fedmq_coordinator.settings import CoordinatorSettings, PersonalSettings, RoundSettings, TaskSettings
     from fedmq_edge_node.runtimes import Engine
     from fedmq_edge_node.samples import Targets
     from fedmq_edge_node.service import Gateway
@@ -46,6 +46,7 @@ __all__ = [
     "recover",
     "run_broker",
     "scorer",
+    "show_gateway",
     "task_plans",
 ]
 
@@ -94,7 +95,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         name=settings.name,
         federation=federation,
         session=session,
-        memory=Memory(settings.state_dir / "gateway.sqlite"),
+        memory=Memory(memory_path(settings)),
         source=Folder(settings.data_dir),
         vitals=reader.read,
         limits=settings.gates,
@@ -111,6 +112,33 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         engines=available_engines() if settings.engine == "auto" else (settings.engine,),
         crash_point=crash_point(CRASH_POINTS),
     )
+
+
+def memory_path(settings: GatewaySettings) -> Path:
+    return settings.state_dir / "gateway.sqlite"
+
+
+def show_gateway(settings: GatewaySettings) -> list[str]:
+    """`fedmq gateway --show`: how each task stands on this gateway, in lines. Raises StateError."""
+    from fedmq_edge_node.memory import Memory
+    from fedmq_edge_node.personal import belongs, describe
+
+    if not memory_path(settings).is_file():
+        return [f"nothing yet: no gateway has worked in {settings.state_dir}"]
+    memory = Memory(memory_path(settings))
+    states = memory.load()
+    memory.close()
+    lines = [] if states else ["no task yet"]
+    for name, state in states.items():
+        lines.append(f"{name}: version {state.version} of lineage {state.lineage} is in training")
+        service, own = state.in_service, state.personal
+        if service is None:
+            lines.append("  nothing is in service: no version has been released to this gateway")
+            continue
+        lines.append(f"  version {service.version} of lineage {service.lineage} is in service")
+        if own is not None and belongs(own, service):
+            lines.append(f"  {describe(own.found, service.version)} ({own.policy.mode})")
+    return lines
 
 
 def _hold_memory_together() -> None:
@@ -159,8 +187,8 @@ def task_plans(settings: CoordinatorSettings) -> list[TaskPlan]:
     from fedmq_coordinator.settings import MoreTaskSettings
 
     more = [load(MoreTaskSettings, Path(file)) for file in settings.more_tasks]
-    parts = [(settings.task, settings.rounds, settings.test_data)]
-    parts += [(part.task, part.rounds, part.test_data) for part in more]
+    parts = [(settings.task, settings.rounds, settings.test_data, settings.personal)]
+    parts += [(part.task, part.rounds, part.test_data, part.personal) for part in more]
     mistakes = [
         Mistake("task.name", f'"{parts[place][0].name}" is the name of another task already (in {file})')
         for place, file in enumerate(settings.more_tasks, start=1)
@@ -171,7 +199,13 @@ def task_plans(settings: CoordinatorSettings) -> list[TaskPlan]:
     return [_task_plan(settings.limits.max_norm, *part) for part in parts]
 
 
-def _task_plan(max_norm: float, settings: TaskSettings, rounds: RoundSettings, test_data: Path | None) -> TaskPlan:
+def _task_plan(
+    max_norm: float,
+    settings: TaskSettings,
+    rounds: RoundSettings,
+    test_data: Path | None,
+    personal: PersonalSettings,
+) -> TaskPlan:
     from fedmq_coordinator.service import TaskPlan
 
     from fedmq.defaults import task_of
@@ -181,7 +215,14 @@ def _task_plan(max_norm: float, settings: TaskSettings, rounds: RoundSettings, t
     evaluate, metric_name = None, metric_name_of(task)
     if test_data is not None:
         evaluate, metric_name = evaluator(task, test_data, bundle)
-    return TaskPlan(task=task, rounds=rounds, evaluate=evaluate, metric_name=metric_name, bundle=bundle)
+    return TaskPlan(
+        task=task,
+        rounds=rounds,
+        evaluate=evaluate,
+        metric_name=metric_name,
+        bundle=bundle,
+        personal=personal.policy,
+    )
 
 
 def read_bundle(path: Path) -> bytes:

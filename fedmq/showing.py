@@ -116,6 +116,9 @@ class Screen:
         self._console.print()
         self._console.print(learnt)
 
+        if figures.get("personal"):
+            self._console.print(_personal_table(figures["personal"], figures["metric_name"]))
+
         cost = Table(title="What it cost, all gateways and rounds together", title_justify="left")
         cost.add_column("way")
         cost.add_column("up", justify="right")
@@ -154,3 +157,24 @@ class Screen:
             highlight=False,
         )
         self._console.print(f"report: {page}", highlight=False, markup=False)
+
+
+def _personal_table(lines: Sequence[dict[str, Any]], metric_name: str) -> Table:
+    """The released model and the gateway's own on the same windows; the own one only where one was made."""
+    table = Table(title=f"Personal models ({metric_name} on each gateway's own held-out windows)", title_justify="left")
+    table.add_column("gateway")
+    tested = any("personal_on_test" in line for line in lines)
+    for heading in ("windows", "shared", "personal", *(("shared, unseen", "personal, unseen") if tested else ())):
+        table.add_column(heading, justify="right")
+    table.add_column("scores there")
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.3f}"
+
+    for line in lines:
+        serves = line["outcome"] == "serves"
+        cells = [line["gateway"], f"{line['windows']:,}", number(line["shared"]), number(line["personal"])]
+        if tested:
+            cells += [number(line.get("shared_on_test")), number(line.get("personal_on_test"))]
+        table.add_row(*cells, "personal" if serves else f"shared ({line['outcome'].replace('_', ' ')})")
+    return table

@@ -189,7 +189,9 @@ def _line(book: Any, gateways: list[Any]) -> dict[str, Any]:
     members = [g for g in gateways if not wanted or wanted & g.tag_set]
     metric = book.last_metric()
     releases = book.releases()
-    serving = Counter(f"{trial.in_service}" for trial in book.trials())
+    trials = book.trials()
+    serving = Counter(f"{trial.in_service}" for trial in trials)
+    personal = Counter(trial.personal for trial in trials if trial.personal is not None)
     by_tag: Counter[str] = Counter()
     for gateway in members:
         by_tag.update(gateway.tag_set)
@@ -215,6 +217,7 @@ def _line(book: Any, gateways: list[Any]) -> dict[str, Any]:
             for release in releases
         ],
         "in_service": dict(sorted(serving.items(), key=lambda item: int(item[0]))),
+        "personal": dict(sorted(personal.items())),
         "tags": sorted(wanted),
         "gateways": len(members),
         "present": sum(g.present for g in members),
@@ -227,6 +230,8 @@ def _row(line: dict[str, Any]) -> tuple[str, ...]:
     if line["paused_tags"]:
         state += f" (not {', '.join(line['paused_tags'])})"
     served = ", ".join(f"v{version} on {count}" for version, count in line["in_service"].items())
+    if line["personal"]:
+        served += f" (personal on {line['personal'].get('serves', 0)})"
     if line["releases"]:
         newest = line["releases"][-1]
         share = "" if newest["canary_pct"] == 100 else f" to {newest['canary_pct']:g} %"

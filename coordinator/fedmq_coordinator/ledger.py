@@ -209,6 +209,12 @@ class Trial:
     windows: int
     metric: float
     before: float | None
+    personal: str | None = None
+    """`PersonalOutcome` in lower case; None where the gateway keeps no model of its own, or has not told yet."""
+    personal_windows: int = 0
+    """Held-out windows that it was measured on, beside the shared one."""
+    personal_metric: float | None = None
+    shared_metric: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ __all__ = [
     "Factors",
     "GatewayLine",
     "IpEstimate",
+    "PersonalLine",
     "RefusedLine",
     "Report",
     "RoundLine",
@@ -43,6 +44,7 @@ __all__ = [
     "divide",
     "many",
     "metrics_by_round",
+    "personal_text",
     "size",
     "to_csv",
     "to_json",
@@ -234,6 +236,23 @@ class RefusedLine(_Line, frozen=True, kw_only=True):
     bytes: int
 
 
+class PersonalLine(_Line, frozen=True, kw_only=True):
+    """What a gateway found of its own variant of the version in service."""
+
+    gateway: str
+    version: int
+    outcome: str
+    """`PersonalOutcome` in lower case: it scores there where that is `serves`."""
+    windows: int
+    metric: float | None
+    shared: float | None
+    """Of the version in service, on the same held-out windows."""
+
+    @property
+    def serves(self) -> bool:
+        return self.outcome == "serves"
+
+
 class Report(_Line, frozen=True, kw_only=True):
     """Everything the ledger can say about bytes and accuracy. Sizes in bytes, times in unix seconds."""
 
@@ -264,6 +283,8 @@ class Report(_Line, frozen=True, kw_only=True):
     refused: list[RefusedLine]
     tails: list[Tail]
     set_aside: list[AsideLine]
+    personal: list[PersonalLine]
+    """Of gateways that were asked for personal models and have told."""
     rounds: list[RoundLine]
     gateways: list[GatewayLine]
     rules: list[str]
@@ -306,6 +327,7 @@ def build(ledger: Ledger, task: str | None = None) -> Report:
         versions = [] if book is None else [v for lineage in book.lineages() for v in book.versions(lineage)]
         catch_ups = [] if book is None else book.catch_ups()
         refused = ledger.refused()
+        trials = [] if book is None else book.trials()
         absences = from_bytes(None if book is None else book.get(ABSENT))
         every_round = {row.id for row in ledger.rounds()}
 
@@ -356,6 +378,18 @@ def build(ledger: Ledger, task: str | None = None) -> Report:
     per_round = [t.total for (_, round_id), t in shares.items() if round_id in kept]
     seconds = [line.seconds for line in round_lines if line.seconds is not None]
     tails = _tails(gateways, wires)
+    personal = [
+        PersonalLine(
+            gateway=trial.gateway,
+            version=trial.in_service,
+            outcome=trial.personal,
+            windows=trial.personal_windows,
+            metric=trial.personal_metric,
+            shared=trial.shared_metric,
+        )
+        for trial in trials
+        if trial.personal is not None
+    ]
     below = [line.id for line in round_lines if line.outcome == "below quorum"]
     kinds: Counter[str] = Counter()
     for totals in counted:
@@ -363,7 +397,7 @@ def build(ledger: Ledger, task: str | None = None) -> Report:
     return Report(
         task="" if book is None else book.name,
         metric_name=metric_name,
-        findings=_findings(metric_name, total, dense, raw, round_lines, gateway_lines, below, tails),
+        findings=_findings(metric_name, total, dense, raw, round_lines, gateway_lines, below, tails, personal),
         wire=total,
         joining=_sum(line.joining for line in gateway_lines),
         payload=payload,
@@ -405,6 +439,7 @@ def build(ledger: Ledger, task: str | None = None) -> Report:
             AsideLine(gateway=name, missed=absences[name].missed, left=absences[name].left)
             for name in sorted(set_aside(absences, {g.name: g.nonce for g in gateways}))
         ],
+        personal=personal,
         rounds=round_lines,
         gateways=gateway_lines,
         rules=_RULES,
@@ -644,6 +679,7 @@ def _findings(
     gateways: Sequence[GatewayLine],
     below: Sequence[int],
     tails: Sequence[Tail],
+    personal: Sequence[PersonalLine],
 ) -> list[str]:
     if not rounds:
         return ["No round has been opened yet."]
@@ -680,7 +716,25 @@ def _findings(
     if tails:
         names = len({t.gateway for t in tails})
         findings.append(f"{many(names, 'gateway')} counted bytes that are not reported: the figures lack these tails.")
+    if personal:
+        findings.append(f"Personal models: {personal_text(personal)}.")
     return findings
+
+
+def personal_text(lines: Sequence[PersonalLine]) -> str:
+    """On how many gateways they score, how much better they are there, and why not elsewhere."""
+    gains = [
+        abs(line.metric - line.shared)
+        for line in lines
+        if line.serves and line.metric is not None and line.shared is not None
+    ]
+    text = f"{len(gains)} of {many(len(lines), 'gateway')}"
+    if gains:
+        text += f", {statistics.median(gains):.3f} better there on own held-out windows (median)"
+    others = Counter(line.outcome.replace("_", " ") for line in lines if not line.serves)
+    if others:
+        text += "; else " + ", ".join(f"{reason} {count}" for reason, count in sorted(others.items()))
+    return text
 
 
 def _against(what: str, other: int, wire: int) -> str:

@@ -14,7 +14,17 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from fedmq_coordinator.ledger import Answer, Gateway, Ledger, Round
-from fedmq_coordinator.report import GatewayLine, Report, RoundLine, Traffic, build, many, size
+from fedmq_coordinator.report import (
+    GatewayLine,
+    PersonalLine,
+    Report,
+    RoundLine,
+    Traffic,
+    build,
+    many,
+    personal_text,
+    size,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -100,7 +110,10 @@ def status(ledger: Ledger, now: float, width: int = 80, task: str | None = None)
     presence = f"{here} present, {len(gateways) - here} absent"
     if report.set_aside:
         presence += f"; set aside: {_aside(report)}"
-    page.fields([*fields, ("model", model), ("bytes", carried), ("gateways", presence)])
+    fields += [("model", model), ("bytes", carried), ("gateways", presence)]
+    if report.personal:
+        fields.append(("personal", personal_text(report.personal)))
+    page.fields(fields)
     if gateways:
         last = {line.name: line for line in report.gateways}
         shown = sorted(gateways, key=lambda g: (g.present, g.last_seen, g.name))[:GATEWAYS_SHOWN]
@@ -191,6 +204,15 @@ def _otherwise(page: _Page, report: Report) -> None:
     if report.set_aside:
         page.heading("Set aside")
         page.lines([f"Asked in vain, and not asked for now: {_aside(report)}."])
+    if report.personal:
+        shown = sorted(report.personal, key=lambda line: (not line.serves, line.gateway))[:GATEWAYS_SHOWN]
+        more = len(report.personal) - len(shown)
+        page.heading("Personal models" + (f" ({more:,} more; --json has all)" if more else ""))
+        page.table(
+            ("gateway", "version", "outcome", "windows", "personal", "shared"),
+            [_personal_row(line) for line in shown],
+            left=(0, 2),
+        )
     if report.verdicts:
         page.heading("Answers not accepted")
         page.table(
@@ -226,6 +248,12 @@ _TAIL_STATES = {
     "away": "is not connected",
     "lost": "ended without a last word: never known",
 }
+
+
+def _personal_row(line: PersonalLine) -> tuple[str, ...]:
+    outcome = "scores" if line.serves else line.outcome.replace("_", " ")
+    metrics = (_number(line.metric, 3), _number(line.shared, 3))
+    return (line.gateway, str(line.version), outcome, f"{line.windows:,}", *metrics)
 
 
 def _aside(report: Report) -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 __all__ = ["MIGRATIONS", "SCHEMA", "SCHEMA_VERSION", "SchemaError"]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 Execute: TypeAlias = Callable[..., Any]
 """A statement and its values; gives a cursor."""
@@ -185,6 +185,10 @@ CREATE TABLE trials (                     -- the last word of each gateway on wh
     windows INTEGER NOT NULL,
     metric REAL NOT NULL,
     before REAL,                          -- of what was in service until then; NULL: nothing was
+    personal TEXT,                        -- what came of the gateway's own variant; NULL: there is none, or no word yet
+    personal_windows INTEGER NOT NULL DEFAULT 0,
+    personal_metric REAL,                 -- of that variant on the gateway's held-out windows
+    shared_metric REAL,                   -- of what is in service, on the same
     PRIMARY KEY (task, gateway)
 ) STRICT;
 CREATE TABLE catch_ups (                  -- answers to gateways that missed deltas, published once for all askers
@@ -278,7 +282,20 @@ def _from_3(execute: Execute) -> None:
         raise SchemaError(f"its task cannot be read ({error}): restore the file from a backup") from error
 
 
-MIGRATIONS: dict[int, Callable[[Execute], None]] = {3: _from_3}
+_FROM_4 = """
+ALTER TABLE trials ADD COLUMN personal TEXT;
+ALTER TABLE trials ADD COLUMN personal_windows INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE trials ADD COLUMN personal_metric REAL;
+ALTER TABLE trials ADD COLUMN shared_metric REAL;
+"""
+
+
+def _from_4(execute: Execute) -> None:
+    """No gateway had a model of its own."""
+    _run_all(execute, _FROM_4)
+
+
+MIGRATIONS: dict[int, Callable[[Execute], None]] = {3: _from_3, 4: _from_4}
 """What takes a file of this schema to the next one, within a transaction."""
 
 

@@ -34,6 +34,7 @@ from fedmq_protocol.messages import (
     Decline,
     Held,
     Leave,
+    PersonalPolicy,
     RoundPlan,
     Statistics,
     Trial,
@@ -114,6 +115,8 @@ class TaskPlan:
     metric_name: str = "metric"
     bundle: bytes = field(default=b"", repr=False)
     """Of a model that somebody brought: gateways ask for it."""
+    personal: PersonalPolicy | None = None
+    """What gateways make of a released version for themselves."""
 
 
 class Job:
@@ -264,6 +267,7 @@ class Job:
             plan=plan,
             releases=releases,
             release=release_for(self.book, self.line.number, gateway) if releases else None,
+            personal=self.plan.personal,
         )
 
     # -- questions ---------------------------------------------------------------------------------------------
@@ -359,7 +363,8 @@ class Job:
         return False
 
     def on_trial(self, name: str, trial: Trial, now: float) -> None:
-        """A gateway tells what it has in service now."""
+        """A gateway tells what it has in service now, and whether it scores with a model of its own."""
+        own = trial.personal
         self.book.save_trial(
             TrialRow(
                 gateway=name,
@@ -369,9 +374,18 @@ class Job:
                 in_service=trial.in_service,
                 windows=trial.windows,
                 metric=trial.metric / 1e4,
-                before=None if trial.before is None else trial.before / 1e4,
+                before=_told(trial.before),
+                personal=None if own is None else own.outcome.name.lower(),
+                personal_windows=0 if own is None else own.windows,
+                personal_metric=None if own is None else _told(own.metric),
+                shared_metric=None if own is None else _told(own.shared),
             )
         )
+
+
+def _told(metric: int | None) -> float | None:
+    """A metric that came in whole 1/10,000."""
+    return None if metric is None else metric / 1e4
 
 
 class Coordinator:

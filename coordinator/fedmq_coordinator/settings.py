@@ -12,7 +12,7 @@ from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-from fedmq_protocol.messages import MAX_TASKS
+from fedmq_protocol.messages import MAX_TASKS, PersonalPolicy
 from fedmq_protocol.settings import ConnectionSettings, Table, named
 from fedmq_protocol.task import MAX_REMAINING, Recipe, Windowing
 from fedmq_protocol.topics import CHUNK_BYTES
@@ -26,6 +26,7 @@ __all__ = [
     "CoordinatorSettings",
     "LimitSettings",
     "MoreTaskSettings",
+    "PersonalSettings",
     "RecipeSettings",
     "RoundSettings",
     "TaskSettings",
@@ -562,6 +563,40 @@ class RoundSettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PersonalSettings(Table):
+    """Whether each gateway makes a model of its own out of the released one. Changing this starts nothing anew."""
+
+    mode: Annotated[
+        Literal["none", "head", "copy"],
+        Meta(
+            description='"none": every gateway scores with the released version. "head": each gateway also fits the'
+            ' last layer to its own windows, on the shared ones before it; "copy": all layers. What it fits stays on'
+            " the gateway, and scores there only where it is better on held-out windows; the rounds go on as without."
+        ),
+    ] = "none"
+    margin: Annotated[
+        float,
+        Meta(
+            gt=0,
+            lt=1,
+            description="How much better it must be: 0.02 is macro-F1 (or AUC) higher by 0.02; of a regressor, an error"
+            " smaller by 2 %. No class may be recognised less often by more than this.",
+        ),
+    ] = 0.02
+    epochs: Annotated[
+        int,
+        Meta(ge=1, le=1000, description="Passes over its own windows that a gateway makes for it, once a release."),
+    ] = 10
+
+    @property
+    def policy(self) -> PersonalPolicy | None:
+        """As gateways hear it."""
+        if self.mode == "none":
+            return None
+        return PersonalPolicy(mode=self.mode, margin=self.margin, epochs=self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LimitSettings(Table):
     """What the coordinator refuses, and how it sends."""
 
@@ -628,6 +663,7 @@ class MoreTaskSettings(Table):
     ] = None
     task: TaskSettings
     rounds: RoundSettings = field(default_factory=RoundSettings)
+    personal: PersonalSettings = field(default_factory=PersonalSettings)
 
     def check(self) -> Iterator[tuple[str, str]]:
         yield from self.task.check_target(self.rounds)
@@ -673,6 +709,7 @@ class CoordinatorSettings(Table):
     connection: ConnectionSettings = field(default_factory=ConnectionSettings)
     task: TaskSettings
     rounds: RoundSettings = field(default_factory=RoundSettings)
+    personal: PersonalSettings = field(default_factory=PersonalSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
 
     def check(self) -> Iterator[tuple[str, str]]:

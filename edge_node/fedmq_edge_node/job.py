@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from fedmq_protocol.messages import (
     MIN_STATISTICS_WINDOWS,
@@ -30,6 +31,7 @@ from fedmq_protocol.messages import (
     Held,
     Message,
     Missing,
+    PersonalPolicy,
     Receipt,
     Release,
     RoundKind,
@@ -46,7 +48,8 @@ from fedmq_protocol.transfer import TransferError, refer
 from numpy.typing import NDArray
 
 from fedmq_edge_node import work
-from fedmq_edge_node.memory import GatewayState, StateError
+from fedmq_edge_node.memory import GatewayState, InService, Personal, StateError
+from fedmq_edge_node.personal import Fitting, Scorer, describe, scorer, windows_mark
 from fedmq_edge_node.runtimes import Engine
 from fedmq_edge_node.samples import SampleError, Samples, statistics
 from fedmq_edge_node.transfers import Downloads, Upload
@@ -57,6 +60,11 @@ log = logging.getLogger("fedmq.gateway")
 
 RETRY_FIRST_SECONDS = 5.0
 RETRY_MOST_SECONDS = 300.0
+
+PERSONAL_SLICE_SECONDS = 0.2
+"""A personal model is fitted for so long at a time; in between the gateway hears what has come."""
+PERSONAL_AGAIN_SECONDS = 3600.0
+"""Where recordings change all the time, a personal model is made anew at most so often."""
 
 
 class Retry:
@@ -204,6 +212,16 @@ class Job:
         self._release: Release | None = None
         self._candidate: _Candidate | None = None
         self._untold = state.tried is not None
+        self._policy: PersonalPolicy | None = None
+        """As the last welcome has it."""
+        self._fitting: Fitting | None = None
+        self._fit_not_before = 0.0
+        self._fit_looked_at = -math.inf
+        """When the gates were last asked about it."""
+        self._windows: bytes | None = None
+        """Mark of all windows; None until somebody asks for it."""
+        self._scorer: tuple[InService, Personal | None, Scorer] | None = None
+        """With what it was made of."""
 
     @property
     def state(self) -> GatewayState:
@@ -251,7 +269,7 @@ class Job:
             self._ask = _Questions()
             self._upload = self._newest = self._plan = self._candidate = None
         if state.task is not self._state.task:
-            self._samples = self._engine = self._held = None
+            self._samples = self._engine = self._held = self._windows = None
         if state.pending is None:
             self._settled()
         self._save(state)
@@ -266,6 +284,7 @@ class Job:
         if assignment.plan is not None:
             self.on_plan(assignment.plan, now)
         self._look_for_release(now)
+        self._heed_policy(assignment.personal)
         self._tell_of_trial()
         pending = self._state.pending
         if pending is None or not arrived:
@@ -472,6 +491,8 @@ class Job:
             due = min(due, *self._ask.due_at())
         if not self._downloads.idle:
             due = min(due, *self._downloads.due_at())
+        if self._wants_personal():
+            due = min(due, max(now, self._fit_not_before))
         return due
 
     def ask(self, now: float) -> None:
@@ -674,7 +695,7 @@ class Job:
 
     def forget_windows(self) -> None:
         """The recordings have changed."""
-        self._samples = self._held = None
+        self._samples = self._held = self._windows = None
 
     def load(self) -> None:
         """Cut windows where that has not been done yet. Raises SampleError."""
@@ -736,6 +757,8 @@ class Job:
             log.error("version %d was released and cannot be tried: %s", release.version, error)
             self._release = None
             return
+        if state.in_service is not self._state.in_service:
+            self._fit_not_before = 0.0
         self._save(state)
         self._untold = True
         assert state.in_service is not None  # either of the two
@@ -744,9 +767,105 @@ class Job:
 
     def _tell_of_trial(self) -> None:
         """Once for each, and once more after a restart, which may have come between saving and sending."""
-        tried = self._state.tried
+        tried, own = self._state.tried, self._state.personal
         if self._untold and tried is not None and tried.trial.lineage == self._state.lineage:
-            self._untold = not self._host.publish(Channel.TRIAL, tried.trial)
+            trial = tried.trial if own is None else msgspec.structs.replace(tried.trial, personal=own.found)
+            self._untold = not self._host.publish(Channel.TRIAL, trial)
+
+    # -- the personal model ------------------------------------------------------------------------------------
+
+    def scorer(self) -> Scorer | None:
+        """What scores this gateway's windows; None before the first release. Raises ValueError where it cannot run."""
+        service, own = self._state.in_service, self._state.personal
+        if service is None:
+            return None
+        if self._scorer is None or self._scorer[0] is not service or self._scorer[1] is not own:
+            self._scorer = (service, own, scorer(service, own, self._engine_of(service.task)))
+        return self._scorer[2]
+
+    def _engine_of(self, task: Task) -> Engine:
+        """Of the version in service, which may be another task's than the one in training."""
+        if self._engine is not None and task.model == self.task.model:
+            return self._engine
+        return self._host.make_engine(task)
+
+    def _heed_policy(self, policy: PersonalPolicy | None) -> None:
+        if policy != self._policy:
+            self._fit_not_before = 0.0
+        self._policy = policy
+        if policy is None:
+            self._fitting = None
+        if policy is None and self._state.personal is not None:
+            log.info("no personal model is wanted any more: the version in service scores")
+            self._save(replace(self._state, personal=None))
+            self._untold = True
+
+    def _wants_personal(self) -> bool:
+        """Whether one is to be made: of another version, by another policy or from other windows than the last."""
+        policy, service, own = self._policy, self._state.in_service, self._state.personal
+        if policy is None or service is None or not work.comparable(service.task, self.task):
+            return False
+        if own is None or (own.base, own.policy) != (service.digest, policy):
+            return True
+        if self._samples is None:
+            return self._fitting is not None  # they are taken to be the same until they are cut
+        if self._windows is None:
+            self._windows = windows_mark(self._samples)
+        return self._windows != own.windows
+
+    def personalise(self, now: float) -> bool:
+        """Go on with the personal model for a moment, where the gates are open; True where there was one to make."""
+        if now < self._fit_not_before or not self._wants_personal():
+            return False
+        host = self._host
+        try:
+            self.load()
+        except SampleError as error:
+            log.error("%s", error)
+            self._fit_not_before = now + RETRY_MOST_SECONDS
+            return False
+        assert self._samples is not None  # just cut
+        if now - self._fit_looked_at >= host.vitals_every_seconds:
+            self._fit_looked_at = now
+            # Whether there are enough windows is for the fitting to say.
+            reason = host.shut_gate(1, 1)
+            if reason is not None:
+                log.info("a personal model waits: %s", reason.name.lower())
+                self._fit_not_before = now + RETRY_MOST_SECONDS
+                return False
+        self._fit(self._samples)
+        return True
+
+    def _fit(self, samples: Samples) -> None:
+        service, policy = self._state.in_service, self._policy
+        assert service is not None  # a personal model is wanted
+        assert policy is not None
+        fitting, began = self._fitting, self._host.now()
+        if fitting is not None and (fitting.base, fitting.policy) != (service.digest, policy):
+            fitting = None
+        try:
+            if fitting is None:
+                engine = self._engine_of(service.task)
+                fitting = self._fitting = Fitting(service, policy, samples, engine, gateway=self._host.name)
+            while fitting.step():
+                if self._host.now() - began >= PERSONAL_SLICE_SECONDS:
+                    fitting.seconds += self._host.now() - began
+                    return
+            made = fitting.finish()
+        except StateError:
+            raise
+        except ValueError as error:
+            log.error("a personal model of version %d cannot be made: %s", service.version, error)
+            if fitting is None:
+                self._policy = self._fitting = None  # until a welcome speaks of it again
+                return
+            made = fitting.failed()
+        self._fitting = None
+        self._fit_not_before = self._host.now() + PERSONAL_AGAIN_SECONDS
+        self._save(replace(self._state, personal=made))
+        log.info("%s", describe(made.found, service.version))
+        self._untold = True
+        self._tell_of_trial()
 
     def _save(self, state: GatewayState) -> None:
         self._host.save(state)

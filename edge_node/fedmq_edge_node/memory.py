@@ -18,11 +18,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from fedmq_protocol.messages import Evaluation, Trial
+from fedmq_protocol.messages import Evaluation, PersonalPolicy, PersonalTrial, Trial
 from fedmq_protocol.task import Task
 from numpy.typing import NDArray
 
-__all__ = ["GatewayState", "InService", "Memory", "Pending", "StateError", "Tried"]
+__all__ = ["GatewayState", "InService", "Memory", "Pending", "Personal", "StateError", "Tried"]
 
 SCHEMA_VERSION = 4
 MIGRATES_FROM = 3
@@ -82,6 +82,22 @@ class InService:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Personal:
+    """What came of fitting the model in service to this gateway's own windows. It belongs to that model alone."""
+
+    base: bytes
+    """`InService.digest` of the version that it was made of."""
+    policy: PersonalPolicy
+    windows: bytes
+    """`personal.windows_mark` of the windows that it was fitted to and measured on."""
+    found: PersonalTrial
+    seen: tuple[int, ...]
+    """Classes that it was fitted to, by position; empty for a model that does not classify."""
+    values: NDArray[np.float32]
+    """`(n,) float32`, the last n parameters in place of the shared ones; none where it does not serve."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class GatewayState:
     """All that a gateway knows of one task. Lineage 0 means: none joined yet."""
 
@@ -99,6 +115,7 @@ class GatewayState:
     """Newest round that was answered, in whichever way."""
     in_service: InService | None = None
     tried: Tried | None = None
+    personal: Personal | None = None
 
 
 class _Service(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +126,16 @@ class _Service(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     digest: bytes
     scaler: bytes | None
+
+
+class _Personal(msgspec.Struct, frozen=True, kw_only=True):
+    """`Personal` but for its values, as it lies in the file."""
+
+    base: bytes
+    policy: PersonalPolicy
+    windows: bytes
+    found: PersonalTrial
+    seen: tuple[int, ...]
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -350,8 +377,20 @@ def _service(state: GatewayState) -> _Service | None:
     )
 
 
-_PARTS = ("task", "scaler", "pending", "steps", "residual", "service", "service-steps", "tried")
-_parts = attrgetter("task", "scaler", "pending", "steps", "residual", "in_service", "in_service", "tried")
+def _personal(state: GatewayState) -> _Personal | None:
+    own = state.personal
+    if own is None:
+        return None
+    return _Personal(base=own.base, policy=own.policy, windows=own.windows, found=own.found, seen=own.seen)
+
+
+_PARTS = (
+    *("task", "scaler", "pending", "steps", "residual", "service", "service-steps", "tried"),
+    *("personal", "personal-values"),
+)
+_parts = attrgetter(
+    *("task", "scaler", "pending", "steps", "residual", "in_service", "in_service", "tried", "personal", "personal")
+)
 """What each key but the numbers holds; the same object is not written again."""
 
 _CODED: dict[str, Callable[[GatewayState], bytes]] = {
@@ -364,17 +403,26 @@ _CODED: dict[str, Callable[[GatewayState], bytes]] = {
     "service": lambda state: msgspec.msgpack.encode(_service(state)),
     "service-steps": lambda state: b"" if state.in_service is None else state.in_service.steps.astype("<i4").tobytes(),
     "tried": lambda state: msgspec.msgpack.encode(state.tried),
+    "personal": lambda state: msgspec.msgpack.encode(_personal(state)),
+    "personal-values": lambda state: b"" if state.personal is None else state.personal.values.astype("<f4").tobytes(),
 }
 
 _FRESH = {key: coded(GatewayState()) for key, coded in _CODED.items()}
 
-_ADDED = {"service", "service-steps", "tried"}
+_LATER = {"personal", "personal-values"}
+"""Keys that came to schema 4 afterwards. A file without them is whole, and software that does not know them passes them
+over, so that the schema keeps its number."""
+
+_ADDED = {"service", "service-steps", "tried"} | _LATER
 """Keys that schema 3 did not have."""
 
 
 def _state_of(values: dict[str, bytes]) -> GatewayState:
     """From its coded parts. Raises KeyError, ValueError or MsgspecError where they are not whole."""
+    if not _LATER & values.keys():
+        values = {key: _FRESH[key] for key in _LATER} | values
     service = msgspec.msgpack.decode(values["service"], type=_Service | None)
+    own = msgspec.msgpack.decode(values["personal"], type=_Personal | None)
     return GatewayState(
         **msgspec.msgpack.decode(values["numbers"], type=dict[str, int]),
         task=msgspec.msgpack.decode(values["task"], type=Task | None),
@@ -393,4 +441,14 @@ def _state_of(values: dict[str, bytes]) -> GatewayState:
             steps=np.frombuffer(values["service-steps"], dtype="<i4").astype(np.int32),
         ),
         tried=msgspec.msgpack.decode(values["tried"], type=Tried | None),
+        personal=None
+        if own is None
+        else Personal(
+            base=own.base,
+            policy=own.policy,
+            windows=own.windows,
+            found=own.found,
+            seen=own.seen,
+            values=np.frombuffer(values["personal-values"], dtype="<f4").astype(np.float32),
+        ),
     )

@@ -69,6 +69,7 @@ from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.gates import Budget, Limits, Vitals, check
 from fedmq_edge_node.job import Job, Retry
 from fedmq_edge_node.memory import GatewayState, InService, Memory
+from fedmq_edge_node.personal import Scorer
 from fedmq_edge_node.runtimes import Engine, available_engines, make_engine
 from fedmq_edge_node.samples import SampleError, Samples
 
@@ -202,9 +203,15 @@ class Gateway:
         return next((job.state for job in self._jobs.values()), GatewayState())
 
     def in_service(self, task_name: str) -> InService | None:
-        """The model to infer with; None before the first release for this gateway."""
+        """The shared model to infer with; None before the first release for this gateway. What scores is `scorer`."""
         job = self._jobs.get(task_name)
         return None if job is None else job.state.in_service
+
+    def scorer(self, task_name: str) -> Scorer | None:
+        """What scores this gateway's windows: the model in service, or the gateway's own variant of it where that is
+        better here. None before the first release for this gateway. Raises ValueError where it cannot be run."""
+        job = self._jobs.get(task_name)
+        return None if job is None else job.scorer()
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
@@ -318,6 +325,11 @@ class Gateway:
                 break  # that took its time: hear first what has come meanwhile
         for job in self._jobs.values():
             job.try_release()
+        # What nobody waits for comes last, and never before an answer.
+        if not ready:
+            for job in self._jobs.values():
+                if job.personalise(now):
+                    break
         if self._listening and not any(job.waits_for_model for job in self._jobs.values()):
             self._listening = False
             self._session.unsubscribe(topic(self._federation, Direction.DOWN, Channel.MODEL))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedmq_edge_node.runtimes import Engine, anomaly_score
 
-__all__ = ["Evaluation", "TrainResult", "evaluate", "measure", "optimizer", "train"]
+__all__ = ["Evaluation", "TrainResult", "batches", "evaluate", "infer_all", "judge", "optimizer", "recalls", "train"]
 
 Floats = NDArray[np.float32]
 
@@ -82,7 +82,7 @@ def train(
         if stopped or spent:
             break
         loss_sum, seen = 0.0, 0.0
-        for rows, weights in _batches(len(x), recipe.batch_size, rng):
+        for rows, weights in batches(len(x), recipe.batch_size, rng):
             if not keep_going():
                 stopped = True
                 break
@@ -154,21 +154,26 @@ def evaluate(
     objective: Objective,
     remaining_most: float = 1.0,
 ) -> Evaluation:
-    """Loss and metric on scaled features `(n, inputs)` with labels or targets `(n,)`, as `measure` has them. Raises
-    ValueError without windows.
-    """
+    """Loss and metric on scaled features `(n, inputs)` with labels or targets `(n,)`; see `judge`. Raises ValueError
+    without windows."""
     if len(x) == 0 or len(x) != len(y):
         raise ValueError(f"expected as many labels as windows, and at least one, got {len(y)} for {len(x)}")
-    out = np.concatenate(
-        [engine.infer(flat, x[start : start + EVALUATION_BATCH]) for start in range(0, len(x), EVALUATION_BATCH)]
-    )
-    return measure(x, out, y, objective, remaining_most)
+    return judge(infer_all(lambda part: engine.infer(flat, part), x), x, y, objective, remaining_most)
 
 
-def measure(
-    x: Floats, out: Floats, y: NDArray[np.int64] | Floats, objective: Objective, remaining_most: float = 1.0
+def infer_all(infer: Callable[[Floats], Floats], x: Floats) -> Floats:
+    """What `infer` says of each window, `(n, outputs)`, some at a time: all at once may not fit into memory."""
+    return np.concatenate([infer(x[start : start + EVALUATION_BATCH]) for start in range(0, len(x), EVALUATION_BATCH)])
+
+
+def judge(
+    out: Floats,
+    x: Floats,
+    y: NDArray[np.int64] | Floats,
+    objective: Objective,
+    remaining_most: float = 1.0,
 ) -> Evaluation:
-    """How good a model's outputs `(n, outputs)` are, whatever computed them.
+    """Loss and metric of what was said, `out` `(n, outputs)`, of scaled features `(n, inputs)` with labels or targets.
 
     Macro-F1 is the plain mean of F1 over the labels *present in y*: a class that no window has is left out, but
     predicting it is still wrong. For an autoencoder a label is 0 (healthy) or another number (faulty); R2 is over
@@ -211,6 +216,11 @@ def macro_f1(y: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
     return float(np.mean(scores))
 
 
+def recalls(y: NDArray[np.int64], predicted: NDArray[np.int64]) -> dict[int, float]:
+    """Share of the windows of each label present in `y` that were recognised; both `(n,)`."""
+    return {int(label): float(np.mean(predicted[y == label] == label)) for label in np.unique(y)}
+
+
 def area_under_curve(faulty: NDArray[np.float64], healthy: NDArray[np.float64]) -> float:
     """Chance that a faulty window scores above a healthy one, ties half: area under the ROC (Hanley, McNeil 1982)."""
     ordered = np.sort(healthy)
@@ -226,7 +236,7 @@ def _r2(x: Floats, reconstruction: Floats) -> float:
     return 1.0 - float(np.sum((wide - reconstruction) ** 2)) / total if total > 0 else 0.0
 
 
-def _batches(
+def batches(
     windows: int, size: int, rng: np.random.Generator
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Row numbers and weights of one epoch, shuffled; the last batch is padded with row 0 at weight 0."""

@@ -57,6 +57,7 @@ __all__ = [
     "adopt",
     "advance",
     "catch_up",
+    "comparable",
     "decided",
     "held_mark",
     "keyframe",
@@ -344,7 +345,7 @@ def trial(
         scaler=state.scaler,
     )
     old = state.in_service
-    rival = old if old is not None and _comparable(old.task, task) else None
+    rival = old if old is not None and comparable(old.task, task) else None
     windows, metric, before = 0, 0, None
     if samples is not None and len(samples.held_y) and not release.forced:
         windows = len(samples.held_y)
@@ -364,10 +365,18 @@ def trial(
         metric=metric,
         before=before,
     )
-    return replace(state, in_service=chosen, tried=Tried(trial=told, held=held_mark(samples)))
+    return replace(
+        state,
+        in_service=chosen,
+        tried=Tried(trial=told, held=held_mark(samples)),
+        # It was made of what served until now.
+        personal=state.personal if chosen is old else None,
+    )
 
 
-def _comparable(one: Task, other: Task) -> bool:
+def comparable(one: Task, other: Task) -> bool:
+    """Whether their models answer the same question, of the same windows."""
+
     def question(task: Task) -> tuple[object, ...]:
         return task.objective, task.windowing, task.classes, task.anomaly_label
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -47,6 +47,9 @@ __all__ = [
     "Message",
     "MessageError",
     "Missing",
+    "PersonalOutcome",
+    "PersonalPolicy",
+    "PersonalTrial",
     "Receipt",
     "Release",
     "RoundKind",
@@ -255,6 +258,34 @@ class AskModel(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=7
     """A released version, to be put in service; None for the newest, to train from."""
 
 
+class PersonalOutcome(IntEnum):
+    """What a gateway found of a personal model. Numbers are fixed for ever."""
+
+    SERVES = 0
+    """It is better by the margin: the gateway scores with it."""
+    NO_BETTER = 1
+    """Not better by the margin."""
+    CLASS_LOST = 2
+    """Better on the whole, but worse at one of the classes."""
+    FEW_WINDOWS = 3
+    """Too few windows, to train on or held out, to tell."""
+    ONE_CLASS = 4
+    """Fewer than two classes at hand, or no faulty window beside healthy ones: nothing to tell apart."""
+    FAILED = 5
+    """It could not be trained, or came to numbers that are none."""
+
+
+class PersonalTrial(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A gateway's personal model beside the version in service that it was made of, on the same held-out windows."""
+
+    outcome: PersonalOutcome
+    windows: Annotated[int, Meta(ge=0, le=1 << 31)]
+    metric: Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)] | None = None
+    """Of the personal model, in whole 1/10,000; None where none was made."""
+    shared: Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)] | None = None
+    """Of the version in service."""
+
+
 class Trial(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=15):
     """What came of a released version beside the one in service, on the gateway's own held-out windows."""
 
@@ -268,6 +299,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=15):
     """Of the released version, in whole 1/10,000."""
     before: Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)] | None = None
     """Of the version that was in service until then; None where there was none."""
+    personal: PersonalTrial | None = None
+    """Of the version in service after the trial, which is told again once it is known. None where none is kept."""
 
 
 class AskChunks(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=8):
@@ -382,6 +415,19 @@ class Release(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Put in service without a comparison: the plant went back to it."""
 
 
+class PersonalPolicy(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """That each gateway makes a model of its own out of the version in service, and when it may score with it.
+
+    No part of the task: the rounds and the model that they make are the same with it and without.
+    """
+
+    mode: Literal["head", "copy"]
+    """What is fitted to the gateway's own windows: the last layer, on the shared ones before it, or all of it."""
+    margin: Annotated[float, Meta(gt=0, lt=1)]
+    """How much better it must be: in the metric itself, or of an error the share that it must be smaller by."""
+    epochs: Annotated[int, Meta(ge=1, le=1000)]
+
+
 class Assignment(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """How a task stands, for one gateway that takes part in it."""
 
@@ -397,6 +443,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """As `RoundPlan.release` has it."""
     release: Release | None = None
     """The newest one that is for this gateway."""
+    personal: PersonalPolicy | None = None
+    """None: every gateway scores with the version in service."""
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=11):

@@ -106,6 +106,24 @@ def test_when_a_run_woke_up_is_still_known(tmp_path: Path) -> None:
     ledger.close()
 
 
+def test_a_ledger_of_schema_4_keeps_what_gateways_told_of_releases(tmp_path: Path) -> None:
+    stopped_at(tmp_path, 2)
+    path = tmp_path / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute(
+            "INSERT INTO trials (task, gateway, at, lineage, version, in_service, windows, metric)"
+            " VALUES (1, 'g0', 7.0, 5, 2, 2, 30, 0.9)"
+        )
+        for column in ("personal", "personal_windows", "personal_metric", "shared_metric"):
+            db.execute(f"ALTER TABLE trials DROP COLUMN {column}")
+        db.execute("PRAGMA user_version = 4")
+        db.commit()
+    ledger = Ledger(path)
+    (trial,) = ledger.book("story").trials()
+    assert (trial.gateway, trial.in_service, trial.metric, trial.personal) == ("g0", 2, 0.9, None)
+    ledger.close()
+
+
 def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     stopped_at(tmp_path, 1)
     path = tmp_path / "ledger.sqlite"
@@ -115,7 +133,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> Non
         db.commit()
     before = rows(path, "SELECT sql FROM sqlite_master"), rows(path, "SELECT * FROM state")
 
-    with pytest.raises(LedgerError, match=r"cannot bring .*ledger\.sqlite from schema 3 to 4: its task cannot be read"):
+    with pytest.raises(LedgerError, match=r"cannot bring .*ledger\.sqlite from schema 3 to 5: its task cannot be read"):
         Ledger(path)
 
     assert (rows(path, "SELECT sql FROM sqlite_master"), rows(path, "SELECT * FROM state")) == before
@@ -134,7 +152,7 @@ def test_who_does_not_own_the_file_leaves_it_to_its_coordinator(tmp_path: Path, 
     assert rows(path, "PRAGMA user_version") == [(3,)]
 
 
-@pytest.mark.parametrize(("version", "age"), [(5, "newer"), (2, "older")])
+@pytest.mark.parametrize(("version", "age"), [(6, "newer"), (2, "older")])
 def test_a_schema_that_nobody_here_can_read_is_refused(tmp_path: Path, version: int, age: str) -> None:
     path = tmp_path / "ledger.sqlite"
     Ledger(path).close()

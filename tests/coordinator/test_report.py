@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from fedmq_coordinator import report_html, report_text
 from fedmq_coordinator.absent import ABSENT, Absence, to_bytes
-from fedmq_coordinator.ledger import Answer, CatchUp, Ledger, Round, Version, Wire
+from fedmq_coordinator.ledger import Answer, CatchUp, Ledger, Round, Trial, Version, Wire
 from fedmq_coordinator.report import METRIC_NAME, Report, Traffic, build, divide, size, to_csv, to_json
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -397,3 +397,46 @@ def test_who_is_set_aside_is_named_with_the_rounds_to_come(plant: Ledger) -> Non
     for page in (report_text.to_text(report), report_text.status(plant, START)):
         assert f"{gateway.name} (for 2 rounds)" in " ".join(page.split())
     assert f"{gateway.name} (2 more)" in report_html.to_html(report)
+
+
+def test_where_personal_models_score_is_told_with_the_gain_and_why_not_elsewhere(tmp_path: Path) -> None:
+    plant = write_plant(tmp_path / "ledger.sqlite")
+
+    def trial(gateway: str, personal: str | None, metric: float | None = None, shared: float | None = None) -> Trial:
+        return Trial(
+            gateway=gateway,
+            at=START,
+            lineage=1,
+            version=38,
+            in_service=38,
+            windows=40,
+            metric=0.9,
+            before=None,
+            personal=personal,
+            personal_windows=40,
+            personal_metric=metric,
+            shared_metric=shared,
+        )
+
+    told = [
+        trial("bay3-mixer", "serves", 0.95, 0.91),
+        trial("boiler-feed", "serves", 0.98, 0.9),
+        trial("bay3-conveyor", "no_better", 0.9, 0.9),
+        trial("press-line", "one_class"),
+        trial("without", None),
+    ]
+    for one in told:
+        plant.only.save_trial(one)
+    plant.commit()
+    built = build(plant)
+    said = "2 of 4 gateways, 0.060 better there on own held-out windows (median); else no better 1, one class 1"
+    assert built.findings[-1] == f"Personal models: {said}."
+    text = report_text.to_text(built)
+    assert re.search(r"bay3-mixer +38 +scores +40 +0.950 +0.910", text)
+    assert re.search(r"press-line +38 +one class +40", text)
+    assert "personal" in report_text.status(plant, START)
+
+
+def test_without_personal_models_the_report_says_nothing_of_them(report: Report) -> None:
+    assert report.personal == []
+    assert "ersonal" not in report_text.to_text(report)

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from fedmq_edge_node.memory import GatewayState, InService, Memory, Pending, StateError, Tried
-from fedmq_protocol.messages import Evaluation, Trial
+from fedmq_edge_node.memory import GatewayState, InService, Memory, Pending, Personal, StateError, Tried
+from fedmq_protocol.messages import Evaluation, PersonalOutcome, PersonalPolicy, PersonalTrial, Trial
 from fedmq_protocol.task import ModelSpec, Task
 from small_disk import SmallDisk
 
@@ -32,6 +32,8 @@ PENDING = Pending(
 )
 TRIED = Tried(trial=Trial(lineage=2, version=39, in_service=30, windows=12, metric=9_000, before=9_100), held=bytes(8))
 KEYS = ("numbers", "task", "scaler", "pending", "steps", "residual", "service", "service-steps", "tried")
+LATER = ("personal", "personal-values")
+"""They came to schema 4 afterwards."""
 
 
 def full(seed: int = 0) -> GatewayState:
@@ -55,7 +57,21 @@ def full(seed: int = 0) -> GatewayState:
             scaler=rng.bytes(32),
         ),
         tried=TRIED,
+        personal=Personal(
+            base=rng.bytes(32),
+            policy=PersonalPolicy(mode="head", margin=0.02, epochs=10),
+            windows=rng.bytes(8),
+            found=PersonalTrial(outcome=PersonalOutcome.SERVES, windows=40, metric=9_500, shared=9_000),
+            seen=(0, 1),
+            values=rng.normal(size=8).astype(np.float32),
+        ),
     )
+
+
+def personal_parts(own: Personal | None) -> object:
+    if own is None:
+        return None
+    return own.base, own.policy, own.windows, own.found, own.seen, own.values.dtype, own.values.tobytes()
 
 
 def parts(model: InService | None) -> object:
@@ -72,6 +88,7 @@ def same(one: GatewayState, other: GatewayState) -> bool:
         (one.lineage, one.task, one.scaler, one.version, one.pending, one.counter, one.answered)
         == (other.lineage, other.task, other.scaler, other.version, other.pending, other.counter, other.answered)
         and (one.tried, parts(one.in_service)) == (other.tried, parts(other.in_service))
+        and personal_parts(one.personal) == personal_parts(other.personal)
         and one.steps.dtype == other.steps.dtype == np.int32
         and one.residual.dtype == other.residual.dtype == np.float32
         and one.steps.tobytes() == other.steps.tobytes()
@@ -120,6 +137,8 @@ def test_everything_comes_back_after_a_restart(path: Path) -> None:
         {"pending": None},
         {"in_service": None},
         {"tried": None},
+        {"personal": None},
+        {"in_service": None, "tried": None, "personal": None},
         {"scaler": None},
         {"counter": 9},
         {"answered": 42},
@@ -263,6 +282,8 @@ def test_only_what_changed_is_written(path: Path) -> None:
     assert written(state) == {"service", "service-steps"}
     state = replace(state, tried=None)
     assert written(state) == {"tried"}
+    state = replace(state, personal=None)
+    assert written(state) == {"personal", "personal-values"}
     state = replace(state, residual=state.residual + 1, counter=10)
     assert written(state) == {"residual", "numbers"}
     assert len(statements) == 1  # which is a transaction by itself
@@ -426,20 +447,26 @@ def harm(path: Path, statement: str, *values: bytes | str) -> None:
     database.close()
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", [*KEYS, *LATER])
 def test_a_part_that_is_missing_is_noticed(path: Path, key: str) -> None:
     saved(path, full())
     harm(path, f"DELETE FROM state WHERE key = '{key}'")
     assert "damaged" in refused(path)
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", [*KEYS, *LATER])
 def test_a_part_that_is_junk_is_noticed(path: Path, key: str) -> None:
     for junk in (b"\xc1", b"\x93\x01", b"\xff" * 7):
         saved(path, full())
         harm(path, f"UPDATE state SET value = ? WHERE key = '{key}'", junk)
         assert "damaged" in refused(path)
         path.unlink()
+
+
+def test_a_file_from_before_there_were_personal_models_opens_without_one(path: Path) -> None:
+    saved(path, full())
+    harm(path, "DELETE FROM state WHERE key IN ('personal', 'personal-values')")
+    assert same(loaded(path), replace(full(), personal=None))
 
 
 def test_one_flipped_bit_is_noticed(path: Path) -> None:
@@ -549,7 +576,7 @@ def write_schema_3(path: Path, state: GatewayState, **extras: bytes) -> None:
     database.close()
 
 
-OLD = replace(full(), in_service=None, tried=None)
+OLD = replace(full(), in_service=None, tried=None, personal=None)
 
 
 def test_a_file_of_schema_3_opens_and_nothing_is_lost(path: Path) -> None:

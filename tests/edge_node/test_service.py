@@ -15,6 +15,7 @@ from fake_broker import FakeBroker
 from fedmq_compression.pipeline import CodecSpec, encode, encode_integers
 from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import GatewayState, Memory, StateError
+from fedmq_edge_node.personal import first_free, scorer
 from fedmq_edge_node.runtimes import NumpyEngine
 from fedmq_edge_node.samples import FEATURES
 from fedmq_edge_node.service import CRASH_POINTS, Gateway, will
@@ -32,6 +33,8 @@ from fedmq_protocol.messages import (
     Decline,
     Message,
     Missing,
+    PersonalOutcome,
+    PersonalPolicy,
     Receipt,
     Release,
     RoundKind,
@@ -150,10 +153,14 @@ class Script:
             while (event := self.session.next(0)) is not None:
                 self.gateway.step(event, self.now)
             self.gateway.step(None, self.now)
-            while (said := self.coordinator.next(0)) is not None:
-                if isinstance(said, Received):
-                    self.log.append(from_bytes(parse(said.topic).spec, said.payload))
+            self.listen()
             self.now += 0.05
+
+    def listen(self) -> None:
+        """Hear what the gateway has said."""
+        while (said := self.coordinator.next(0)) is not None:
+            if isinstance(said, Received):
+                self.log.append(from_bytes(parse(said.topic).spec, said.payload))
 
     def heard(self, kind: type[Kind]) -> list[Kind]:
         return [message for message in self.log if isinstance(message, kind)]
@@ -711,6 +718,7 @@ def test_a_trial_is_told_only_once_it_is_on_disk(script: Script) -> None:
     script.gateway._crash_point = die
     with pytest.raises(KeyboardInterrupt):
         bring(script, 5, GOOD)
+    script.listen()
     assert not script.heard(Trial)
     script.kill()
     script.start()
@@ -1035,3 +1043,343 @@ def test_killed_at_a_crash_point_a_gateway_comes_to_where_it_was_going(script: S
 def test_the_model_of_a_task_has_the_size_that_these_tests_think(script: Script) -> None:
     assert isinstance(LARGE.model, ModelSpec)
     assert 4 * LARGE.model.parameters > 32 * 1024
+
+
+# --- the personal model ----------------------------------------------------------------------------------------------
+
+HEAD = PersonalPolicy(mode="head", margin=0.02, epochs=20)
+COPY = msgspec.structs.replace(HEAD, mode="copy")
+
+
+def own_folder(script: Script) -> None:
+    """What shows as one class elsewhere is another one here."""
+    mine = script.folder.samples
+    turned = np.array([1, 0, 2])
+    script.folder.samples = replace(mine, train_y=turned[mine.train_y], held_y=turned[mine.held_y])
+
+
+def release_with(
+    script: Script,
+    policy: PersonalPolicy | None = HEAD,
+    version: int = 6,
+    steps: NDArray[np.int32] = BETTER,
+    **changes: object,
+) -> None:
+    release = a_release(version, steps)
+    script.welcome(an_assignment(release=release, releases=version, personal=policy, **changes))
+    bring(script, version, steps)
+
+
+def test_a_personal_model_scores_where_it_is_better_and_the_coordinator_hears_of_it(script: Script) -> None:
+    assert script.gateway.scorer("bearings") is None
+    own_folder(script)
+    release_with(script)
+    first, last = script.heard(Trial)
+    assert first.personal is None, "what took over is told at once"
+    assert (last.version, last.in_service) == (6, 6)
+    assert last.personal is not None
+    assert last.personal.outcome is PersonalOutcome.SERVES
+    assert last.personal.shared == last.metric
+    one = script.gateway.scorer("bearings")
+    assert one is not None
+    assert (one.personal, one.version) == (True, 6)
+    assert one.own is not None
+    body = first_free(BEARINGS.model, HEAD)
+    assert np.array_equal(one.own[:body], one.shared[:body])
+    held = script.folder.samples
+    right = np.mean(one.infer(held.held_x).argmax(axis=1) == held.held_y)
+    plain = scorer(script.state().in_service, None, one.engine)  # type: ignore[arg-type]
+    assert right > np.mean(plain.infer(held.held_x).argmax(axis=1) == held.held_y)
+
+
+def test_without_the_setting_there_is_none(script: Script) -> None:
+    own_folder(script)
+    release_with(script, None)
+    assert [told.personal for told in script.heard(Trial)] == [None]
+    assert script.state().personal is None
+    one = script.gateway.scorer("bearings")
+    assert one is not None
+    assert not one.personal
+
+
+def test_it_changes_nothing_that_a_round_is_made_of(tmp_path: Path) -> None:
+    answers = []
+    for policy in (None, HEAD, COPY):
+        script = Script(tmp_path / str(policy and policy.mode))
+        script.run()
+        own_folder(script)
+        release_with(script, policy)
+        script.plan(a_plan(1))
+        (update,) = script.heard(Update)
+        answers.append((update.payload, update.loss, update.counter, script.state().residual.tobytes()))
+        script.memory.close()
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_it_is_given_up_once_a_release_is_as_good_here(script: Script) -> None:
+    own_folder(script)
+    release_with(script)
+    assert script.gateway.scorer("bearings").personal  # type: ignore[union-attr]
+    mine = script.folder.samples
+    flat = BETTER.astype(np.float32) * np.float32(BEARINGS.grid_step)
+    for _ in range(300):
+        gradient, _ = NumpyEngine(BEARINGS.model).loss_grad(
+            flat, mine.train_x, mine.train_y, np.ones(len(mine.train_y), dtype=np.float32)
+        )
+        flat -= np.float32(0.3) * gradient
+    release_with(script, version=7, steps=np.rint(flat / np.float32(BEARINGS.grid_step)).astype(np.int32))
+    own = script.state().personal
+    assert own is not None
+    assert own.found.outcome is PersonalOutcome.NO_BETTER
+    assert len(own.values) == 0
+    one = script.gateway.scorer("bearings")
+    assert one is not None
+    assert (one.personal, one.version) == (False, 7)
+    told = script.heard(Trial)[-1]
+    assert told.personal == own.found
+
+
+def test_while_the_next_one_is_being_made_the_version_in_service_scores(script: Script) -> None:
+    own_folder(script)
+    release_with(script)
+    script.step_seconds = 0.05  # every look at the clock
+    script.welcome(an_assignment(release=a_release(7, BETTER), releases=7, personal=HEAD))
+    script.say(
+        Channel.MODEL,
+        CatchUp(
+            lineage=LINEAGE,
+            kind=CatchUpKind.KEYFRAME,
+            start=0,
+            number=7,
+            model=short(model_digest(BETTER)),
+            body=encode_integers(BETTER - start_of(BEARINGS)),
+        ),
+    )
+    while (event := script.session.next(0)) is not None:
+        script.gateway._handle(event, script.now)
+    script.gateway.step(None, script.now)
+    one = script.gateway.scorer("bearings")
+    assert one is not None
+    assert (one.personal, one.version) == (False, 7)
+    script.step_seconds = 0.0
+    script.run()
+    assert script.gateway.scorer("bearings").personal  # type: ignore[union-attr]
+
+
+def test_an_answer_goes_before_it(script: Script) -> None:
+    own_folder(script)
+    release_with(script, None)
+    script.step_seconds = 0.05  # a few steps of training use up a moment
+    script.welcome(an_assignment(known=True, release=a_release(6, BETTER), releases=6, personal=HEAD))
+    assert script.gateway._jobs["bearings"]._fitting is not None
+    script.plan(a_plan(1, closes_in=300))
+    assert len(script.heard(Update)) == 1
+    assert script.state().personal is None, "it is not ready yet"
+    script.step_seconds = 0.0
+    script.run()
+    assert script.state().personal is not None
+
+
+def test_of_two_plans_at_hand_the_second_goes_before_it_too(script: Script) -> None:
+    own_folder(script)
+    release_with(script, None)
+    script.step_seconds = 0.05
+    again = an_assignment(known=True, release=a_release(6, BETTER), releases=6, personal=HEAD)
+    script.welcome(again, an_assignment(PUMPS, LINEAGE + 1))
+    fitting = script.gateway._jobs["bearings"]._fitting
+    assert fitting is not None
+    script.say(Channel.PLAN, a_plan(1, closes_in=300))
+    script.say(Channel.PLAN, a_plan(2, task=PUMPS, lineage=LINEAGE + 1, closes_in=400))
+    while (event := script.session.next(0)) is not None:
+        script.gateway._handle(event, script.now)
+    spent = fitting.seconds
+    script.gateway.step(None, script.now)
+    assert (script.state().pending is None, script.state(PUMPS).pending is None) == (False, True)
+    assert fitting.seconds == spent
+
+
+def test_it_waits_behind_a_gate_that_is_shut(script: Script) -> None:
+    own_folder(script)
+    script.gateway._limits = Limits(battery_min_pct=50.0)
+    script.vitals = Vitals(battery_pct=10.0, on_mains=False)
+    release_with(script)
+    script.run(60.0)
+    assert script.state().personal is None
+    assert script.gateway.wait_seconds(script.now) > 0.5, "it looks again later, not all the time"
+    script.vitals = Vitals(battery_pct=90.0, on_mains=False)
+    script.run(310.0)
+    assert script.state().personal is not None
+
+
+def test_a_gate_that_shuts_in_between_stops_it_and_it_goes_on_afterwards(script: Script) -> None:
+    own_folder(script)
+    script.gateway._limits = Limits(battery_min_pct=50.0)
+    script.vitals = Vitals(battery_pct=90.0, on_mains=False)
+    script.step_seconds = 0.05
+    release_with(script)
+    fitting = script.gateway._jobs["bearings"]._fitting
+    assert fitting is not None
+    script.vitals = Vitals(battery_pct=10.0, on_mains=False)
+    script.run(5.0)
+    script.step_seconds = 0.0
+    script.run(60.0)
+    assert script.state().personal is None
+    script.vitals = Vitals(battery_pct=90.0, on_mains=False)
+    script.run(310.0)
+    assert script.state().personal is not None
+
+
+def test_a_gateway_with_one_class_never_scores_with_its_own(script: Script) -> None:
+    mine = script.folder.samples
+    train, held = mine.train_y == 0, np.tile(mine.held_x[mine.held_y == 0], (30, 1))[:60]
+    script.folder.samples = replace(
+        mine,
+        train_x=mine.train_x[train],
+        train_y=mine.train_y[train],
+        held_x=held,
+        held_y=np.zeros(60, dtype=np.int64),
+    )
+    release_with(script, msgspec.structs.replace(COPY, margin=0.001))
+    told = script.heard(Trial)[-1].personal
+    assert told is not None
+    assert (told.outcome, told.metric) == (PersonalOutcome.ONE_CLASS, None)
+    assert not script.gateway.scorer("bearings").personal  # type: ignore[union-attr]
+
+
+def test_it_is_made_anew_for_other_recordings_but_not_all_the_time(script: Script) -> None:
+    own_folder(script)
+    release_with(script)
+    mine = script.folder.samples
+    before = script.state().personal
+
+    def record(turned: list[int]) -> None:
+        script.folder.samples = replace(
+            mine, train_y=np.array(turned)[mine.train_y], held_y=np.array(turned)[mine.held_y]
+        )
+        script.folder.fresh = True
+        script.run(70.0)
+
+    record([1, 0, 2])  # as the machines were that the fleet has learnt from
+    assert script.state().personal is before
+    script.now += 3600.0
+    script.run()
+    own = script.state().personal
+    assert own is not None
+    assert own.found.outcome is PersonalOutcome.NO_BETTER
+    assert not script.gateway.scorer("bearings").personal  # type: ignore[union-attr]
+    looked = len(script.heard(Trial))
+    script.now += 7200.0
+    script.run(70.0)
+    assert script.state().personal is own, "the same windows tell the same"
+    assert len(script.heard(Trial)) == looked
+
+
+def test_another_setting_makes_another_one_and_none_takes_it_away(script: Script) -> None:
+    own_folder(script)
+    release_with(script)
+    head = script.state().personal
+    again = {"known": True, "release": a_release(6, BETTER), "releases": 6}
+    script.welcome(an_assignment(**again, personal=COPY))  # type: ignore[arg-type]
+    copy = script.state().personal
+    assert head is not None
+    assert copy is not None
+    assert len(copy.values) == BEARINGS.model.parameters > len(head.values)
+    script.welcome(an_assignment(**again))  # type: ignore[arg-type]
+    assert script.state().personal is None
+    assert not script.gateway.scorer("bearings").personal  # type: ignore[union-attr]
+    assert script.heard(Trial)[-1].personal is None
+
+
+def test_it_outlives_a_restart_without_a_coordinator(script: Script) -> None:
+    own_folder(script)
+    release_with(script)
+    before = script.gateway.scorer("bearings")
+    script.kill()
+    script.start()
+    after = script.gateway.scorer("bearings")
+    assert before is not None
+    assert after is not None
+    assert after.own is not None
+    assert before.own is not None
+    assert np.array_equal(after.own, before.own)
+    script.run()
+    script.log.clear()
+    script.welcome(an_assignment(known=True, release=a_release(6, BETTER), releases=6, personal=HEAD))
+    assert [told.personal is not None for told in script.heard(Trial)] == [True], "told again, and not made again"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_as_it_is_saved_the_gateway_has_it_whole_or_makes_it_again(script: Script, when: str) -> None:
+    own_folder(script)
+    release_with(script, None)
+    passed = []
+
+    def die(name: str) -> None:
+        passed.append(name)
+        # The first save is the welcome's.
+        if passed.count(f"{when} save") == 2:
+            raise KeyboardInterrupt
+
+    script.gateway._crash_point = die
+    with pytest.raises(KeyboardInterrupt):
+        script.welcome(an_assignment(known=True, release=a_release(6, BETTER), releases=6, personal=HEAD))
+    script.listen()
+    assert all(told.personal is None for told in script.heard(Trial)), "told only once it is on disk"
+    script.kill()
+    script.start()
+    assert (script.state().personal is None) == (when == "before")
+    assert script.gateway.scorer("bearings").personal == (when == "after")  # type: ignore[union-attr]
+    script.run()
+    script.welcome(an_assignment(known=True, release=a_release(6, BETTER), releases=6, personal=HEAD))
+    assert script.gateway.scorer("bearings").personal  # type: ignore[union-attr]
+    told = script.heard(Trial)[-1].personal
+    assert told is not None
+    assert told.outcome is PersonalOutcome.SERVES
+
+
+def test_it_goes_with_the_version_that_it_was_made_of(script: Script) -> None:
+    own_folder(script)
+    release_with(script)
+    # A new lineage: what is in service stays, and so does what was made of it.
+    script.welcome(an_assignment(lineage=LINEAGE + 50, personal=HEAD))
+    assert script.gateway.scorer("bearings").personal  # type: ignore[union-attr]
+    # Another version takes over: nothing of the old one is kept beside it.
+    other = make_task(name="bearings", classes=("normal", "ball", "outer"))
+    script.welcome(an_assignment(other, LINEAGE + 60, release=a_release(0, start_of(other)), releases=1))
+    assert script.state().personal is None
+    # The task is over: nothing at all.
+    script.welcome()
+    assert script.gateway.scorer("bearings") is None
+    assert script.memory.load() == {}
+
+
+def test_what_serves_of_another_task_has_none_made_of_it(script: Script) -> None:
+    release_with(script, None)
+    other = make_task(name="bearings", classes=("normal", "ball", "outer"))
+    own_folder(script)
+    script.welcome(an_assignment(other, LINEAGE + 50, personal=HEAD))
+    script.run(5.0)
+    assert script.state().personal is None, "its windows are not those that the version in service knows"
+
+
+def test_training_that_cannot_be_run_leaves_the_shared_model_and_is_not_tried_again_and_again(script: Script) -> None:
+    own_folder(script)
+    release_with(script, None)
+    engine = script.gateway._jobs["bearings"]._engine
+    assert isinstance(engine, NumpyEngine)
+    tries = []
+
+    def refuse(*args: object) -> None:
+        tries.append(args)
+        raise ValueError("no memory for that")
+
+    engine.loss_grad = refuse  # type: ignore[method-assign, assignment]
+    again = an_assignment(known=True, release=a_release(6, BETTER), releases=6, personal=HEAD)
+    script.welcome(again)
+    script.run(70.0)
+    script.welcome(again)
+    assert len(tries) == 1
+    told = script.heard(Trial)[-1].personal
+    assert told is not None
+    assert told.outcome is PersonalOutcome.FAILED
+    assert not script.gateway.scorer("bearings").personal  # type: ignore[union-attr]

@@ -18,6 +18,7 @@ from fedmq.data import (
     Fleet,
     GatewayData,
     Recording,
+    by_sensor,
     cmapss,
     cwru,
     digits,
@@ -340,6 +341,26 @@ def test_without_a_test_load_the_end_of_every_gearbox_recording_is_nobody_s(tmp_
         for own in gateway.recordings:
             (end,) = (r for r in fleet.test if (r.label, r.name) == (own.label, own.name))
             assert len(np.asarray(own.signal)) == 3 * len(np.asarray(end.signal)) == 6000
+
+
+def test_by_sensor_each_gateway_has_one_channel_of_every_load_and_its_own_part_of_the_test_set(tmp_path: Path) -> None:
+    for percent in (0, 10, 30):
+        make_gearbox(tmp_path / "in", percent)
+    fleet = by_sensor(gearbox(tmp_path / "in", 10))
+    assert [gateway.name for gateway in fleet.gateways] == ["sensor1", "sensor2", "sensor3", "sensor4"]
+    assert fleet.windowing.channels == 1
+    fourth = fleet.gateways[3]
+    assert {recording.name for recording in fourth.recordings} == {"load00-sensor4", "load30-sensor4"}
+    assert {recording.name for recording in fourth.unseen} == {"load10-sensor4"}
+    assert fleet.test is not None
+    assert len(fleet.test) == 8
+    (healthy,) = (r for r in fourth.recordings if (r.label, r.name) == ("normal", "load30-sensor4"))
+    np.testing.assert_allclose(np.asarray(healthy.signal), np.rint(noise_steps(30))[:, 3] * 4e-3, rtol=1e-6)
+    folders = lay_out(fleet, tmp_path / "plant")
+    windowing = Windowing(**{name: getattr(fleet.windowing, name) for name in Windowing.__struct_fields__})
+    x, _ = load_test(folders["unseen/sensor4"], windowing, fleet.classes)
+    everything, _ = load_test(folders["test"], windowing, fleet.classes)
+    assert 4 * len(x) == len(everything)
 
 
 def test_for_an_autoencoder_only_the_test_load_of_the_gearbox_has_broken_teeth(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fedmq_coordinator import folder
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.service import CRASH_POINTS, TaskPlan
 from fedmq_coordinator.settings import RoundSettings
-from fedmq_protocol.messages import Trial
+from fedmq_protocol.messages import PersonalOutcome, PersonalTrial, Trial
 from fedmq_protocol.settings import SettingsError, document, load
 from fedmq_protocol.topics import Channel
 from scripted_fleet import ScriptedFleet, scripted_task
@@ -37,7 +37,8 @@ def fleet(tmp_path: Path) -> ScriptedFleet:
     fleet.order("promote", "pumps", version=2)
     fleet.order("promote", "pumps", canary_pct=5.0)
     lineage = fleet.coordinator.job("pumps").line.number
-    trial = Trial(lineage=lineage, version=2, in_service=2, windows=9, metric=9000)
+    own = PersonalTrial(outcome=PersonalOutcome.SERVES, windows=40, metric=9500, shared=9000)
+    trial = Trial(lineage=lineage, version=2, in_service=2, windows=9, metric=9000, personal=own)
     fleet.gateways["g0"].say(Channel.TRIAL, trial)
     fleet.run_for(0.5)
     fleet.order("pause", "all", tags=("fan",))
@@ -51,11 +52,12 @@ def test_the_list_is_a_table_and_json(fleet: ScriptedFleet, tmp_path: Path, caps
     lines = json.loads(capsys.readouterr().out)
 
     assert [line.split()[0] for line in table] == ["task", "pumps", "all"]
-    assert "release 2: v4 to 5 %; v2 on 1" in table[1]
+    assert "release 2: v4 to 5 %; v2 on 1 (personal on 1)" in table[1]
     assert "2 of 2 here (line-2 1, pump 2)" in table[1]
     assert "running (not fan)" in table[2]
     assert [(line["name"], line["version"], line["rounds"]) for line in lines] == [("pumps", 4, 5), ("all", 4, 5)]
     assert lines[0]["in_service"] == {"2": 1}
+    assert [line["personal"] for line in lines] == [{"serves": 1}, {}]
     assert [release["version"] for release in lines[0]["releases"]] == [2, 4]
     assert lines[1]["gateways"] == 3
 

@@ -25,6 +25,7 @@ from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import Memory
 from fedmq_edge_node.samples import FEATURES, SampleError, Samples
 from fedmq_edge_node.service import Gateway, will
+from fedmq_protocol.messages import PersonalPolicy
 from fedmq_protocol.session import Received
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 
@@ -97,6 +98,7 @@ class Plant:
         limits: LimitSettings | None = None,
         more: Sequence[TaskPlan] = (),
         bundle: bytes = b"",
+        personal: PersonalPolicy | None = None,
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.directory = directory
@@ -106,6 +108,7 @@ class Plant:
         self.crash_point = crash_point
         self.bundle = bundle
         """Of the first task, where its model is somebody's own."""
+        self.personal = personal
         self.more = more
         """Further tasks beside the first."""
         self.now = START
@@ -127,7 +130,10 @@ class Plant:
         try:
             self.coordinator = Coordinator(
                 federation=FEDERATION,
-                tasks=[TaskPlan(task=self.task, rounds=self.settings, bundle=self.bundle), *self.more],
+                tasks=[
+                    TaskPlan(task=self.task, rounds=self.settings, bundle=self.bundle, personal=self.personal),
+                    *self.more,
+                ],
                 limits=self.limits,
                 session=self.coordinator_session,
                 ledger=self.ledger,

@@ -248,3 +248,15 @@ def test_a_cnn_is_learnt_from_raw_windows(tmp_path: Path) -> None:
     figures = demo(tmp_path / "run", "--model", "cnn1d", "--no-baselines")
     assert (figures["model"], figures["params"]) == ("cnn1d", 9_188)
     assert figures["gateway_rss_bytes_max"] < 110e6
+
+
+def test_the_demo_releases_its_last_version_and_shows_where_personal_models_are_better(tmp_path: Path) -> None:
+    if embedded_version() is None:
+        pytest.skip("needs iotcore: pip install 'fedmq[demo]'")
+    figures = demo(tmp_path / "personal", "--broker", "embedded", "--no-baselines", "--personal", "head")
+    check(figures)
+    # Of the simulated fleet each gateway has seen one kind of fault: nothing can be told apart there.
+    assert [line["outcome"] for line in figures["personal"]] == ["one_class"] * 3
+    assert len({line["gateway"] for line in figures["personal"]}) == 3
+    assert "shared (one class)" in figures["output"]
+    assert "Personal models: 0 of 3 gateways; else one class 3." in figures["output"]
