@@ -15,8 +15,8 @@ from typing import Any, Literal
 from fedmq_coordinator.density import densities
 from fedmq_coordinator.settings import CodecSettings, RecipeSettings, RoundSettings, TaskSettings, WindowingSettings
 from fedmq_edge_node.samples import feature_count
-from fedmq_models.bundle import from_bytes
-from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
+from fedmq_models.bundle import Bundle, from_bytes, start_of
+from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, model_digest, short
 
 __all__ = ["CODECS", "HIDDEN", "RECIPES", "SERVER_MOMENTUM", "task_of", "task_settings"]
 
@@ -124,8 +124,10 @@ def task_of(
         remaining_most=windowing.remaining_most,
     )
     inputs = feature_count(windows)
-    if settings.kind == "graph":
-        model, batch_size = _bundled(settings, bundle, inputs)
+    opened = from_bytes(bundle) if settings.kind == "graph" else None
+    if opened is not None:
+        model = _bundled(settings, opened, bundle, inputs)
+        batch_size = opened.manifest.batch
     else:
         outputs = {"autoencoder": inputs, "regressor": 1}.get(settings.kind, len(settings.classes))
         model, batch_size = ModelSpec(kind=settings.kind, sizes=(inputs, *settings.hidden, outputs)), recipe.batch_size
@@ -169,7 +171,7 @@ def task_of(
         down=down,
         grid_bits=grid_bits,
         seed=settings.seed,
-        initial=short(model_digest(initial_steps(model, settings.seed, grid_bits))),
+        initial=short(model_digest(start_of(model, settings.seed, grid_bits, opened))),
         min_windows=settings.min_windows,
         max_norm=max_norm,
         held_out_reports=held_out_reports,
@@ -179,9 +181,8 @@ def task_of(
     )
 
 
-def _bundled(settings: TaskSettings, data: bytes, inputs: int) -> tuple[ModelSpec, int]:
-    """The model, and the batch that its graphs are made for."""
-    bundle = from_bytes(data)
+def _bundled(settings: TaskSettings, bundle: Bundle, data: bytes, inputs: int) -> ModelSpec:
+    """The model as the task names it; `data` is the bundle's file."""
     model = bundle.model(hashlib.sha256(data).digest(), len(data))
     if model.sizes[0] != inputs:
         raise ValueError(
@@ -190,4 +191,4 @@ def _bundled(settings: TaskSettings, data: bytes, inputs: int) -> tuple[ModelSpe
         )
     if model.objective == "classify" and model.sizes[1] != len(settings.classes):
         raise ValueError(f"task.bundle: expected a model of {len(settings.classes)} classes, got {model.sizes[1]}")
-    return model, bundle.manifest.batch
+    return model

@@ -146,7 +146,9 @@ class Job:
         self.book.put("task_body", msgspec.msgpack.encode(plan.task))
         if plan.bundle and self.book.get("bundle") != plan.bundle:
             self.book.put("bundle", plan.bundle)
-        self.line = Lineage(federation, plan.task, self.book, models, now=now, start_new=new_lineage)
+        self.line = Lineage(
+            federation, plan.task, self.book, models, now=now, start_new=new_lineage, bundle=plan.bundle
+        )
         self.members = Members(roster, windowing=plan.task.windowing, tags=frozenset(plan.rounds.tags))
         self._askers: dict[int, set[str]] = {}
         self._wanted: dict[int, set[str]] = {}

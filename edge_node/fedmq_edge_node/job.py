@@ -147,6 +147,10 @@ class Host(Protocol):
 
     def make_engine(self, task: Task) -> Engine: ...
 
+    def start_of(self, task: Task) -> NDArray[np.int32] | None:
+        """Version 0 `(P,) int32` where the task's bundle holds it; None: the seed draws it, or the bundle is not at
+        hand."""
+
     def shut_gate(self, windows: int, min_windows: int) -> Reason | None: ...
 
     def count_budget(self) -> None: ...
@@ -187,7 +191,7 @@ class Job:
 
     def __init__(self, host: Host, state: GatewayState) -> None:
         self._host = host
-        self._state = state
+        self._state = state if state.task is None else replace(state, start=host.start_of(state.task))
         self._samples: Samples | None = None
         self._held: bytes | None = None
         """Mark of the held-out windows; None until they are cut."""
@@ -244,7 +248,7 @@ class Job:
 
     def adopt(self, assignment: Assignment) -> None:
         """Take the assignment's word, durably. Raises ModelMismatch, and then all is as it was."""
-        state = work.adopt(self._state, assignment)
+        state = work.adopt(self._state, assignment, self._start(assignment.task or self.task))
         if state.lineage != self._state.lineage:
             log.info("joined lineage %d with task %r", state.lineage, state.task.name if state.task else "")
             self._downloads = Downloads()
@@ -255,6 +259,11 @@ class Job:
         if state.pending is None:
             self._settled()
         self._save(state)
+
+    def _start(self, task: Task) -> NDArray[np.int32] | None:
+        start, known = self._host.start_of(task), self._state.start
+        # The same array where nothing is new: a state that is the same object is not written again.
+        return known if start is not None and known is not None and np.array_equal(start, known) else start
 
     def welcomed(self, assignment: Assignment, now: float, *, arrived: bool) -> None:
         """Go by an assignment that was adopted; `arrived`: it is the first since the connection stands."""
@@ -324,7 +333,7 @@ class Job:
         except work.ModelMismatch as error:
             log.info("must catch up: %s", error)
             if self._state.version >= plan.base:
-                # Our own history is not the coordinator's: only the seeded start is common ground.
+                # Our own history is not the coordinator's: only version 0 is common ground.
                 self._state = work.start_over(self._state)
             self._ask.model.start(now, self._host.jitter())
             return
@@ -710,7 +719,7 @@ class Job:
         if self._release is None or not self._is_release(message):
             return
         try:
-            steps = work.keyframe(self.task, message, body)
+            steps = work.keyframe(self._state, message, body)
         except work.ModelMismatch as error:
             log.warning("a released version cannot be read: %s", error)
             return

@@ -99,6 +99,9 @@ class GatewayState:
     """Newest round that was answered, in whichever way."""
     in_service: InService | None = None
     tried: Tried | None = None
+    start: NDArray[np.int32] | None = None
+    """`(P,) int32`, version 0, where the task's bundle holds it; it is not written beside the bundle. None: drawn from
+    the task's seed."""
 
 
 class _Service(msgspec.Struct, frozen=True, kw_only=True):
@@ -377,6 +380,7 @@ def _state_of(values: dict[str, bytes]) -> GatewayState:
     service = msgspec.msgpack.decode(values["service"], type=_Service | None)
     return GatewayState(
         **msgspec.msgpack.decode(values["numbers"], type=dict[str, int]),
+        start=None,
         task=msgspec.msgpack.decode(values["task"], type=Task | None),
         scaler=values["scaler"] or None,
         pending=msgspec.msgpack.decode(values["pending"], type=Pending | None),

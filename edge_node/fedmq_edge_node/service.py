@@ -23,7 +23,8 @@ from datetime import datetime
 from random import Random
 
 import msgspec
-from fedmq_models.bundle import Bundle
+import numpy as np
+from fedmq_models.bundle import Bundle, BundleError, start_of
 from fedmq_protocol.messages import (
     MAX_TASKS,
     AskChunks,
@@ -62,6 +63,7 @@ from fedmq_protocol.session import (
 from fedmq_protocol.settings import SettingsError
 from fedmq_protocol.task import ModelSpec, Task
 from fedmq_protocol.topics import Channel, Direction, gateway_filters, parse, spec, topic
+from numpy.typing import NDArray
 
 from fedmq_edge_node import work
 from fedmq_edge_node.bundles import ASK_AGAIN_SECONDS, Shelf
@@ -360,7 +362,8 @@ class Gateway:
         if job is None:
             log.error("cannot take part in lineage %d: its task is not at hand", assignment.lineage)
             return None
-        if assignment.task is not None and not self._fit(assignment.task, assignment.lineage, assignment.plan):
+        task = assignment.task or job.task
+        if not self._fit(task, assignment.lineage, assignment.plan):
             return None
         left = job.state.lineage
         try:
@@ -427,13 +430,13 @@ class Gateway:
             if job is not None:
                 job.expect(plan, now)
             return  # the welcome brings the plan again
+        if plan.lineage in self._unfit:
+            self._decline_unfit(plan)
+            return
         if job is not None:
             if job.on_plan(plan, now):
                 log.info("there is a new release of task %r: joining again", job.task.name)
                 self.join_again(now, self._broadcast_jitter())
-            return
-        if plan.lineage in self._unfit:
-            self._decline_unfit(plan)
             return
         if plan.lineage in self._strange or plan.lineage in self._wondering:
             return
@@ -588,6 +591,16 @@ class Gateway:
         if task.model.bundle and bundle is None:
             raise ValueError(f"the bundle of task {task.name!r} is not at hand")
         return self._make_engine(task, bundle)
+
+    def start_of(self, task: Task) -> NDArray[np.int32] | None:
+        bundle = self._shelf.find(task.model)
+        if bundle is None or not bundle.initial:
+            return None
+        try:
+            return start_of(task.model, task.seed, task.grid_bits, bundle)
+        except BundleError as error:
+            log.error("task %r: %s", task.name, error)
+            return None  # nor will the digest of its initial parameters be the task's
 
     def shut_gate(self, windows: int, min_windows: int) -> Reason | None:
         self.count_budget()

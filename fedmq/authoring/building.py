@@ -1,9 +1,10 @@
 """From a PyTorch module to a bundle.
 
 Owns what a bundle says of a module besides its graphs: how its parameters are drawn at the start, which of them are
-trained, and the recipe. A federation starts from a seed that everybody draws from, so that initial parameters are never
-sent: a parameter whose values are all alike starts there, others are drawn evenly as far as the module's own values
-reach, which is how PyTorch draws most layers. What a module has learnt before is not kept, and a remark says so.
+trained, and the recipe. A federation starts either from the module's own values, which then lie in the bundle, or from
+a seed that everybody draws from, so that initial parameters are never sent: a parameter whose values are all alike
+starts there, others are drawn evenly as far as the module's own values reach, which is how PyTorch draws most layers.
+What a module has learnt before is then not kept, and a remark says so.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from fedmq.authoring.conversion import AuthoringError, to_graph
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["LOSSES", "Loss", "build", "load_module"]
+__all__ = ["LOSSES", "Initial", "Loss", "build", "load_module"]
 
 Loss = Literal["cross_entropy", "squared_error", "reconstruction"]
+Initial = Literal["module", "seed"]
 LOSSES: tuple[Loss, ...] = ("cross_entropy", "squared_error", "reconstruction")
 
 DRAWN = (
@@ -43,11 +45,15 @@ def build(
     learning_rate: float = 0.05,
     momentum: float = 0.0,
     local_epochs: int = 1,
+    initial: Initial = "module",
 ) -> Bundle:
     """The module's training step and inference as a bundle; the module stays as it was.
 
     example: `(n, …)` float32, windows as the module takes them. outputs: classes of `cross_entropy`, numbers of
-    `squared_error`; by default what the module gives. Raises AuthoringError for what cannot be traced.
+    `squared_error`; by default what the module gives. initial: the federation starts from the parameters as the
+    module holds them, 4 bytes each in the bundle, or from what the task's seed draws as widely.
+
+    Raises AuthoringError for what cannot be traced.
     """
     import torch
 
@@ -82,11 +88,12 @@ def build(
             momentum=momentum,
             local_epochs=local_epochs,
             made_with=f"torch {torch.__version__}",
-            remarks=(*traced.remarks, DRAWN),
+            remarks=traced.remarks if initial == "module" else (*traced.remarks, DRAWN),
         ),
         grad=to_graph(traced.grad),
         infer=to_graph(traced.infer),
         infer_one=to_graph(traced.infer_one),
+        initial=traced.flat.astype("<f4").tobytes() if initial == "module" else b"",
     )
 
 

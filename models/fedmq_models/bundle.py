@@ -5,8 +5,9 @@ graphs and numbers.
 
     magic "FMQB", version (1 byte), sha256 of what follows (32), length of the content (4, big-endian), one zstd frame
 
-The content is a msgpack array: manifest, training graph, inference graph of a batch, and of a single window. Whatever
-the file says of its own size is checked before anything of that size is made. Every complaint is a `BundleError`.
+The content is a msgpack array: manifest, training graph, inference graph of a batch, and of a single window, and the
+initial parameters where they are not drawn from the task's seed. Whatever the file says of its own size is checked
+before anything of that size is made. Every complaint is a `BundleError`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import hashlib
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
 from fedmq_compression.frame import PayloadError, deflate, inflate
-from fedmq_protocol.task import MAX_BUNDLE_BYTES, Block, ModelSpec, Wire
+from fedmq_protocol.task import MAX_BUNDLE_BYTES, Block, ModelSpec, Wire, initial_steps
 from msgspec import Meta
+from numpy.typing import NDArray
 
 from fedmq_models.graph import Checked, Graph, GraphError, Tensor, check
 
@@ -29,6 +32,7 @@ __all__ = [
     "Manifest",
     "Parameter",
     "from_bytes",
+    "start_of",
     "to_bytes",
 ]
 
@@ -40,6 +44,10 @@ MAX_RUN_BYTES = 64 << 20
 """Memory that one run of a graph may need."""
 MAX_RUN_OPERATIONS = 4_000_000_000
 """Operations that one run may take: some seconds on a small gateway."""
+
+LARGEST_INITIAL = 1000.0
+LARGEST_STEPS = 1 << 30
+"""Of an initial parameter: what training adds must fit into int32, too."""
 
 Size = Annotated[int, Meta(ge=1, le=1 << 24)]
 
@@ -89,6 +97,13 @@ class Bundle(Wire, frozen=True, kw_only=True):
     grad: Graph
     infer: Graph
     infer_one: Graph
+    initial: Annotated[bytes, Meta(max_length=MAX_CONTENT_BYTES)] = b""
+    """The initial parameters, little-endian float32 in the order of the manifest; empty: drawn from the task's seed."""
+
+    @property
+    def values(self) -> NDArray[np.float32] | None:
+        """The initial parameters `(P,)`; None where they are drawn."""
+        return np.frombuffer(self.initial, dtype="<f4").astype(np.float32) if self.initial else None
 
     def model(self, digest: bytes, length: int) -> ModelSpec:
         """As a task names it; `digest` and `length` are the file's."""
@@ -106,6 +121,25 @@ class Bundle(Wire, frozen=True, kw_only=True):
         )
 
 
+def start_of(model: ModelSpec, seed: int, grid_bits: int, bundle: Bundle | None = None) -> NDArray[np.int32]:
+    """What a task's first version is, `(P,) int32` in grid steps: the values that its bundle holds, each rounded to the
+    nearest step, else what its seed draws. The same on every machine: `Task.initial` is its digest.
+
+    Not to be written to. Raises BundleError where steps as fine as these cannot hold a value.
+    """
+    values = None if bundle is None else bundle.values
+    if values is None:
+        return initial_steps(model, seed, grid_bits)
+    steps = np.rint(values.astype(np.float64) * 2.0**grid_bits)
+    largest = float(np.abs(steps).max())
+    if largest > LARGEST_STEPS:
+        raise BundleError(
+            f"expected initial parameters up to {LARGEST_STEPS * 2.0**-grid_bits:g} with task.grid_bits = {grid_bits}, "
+            f"got {largest * 2.0**-grid_bits:g}: lower task.grid_bits"
+        )
+    return steps.astype(np.int32)
+
+
 _DECODER = msgspec.msgpack.Decoder(Bundle)
 
 
@@ -118,7 +152,8 @@ def to_bytes(bundle: Bundle) -> bytes:
     body = len(content).to_bytes(4, "big") + deflate(content)
     data = MAGIC + bytes([VERSION]) + hashlib.sha256(body).digest() + body
     if len(data) > MAX_BUNDLE_BYTES:
-        raise BundleError(f"expected a bundle of at most {MAX_BUNDLE_BYTES:,} bytes, got {len(data):,}")
+        own = f", {len(bundle.initial):,} of them initial parameters: draw these" if bundle.initial else ""
+        raise BundleError(f"expected a bundle of at most {MAX_BUNDLE_BYTES:,} bytes, got {len(data):,}{own}")
     return data
 
 
@@ -161,6 +196,11 @@ def verify(bundle: Bundle) -> None:
         out = x
         if manifest.outputs != x.elements // batch:
             raise BundleError(f"a model that gives back its inputs has as many outputs, got {manifest.outputs}")
+    if len(bundle.initial) not in (0, 4 * length):
+        raise BundleError(f"expected initial parameters of {4 * length:,} bytes, got {len(bundle.initial):,}")
+    values = bundle.values
+    if values is not None and not (np.abs(values) <= LARGEST_INITIAL).all():
+        raise BundleError(f"expected initial parameters between -{LARGEST_INITIAL:g} and {LARGEST_INITIAL:g}")
     one = tuple(Tensor("float32", (1, *tensor.shape[1:])) for tensor in (x, out))
     _verify(bundle.grad, "grad", (flat, x, y, w, *noise), (flat, Tensor("float32", ())))
     _verify(bundle.infer, "infer", (flat, x), (out,))

@@ -7,10 +7,10 @@ import hashlib
 import msgspec
 import numpy as np
 import pytest
-from bundles import BATCH, brought, bundle_of
+from bundles import BATCH, brought, bundle_of, with_values
 from fedmq_compression.frame import deflate
 from fedmq_edge_node.runtimes import NumpyEngine, available_engines, make_engine
-from fedmq_models.bundle import MAX_CONTENT_BYTES, Bundle, BundleError, from_bytes, to_bytes
+from fedmq_models.bundle import MAX_CONTENT_BYTES, Bundle, BundleError, from_bytes, start_of, to_bytes
 from fedmq_models.graph import Node, Tensor
 from fedmq_protocol.task import MAX_BUNDLE_BYTES, ModelSpec, initial_steps, to_parameters
 
@@ -41,6 +41,51 @@ def test_a_bundle_comes_back_as_it_was() -> None:
 def test_a_bundle_of_a_small_model_takes_few_bytes() -> None:
     assert len(to_bytes(bundle_of(MODEL))) < 3000
     assert len(to_bytes(bundle_of(ModelSpec(kind="cnn1d", sizes=(1024, 16, 32, 32, 4))))) < 6000
+
+
+def test_initial_parameters_come_back_as_they_were_to_half_a_step() -> None:
+    bundle = from_bytes(to_bytes(with_values(bundle_of(MODEL))))
+    _, model = brought(bundle)
+    assert bundle.values is not None
+    for grid_bits in (12, 20):
+        found = to_parameters(start_of(model, 3, grid_bits, bundle), grid_bits)
+        assert np.abs(found - bundle.values).max() <= 2.0 ** -(grid_bits + 1)
+
+
+def test_a_start_that_no_bundle_holds_is_drawn_from_the_seed() -> None:
+    _, model = brought(bundle_of(MODEL))
+    for bundle in (None, bundle_of(MODEL)):
+        assert np.array_equal(start_of(model, 3, 12, bundle), initial_steps(model, 3, 12))
+
+
+@pytest.mark.parametrize(
+    ("initial", "why"),
+    [
+        (bytes(4), "expected initial parameters of 844 bytes, got 4"),
+        (bytes(843), "expected initial parameters of 844 bytes, got 843"),
+        (np.full(211, np.nan, dtype="<f4").tobytes(), "between -1000 and 1000"),
+        (np.full(211, -np.inf, dtype="<f4").tobytes(), "between -1000 and 1000"),
+        (np.full(211, 1e4, dtype="<f4").tobytes(), "between -1000 and 1000"),
+    ],
+)
+def test_initial_parameters_that_are_none_are_refused(initial: bytes, why: str) -> None:
+    with pytest.raises(BundleError, match=why):
+        from_bytes(unchecked(msgspec.structs.replace(bundle_of(MODEL), initial=initial)))
+
+
+def test_initial_parameters_that_are_too_large_for_the_grid_are_refused_with_what_to_do() -> None:
+    _, model = brought(bundle_of(MODEL))
+    bundle = msgspec.structs.replace(bundle_of(MODEL), initial=np.full(211, 65, dtype="<f4").tobytes())
+    assert start_of(model, 0, 12, bundle).max() == 65 << 12
+    with pytest.raises(BundleError, match=r"up to 64 with task\.grid_bits = 24, got 65: lower"):
+        start_of(model, 0, 24, bundle)
+
+
+def test_more_initial_parameters_than_a_bundle_takes_are_refused_with_what_to_do() -> None:
+    large = bundle_of(ModelSpec(kind="softmax", sizes=(4096, 600)))
+    assert len(to_bytes(large)) < 3000
+    with pytest.raises(BundleError, match="of them initial parameters: draw these"):
+        to_bytes(with_values(large))
 
 
 @pytest.mark.parametrize("engine", available_engines())

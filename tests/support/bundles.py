@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import msgspec
+import numpy as np
 from fedmq_models.builtin import grad_graph, infer_graph
 from fedmq_models.bundle import Bundle, Manifest, Parameter, to_bytes
 from fedmq_protocol.task import ModelSpec
@@ -28,6 +30,12 @@ def bundle_of(model: ModelSpec, **changes: Any) -> Bundle:
         infer=infer_graph(model, BATCH),
         infer_one=infer_graph(model, 1),
     )
+
+
+def with_values(bundle: Bundle, seed: int = 7) -> Bundle:
+    """The same that starts from parameters which somebody has trained, or at least which no task's seed draws."""
+    values = np.random.default_rng(seed).normal(size=bundle.manifest.length) / 4
+    return msgspec.structs.replace(bundle, initial=values.astype("<f4").tobytes())
 
 
 def brought(bundle: Bundle) -> tuple[bytes, ModelSpec]:

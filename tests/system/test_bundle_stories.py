@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
-from bundles import BATCH, brought, bundle_of
+from bundles import BATCH, brought, bundle_of, with_values
+from fedmq_coordinator.settings import RoundSettings
+from fedmq_edge_node.memory import Memory
 from fedmq_edge_node.service import Gateway
-from fedmq_models.bundle import Bundle, BundleError
+from fedmq_models.bundle import Bundle, BundleError, from_bytes, start_of
 from fedmq_protocol.messages import Chunk
 from fedmq_protocol.messages import from_bytes as message_of
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.session import Received
 from fedmq_protocol.task import ModelSpec, Recipe, Task, initial_steps, model_digest, short
 from fedmq_protocol.topics import parse
+from numpy.typing import NDArray
 from plant import FEATURES, Plant, make_task
 
 MODEL = ModelSpec(kind="mlp", sizes=(FEATURES, 16, 3))
 WIDE = ModelSpec(kind="mlp", sizes=(FEATURES, 16, 16, 3))
 
 
-def task_of(model: ModelSpec) -> Task:
-    start = initial_steps(model, 0, 12)
+def task_of(model: ModelSpec, bundle: Bundle | None = None) -> Task:
+    start = start_of(model, 0, 12, bundle)
     recipe = Recipe(learning_rate=0.05, local_epochs=2, batch_size=BATCH)
     return make_task(model=model, initial=short(model_digest(start)), recipe=recipe)
 
@@ -36,6 +41,83 @@ def test_a_fleet_learns_a_model_that_came_in_a_bundle(tmp_path: Path) -> None:
     assert set(plant.digests().values()) == {plant.digest}
     assert plant.book.get("bundle") == data
     assert (plant.gateways["g0"].state.steps != initial_steps(model, 0, 12)).any()
+
+
+def plant_with_values(directory: Path, gateways: int = 3, **wishes: Any) -> Plant:
+    bundle = with_values(bundle_of(MODEL))
+    data, model = brought(bundle)
+    return Plant(directory, gateways=gateways, task=task_of(model, bundle), bundle=data, **wishes)
+
+
+def start_in(plant: Plant) -> NDArray[np.int32]:
+    task = plant.task
+    return start_of(task.model, task.seed, task.grid_bits, from_bytes(plant.bundle))
+
+
+def test_a_fleet_goes_on_from_the_parameters_that_a_bundle_holds(tmp_path: Path) -> None:
+    plant = plant_with_values(tmp_path)
+    start = start_in(plant)
+    assert (start != initial_steps(plant.task.model, 0, 12)).mean() > 0.9
+    plant.run_until(lambda: all(g.state.lineage for g in plant.gateways.values()))
+    assert {name: g.state.version for name, g in plant.gateways.items()} == dict.fromkeys(plant.gateways, 0)
+    assert all(np.array_equal(g.state.steps, start) for g in plant.gateways.values())
+    plant.run_to_rest()
+    assert plant.version == 5
+    assert set(plant.digests().values()) == {plant.digest}
+    # A tenth of the parameters moves in a round: what lies far from the start is what nobody has moved.
+    assert 0 < (plant.job.line.steps != start).mean() < 0.9
+
+
+def test_a_gateway_that_comes_late_starts_from_the_same_parameters(tmp_path: Path) -> None:
+    plant = plant_with_values(tmp_path)
+    plant.kill_gateway("g2")
+    plant.settings = RoundSettings(max_rounds=5, min_gateways=2)
+    plant.kill_coordinator()
+    plant.start_coordinator()
+    plant.run_until(lambda: plant.version >= 3)
+    plant.start_gateway("g2")
+    plant.run_to_rest()
+    assert set(plant.digests().values()) == {plant.digest}
+
+
+def test_everyone_finds_the_parameters_of_a_bundle_again_after_a_power_cut(tmp_path: Path) -> None:
+    plant = plant_with_values(tmp_path)
+    plant.run_until(lambda: plant.version >= 2)
+    plant.kill_coordinator()
+    for name in list(plant.gateways):
+        plant.kill_gateway(name)
+    plant.start_coordinator()
+    for name in plant.folders:
+        assert np.array_equal(plant.start_gateway(name).states["story"].start, start_in(plant))  # type: ignore[arg-type]
+    plant.run_to_rest()
+    plant.order("promote")
+    plant.run_until(lambda: all(g.in_service("story") is not None for g in plant.gateways.values()))
+    plant.order("rollback", version=1)
+    plant.run_until(lambda: all(g.state.version == plant.version for g in plant.gateways.values()))
+    assert set(plant.digests().values()) == {plant.digest}
+
+
+def test_a_gateway_that_lost_its_bundle_fetches_it_again(tmp_path: Path) -> None:
+    plant = plant_with_values(tmp_path)
+    plant.run_until(lambda: plant.version >= 2)
+    plant.kill_gateway("g0")
+    memory = Memory(tmp_path / "g0" / "gateway.sqlite")
+    memory.drop(f"bundle {plant.task.model.bundle.hex()}")
+    memory.close()
+    plant.start_gateway("g0")
+    plant.run_to_rest()
+    assert set(plant.digests().values()) == {plant.digest}
+    assert any(answer.gateway == "g0" and answer.round == 5 for answer in plant.book.answers())
+
+
+def test_other_parameters_than_the_task_promises_are_not_trained(tmp_path: Path) -> None:
+    bundle = with_values(bundle_of(MODEL))
+    data, model = brought(bundle)
+    plant = Plant(tmp_path, gateways=1, task=task_of(model, bundle), bundle=data)
+    gateway = plant.gateways["g0"]
+    gateway.start_of = lambda task: start_of(model, 0, 12, None)  # type: ignore[method-assign]
+    plant.run_until(lambda: gateway._strange)
+    assert not gateway.states
 
 
 def test_a_bundle_is_fetched_once_and_found_again_after_a_restart(tmp_path: Path) -> None:
