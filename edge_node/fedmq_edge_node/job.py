@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 
 from fedmq_edge_node import work
 from fedmq_edge_node.memory import GatewayState, StateError
-from fedmq_edge_node.runtimes import Engine
+from fedmq_edge_node.runtimes import Engine, GraphStopped
 from fedmq_edge_node.samples import SampleError, Samples, statistics
 from fedmq_edge_node.transfers import Downloads, Upload
 
@@ -146,6 +146,11 @@ class Host(Protocol):
         """The gateway's own windows for a task. Raises SampleError."""
 
     def make_engine(self, task: Task) -> Engine: ...
+
+    def refuse(self, task: Task, error: Exception) -> None:
+        """Nobody trains with the task's bundle any more."""
+
+    def refuses(self, task: Task) -> bool: ...
 
     def start_of(self, task: Task) -> NDArray[np.int32] | None:
         """Version 0 `(P,) int32` where the task's bundle holds it; None: the seed draws it, or the bundle is not at
@@ -554,7 +559,6 @@ class Job:
 
     def _train(self, plan: RoundPlan) -> None:
         assert self._samples is not None  # the gates saw to it
-        assert self._engine is not None
         host = self._host
         shut: list[Reason] = []
         looked_at = host.now()
@@ -574,6 +578,8 @@ class Job:
             return True
 
         try:
+            if self._engine is None:
+                self._engine = host.make_engine(self.task)
             trained = work.train_update(
                 self._state,
                 plan,
@@ -585,6 +591,10 @@ class Job:
             )
         except StateError:
             raise
+        except GraphStopped as error:
+            host.refuse(self.task, error)
+            self._decline(plan, Reason.TASK)
+            return
         except ValueError as error:
             log.error("round %d: %s", plan.round_id, error)
             self._decline(plan, Reason.ERROR)
@@ -664,6 +674,8 @@ class Job:
 
     def _shut_gate(self, plan: RoundPlan) -> Reason | None:
         task = self.task
+        if self._host.refuses(task):
+            return Reason.TASK
         if plan.kind is RoundKind.TRAINING and self._state.scaler is None and task.windowing.scaling == "learnt":
             # The plan that carried the scaler was missed: the next welcome brings it.
             self._host.join_again(self._host.now(), 0.0)
@@ -687,8 +699,6 @@ class Job:
 
     def load(self) -> None:
         """Cut windows where that has not been done yet. Raises SampleError."""
-        if self._engine is None:
-            self._engine = self._host.make_engine(self.task)
         if self._samples is not None:
             return
         self._samples = self._host.load(self.task)

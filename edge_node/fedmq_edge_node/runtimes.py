@@ -25,10 +25,13 @@ from fedmq_models.tflite_format import to_tflite
 from fedmq_protocol.task import ModelSpec
 from numpy.typing import NDArray
 
+from fedmq_edge_node.watchdog import Watch, Watchdog
+
 __all__ = [
     "ENGINES",
     "Engine",
     "GraphEngine",
+    "GraphStopped",
     "NumpyEngine",
     "anomaly_score",
     "available_engines",
@@ -60,8 +63,15 @@ class Engine(Protocol):
         ...
 
 
-Run = Callable[[Sequence[NDArray[Any]]], Sequence[NDArray[Any]]]
-"""Computes one graph: its inputs in order -> its outputs."""
+Run = Callable[[Sequence[NDArray[Any]], Watch], Sequence[NDArray[Any]]]
+"""Computes one graph: its inputs in order -> its outputs. What can be stopped on the way heeds the watch."""
+
+RUN_SECONDS = 60.0
+"""For one step or one batch: many times what a slow gateway takes for the most operations that a bundle may ask for."""
+
+
+class GraphStopped(ValueError):
+    """A run that took longer than it may."""
 
 
 class Graphs(Protocol):
@@ -116,12 +126,22 @@ class BundledGraphs:
 
 
 class GraphEngine:
-    """A model as graphs of fixed batch, which `load` makes runnable; each is loaded when it is first needed."""
+    """A model as graphs of fixed batch, which `load` makes runnable; each is loaded when it is first needed.
 
-    def __init__(self, model: ModelSpec, graphs: Graphs, load: Callable[[Graph, tuple[str, ...]], Run]) -> None:
+    Raises GraphStopped for a run of more than `run_seconds`, and GraphError where the engine gives up.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        graphs: Graphs,
+        load: Callable[[Graph, tuple[str, ...]], Run],
+        run_seconds: float = RUN_SECONDS,
+    ) -> None:
         self._model = model
         self._graphs = graphs
         self._load = load
+        self._watchdog = Watchdog(run_seconds)
         self._grad: dict[int, _Loaded] = {}
         self._infer: dict[int, _Loaded] = {}
 
@@ -139,7 +159,7 @@ class GraphEngine:
         noise = self._noise(flat, loaded.graph)
         if self._model.objective == "reconstruct":
             y = np.zeros(0, dtype=np.float32)  # nobody looks at it
-        gradient, loss = loaded.run([flat, *loaded.shaped(1, x, y), w, *noise])
+        gradient, loss = self._run(loaded, [flat, *loaded.shaped(1, x, y), w, *noise])
         gradient = np.asarray(gradient, dtype=np.float32)
         if self._graphs.frozen is not None:
             gradient = np.where(self._graphs.frozen, np.float32(0), gradient)
@@ -172,8 +192,22 @@ class GraphEngine:
             graph = self._graphs.infer(len(x))
             self._infer[len(x)] = _Loaded(graph, self._load(graph, ("out",)))
         loaded = self._infer[len(x)]
-        (out,) = loaded.run([flat, *loaded.shaped(1, x)])
+        (out,) = self._run(loaded, [flat, *loaded.shaped(1, x)])
         return np.asarray(out, dtype=np.float32).reshape(len(x), -1)
+
+    def _run(self, loaded: _Loaded, inputs: list[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+        with self._watchdog.watching() as watch:
+            try:
+                outputs = loaded.run(inputs, watch)
+            except Exception as error:  # each runtime raises its own
+                if not watch.late:
+                    raise GraphError(f"the graph of {len(loaded.graph.nodes)} nodes cannot be run: {error}") from error
+        if watch.late:
+            raise GraphStopped(
+                f"a run of its graph of {len(loaded.graph.nodes)} nodes took more than {self._watchdog.seconds:g} s "
+                "and was stopped"
+            )
+        return outputs
 
 
 @dataclass(frozen=True)
@@ -196,7 +230,8 @@ class _Loaded:
 
 
 def _load_numpy(graph: Graph, output_names: tuple[str, ...]) -> Run:
-    return Interpreter(graph).run
+    interpreter = Interpreter(graph)
+    return lambda inputs, watch: interpreter.run(inputs, lambda: not watch.late)
 
 
 def _load_onnxruntime(graph: Graph, output_names: tuple[str, ...]) -> Run:
@@ -210,7 +245,16 @@ def _load_onnxruntime(graph: Graph, output_names: tuple[str, ...]) -> Run:
         to_onnx(graph, output_names=output_names), options, providers=["CPUExecutionProvider"]
     )
     names = [name for name, _ in graph.inputs]
-    return lambda inputs: session.run(list(output_names), dict(zip(names, map(_row_major, inputs), strict=True)))
+
+    def run(inputs: Sequence[NDArray[Any]], watch: Watch) -> Sequence[NDArray[Any]]:
+        limits = onnxruntime.RunOptions()
+        # Heeded between two nodes.
+        watch.stop = lambda: setattr(limits, "terminate", True)
+        given = dict(zip(names, map(_row_major, inputs), strict=True))
+        outputs: Sequence[NDArray[Any]] = session.run(list(output_names), given, limits)
+        return outputs
+
+    return run
 
 
 def _row_major(array: NDArray[Any]) -> NDArray[Any]:
@@ -237,7 +281,8 @@ def _load_tflite_runtime(graph: Graph, output_names: tuple[str, ...]) -> Run:
 def load_tflite(make: Callable[..., Any], graph: Graph, output_names: tuple[str, ...]) -> Run:
     """`make` is the Interpreter of either package: they have one interface.
 
-    Raises GraphError where TFLite lacks an operator.
+    A run cannot be stopped from outside: what takes too long is noticed when it ends, and was bounded by the proof in a
+    process of its own. Raises GraphError where TFLite lacks an operator.
     """
     interpreter = make(model_content=to_tflite(graph, output_names=output_names), num_threads=1)
     interpreter.allocate_tensors()
@@ -252,7 +297,7 @@ def load_tflite(make: Callable[..., Any], graph: Graph, output_names: tuple[str,
         raise GraphError(f"expected a runtime that gives {sorted(output_names)}, got one that gives {sorted(named)}")
     outputs = [named[name] for name in output_names]
 
-    def run(inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(inputs: Sequence[NDArray[Any]], watch: Watch) -> list[NDArray[Any]]:
         for place, array in enumerate(inputs):
             interpreter.set_tensor(place, _row_major(array))
         interpreter.invoke()
@@ -276,10 +321,13 @@ def available_engines() -> tuple[str, ...]:
     return tuple(name for name, (package, _) in ENGINES.items() if package is None or find_spec(package) is not None)
 
 
-def make_engine(model: ModelSpec, name: str = "auto", bundle: Bundle | None = None) -> Engine:
+def make_engine(
+    model: ModelSpec, name: str = "auto", bundle: Bundle | None = None, run_seconds: float = RUN_SECONDS
+) -> Engine:
     """The engine of this name. `auto`: numpy for dense models, which it does as fast and in half the memory; for
-    others the first that is installed. `bundle` is that of a `graph`. Raises ValueError for a name that there is not,
-    or that is not installed, and for a graph without its bundle.
+    others the first that is installed. `bundle` is that of a `graph`; no run of a graph may take more than
+    `run_seconds`. Raises ValueError for a name that there is not, or that is not installed, and for a graph without its
+    bundle.
     """
     known = available_engines()
     if name not in ("auto", *known):
@@ -293,7 +341,7 @@ def make_engine(model: ModelSpec, name: str = "auto", bundle: Bundle | None = No
         graphs = BundledGraphs(bundle)
     else:
         raise ValueError("expected the bundle of a graph, got none")
-    return GraphEngine(model, graphs, ENGINES[known[0] if name == "auto" else name][1])
+    return GraphEngine(model, graphs, ENGINES[known[0] if name == "auto" else name][1], run_seconds)
 
 
 def unknown_engine(name: str) -> str:

@@ -380,11 +380,11 @@ class Gateway:
 
     def _fit(self, task: Task, lineage: int, plan: RoundPlan | None) -> bool:
         """Whether the task's model is at hand, where it comes in a bundle; it is asked for where it is not."""
-        if not task.model.bundle or self._shelf.find(task.model) is not None:
+        bundle, refusal = self._shelf.find(task.model), self._shelf.refusal(task.model)
+        if not task.model.bundle or (bundle is not None and refusal is None):
             self._unfit.pop(lineage, None)
             return True
         self._unfit[lineage] = task.model
-        refusal = self._shelf.refusal(task.model)
         if refusal is not None:
             log.error("cannot take part in task %r: %s", task.name, refusal)
             if plan is not None:
@@ -591,6 +591,13 @@ class Gateway:
         if task.model.bundle and bundle is None:
             raise ValueError(f"the bundle of task {task.name!r} is not at hand")
         return self._make_engine(task, bundle)
+
+    def refuse(self, task: Task, error: Exception) -> None:
+        if task.model.bundle:
+            self._shelf.refuse(task.model, error)
+
+    def refuses(self, task: Task) -> bool:
+        return self._shelf.refusal(task.model) is not None
 
     def start_of(self, task: Task) -> NDArray[np.int32] | None:
         bundle = self._shelf.find(task.model)

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from fedmq_models.builtin import grad_graph, infer_graph
 from fedmq_models.bundle import Bundle, Manifest, Parameter, to_bytes
+from fedmq_models.graph import Node
 from fedmq_protocol.task import ModelSpec
 
 BATCH = 32
@@ -36,6 +37,22 @@ def with_values(bundle: Bundle, seed: int = 7) -> Bundle:
     """The same that starts from parameters which somebody has trained, or at least which no task's seed draws."""
     values = np.random.default_rng(seed).normal(size=bundle.manifest.length) / 4
     return msgspec.structs.replace(bundle, initial=values.astype("<f4").tobytes())
+
+
+def slow(bundle: Bundle, nodes: int = 300, side: int = 1024) -> Bundle:
+    """The same, but that a step takes some tenths of a second: a long chain over a large square, within all bounds."""
+    graph = bundle.grad
+    first = len(graph.inputs) + len(graph.constants) + len(graph.nodes)
+    square = [Node("Reshape", (3,), {"shape": (1, BATCH)}), Node("Expand", (first,), {"shape": (side, BATCH)})]
+    square.append(Node("Concat", (first + 1,) * (side // BATCH), {"axis": 1}))
+    chain = [Node("Tanh", (first + 2 + place,)) for place in range(nodes)]
+    last = first + 2 + nodes
+    # Part of the loss, so that no engine leaves it out.
+    end = [Node("ReduceMean", (last,), {"axes": (0, 1), "keepdims": 0}), Node("Add", (graph.outputs[1], last + 1))]
+    grad = msgspec.structs.replace(
+        graph, nodes=(*graph.nodes, *square, *chain, *end), outputs=(graph.outputs[0], last + 2)
+    )
+    return msgspec.structs.replace(bundle, grad=grad)
 
 
 def brought(bundle: Bundle) -> tuple[bytes, ModelSpec]:

@@ -9,16 +9,18 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from bundles import BATCH, brought, bundle_of, with_values
+from bundles import BATCH, brought, bundle_of, slow, with_values
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_edge_node.memory import Memory
+from fedmq_edge_node.runtimes import NumpyEngine, available_engines, make_engine
 from fedmq_edge_node.service import Gateway
 from fedmq_models.bundle import Bundle, BundleError, from_bytes, start_of
+from fedmq_models.graph import GraphError
 from fedmq_protocol.messages import Chunk
 from fedmq_protocol.messages import from_bytes as message_of
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.session import Received
-from fedmq_protocol.task import ModelSpec, Recipe, Task, initial_steps, model_digest, short
+from fedmq_protocol.task import ModelSpec, Recipe, Task, initial_steps, model_digest, short, to_parameters
 from fedmq_protocol.topics import parse
 from numpy.typing import NDArray
 from plant import FEATURES, Plant, make_task
@@ -199,6 +201,67 @@ def test_a_gateway_that_refuses_a_bundle_declines_and_the_others_go_on(tmp_path:
     assert declined
     assert {a.reason for a in declined} == {Reason.TASK.name.lower()}
     assert {a.gateway for a in answers if a.kind == "update"} == {"g1", "g2"}
+
+
+def on_a_short_leash(plant: Plant, engine: str) -> None:
+    """g0 stops what takes long; g1 computes the same without the detour."""
+    plant.gateways["g0"]._make_engine = lambda task, bundle: make_engine(task.model, engine, bundle, run_seconds=0.02)
+    plant.gateways["g1"]._make_engine = lambda task, bundle: NumpyEngine(MODEL)
+
+
+@pytest.mark.parametrize("engine", available_engines())
+def test_a_run_that_takes_too_long_is_stopped_and_the_model_in_service_goes_on(tmp_path: Path, engine: str) -> None:
+    data, model = brought(bundle_of(MODEL))
+    plant = Plant(tmp_path, gateways=2, task=task_of(model), bundle=data, rounds=2)
+    plant.run_to_rest()
+    plant.order("promote")
+    plant.run_until(lambda: all(g.in_service("story") is not None for g in plant.gateways.values()))
+    before = max(answer.round for answer in plant.book.answers())
+    plant.kill_coordinator()
+    plant.bundle, long = brought(slow(bundle_of(MODEL)))
+    plant.task = task_of(long)
+    plant.settings = RoundSettings(max_rounds=5, min_gateways=2)
+    plant.start_coordinator()
+    on_a_short_leash(plant, engine)
+    plant.run_until(lambda: plant.job.resting is not None)
+    gateway = plant.gateways["g0"]
+    assert "took more than 0.02 s and was stopped" in str(gateway._shelf.refusal(long))
+    answers = [answer for answer in plant.book.answers() if answer.round > before and answer.kind != "statistics"]
+    reasons = {(answer.gateway, answer.kind, answer.reason) for answer in answers}
+    assert reasons == {("g0", "decline", Reason.TASK.name.lower()), ("g1", "update", None)}
+    assert plant.version > 1
+    serving = gateway.in_service("story")
+    assert serving is not None
+    assert serving.task.model == model
+    x = plant.folders["g0"].samples.held_x
+    assert np.isfinite(gateway.make_engine(serving.task).infer(to_parameters(serving.steps, 12), x)).all()
+
+
+def test_a_gateway_that_stopped_a_run_tries_once_more_after_a_restart(tmp_path: Path) -> None:
+    data, model = brought(slow(bundle_of(MODEL)))
+    plant = Plant(tmp_path, gateways=2, task=task_of(model), bundle=data, rounds=2)
+    on_a_short_leash(plant, "numpy")
+    plant.run_until(lambda: plant.gateways["g0"]._shelf.refusal(model) is not None)
+    plant.kill_gateway("g0")
+    plant.start_gateway("g0")
+    plant.run_until(lambda: plant.job.resting is not None)
+    assert "update" in {answer.kind for answer in plant.book.answers() if answer.gateway == "g0"}
+
+
+def test_an_engine_that_gives_up_costs_a_round_and_not_the_process(tmp_path: Path) -> None:
+    class Broken:
+        def loss_grad(self, *_: object) -> Any:
+            raise GraphError("the graph of 9 nodes cannot be run: no memory")
+
+        infer = loss_grad
+
+    data, model = brought(bundle_of(MODEL))
+    plant = Plant(tmp_path, gateways=2, task=task_of(model), bundle=data, rounds=3)
+    plant.gateways["g0"]._make_engine = lambda task, bundle: Broken()
+    plant.run_until(lambda: plant.job.resting is not None)
+    reasons = {answer.reason for answer in plant.book.answers() if answer.gateway == "g0"}
+    assert reasons == {None, Reason.ERROR.name.lower()}  # None: of the statistics
+    assert plant.gateways["g0"]._shelf.refusal(model) is None
 
 
 def test_the_model_in_service_stays_while_the_next_one_is_refused(tmp_path: Path) -> None:
