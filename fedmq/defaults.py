@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from fedmq_coordinator.density import densities
 from fedmq_coordinator.settings import CodecSettings, RecipeSettings, RoundSettings, TaskSettings, WindowingSettings
 from fedmq_edge_node.samples import feature_count
-from fedmq_models.bundle import Bundle, from_bytes, start_of
+from fedmq_models.bundle import Bundle, Manifest, from_bytes, start_of
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, model_digest, short
 
-__all__ = ["CODECS", "HIDDEN", "RECIPES", "SERVER_MOMENTUM", "task_of", "task_settings"]
+__all__ = ["CODECS", "HIDDEN", "RECIPES", "SERVER_MOMENTUM", "advice", "task_of", "task_settings"]
 
 Kind = Literal["softmax", "mlp", "autoencoder", "regressor", "cnn1d", "graph"]
 
@@ -75,7 +76,10 @@ def task_settings(
     momentum: float | None = None,
     batch_size: int | None = None,
 ) -> TaskSettings:
-    """The settings that an engineer would write. Raises ValueError for a codec without a name, SettingsError else."""
+    """The settings that an engineer would write; with a `bundle`, by what its author recommends of recipe and codec.
+
+    Raises ValueError for a codec without a name or a bundle that is none, SettingsError else.
+    """
     if codec not in CODECS:
         raise ValueError(f"codec: expected {', '.join(CODECS)}, got {codec!r}")
     wishes: dict[str, Any] = {
@@ -86,6 +90,12 @@ def task_settings(
     }
     given = {name: value for name, value in wishes.items() if value is not None}
     own = KIND_CODECS.get(kind, CODECS[codec]) if codec == "sparse" and dial is None else CODECS[codec]
+    recipe = RECIPES.get(kind, RecipeSettings())
+    if bundle is not None:
+        advised = advice(from_bytes(bundle.read_bytes()).manifest)
+        recipe = replace(recipe, **advised["recipe"])
+        if codec == "sparse" and dial is None:
+            own = replace(own, **advised["codec"])
     return TaskSettings(
         name=name,
         kind=kind,
@@ -94,9 +104,21 @@ def task_settings(
         classes=() if kind in ("autoencoder", "regressor") else classes,
         seed=seed,
         windowing=windowing or WindowingSettings(),
-        recipe=replace(RECIPES.get(kind, RecipeSettings()), **given),
+        recipe=replace(recipe, **given),
         codec=own if dial is None else replace(own, dial=dial),
     )
+
+
+def advice(manifest: Manifest) -> dict[str, Any]:
+    """What a bundle's author recommends, as the keys of the coordinator's `[task]` and its tables."""
+    windowing = {} if manifest.windowing is None else msgspec.structs.asdict(manifest.windowing)
+    coding = {key: value for key, value in msgspec.structs.asdict(manifest.coding).items() if value is not None}
+    wished: dict[str, Any] = {} if manifest.min_windows is None else {"min_windows": manifest.min_windows}
+    return wished | {
+        "windowing": windowing,
+        "recipe": msgspec.structs.asdict(manifest.recipe),
+        "codec": coding,
+    }
 
 
 def task_of(

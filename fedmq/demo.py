@@ -28,8 +28,9 @@ from fedmq_broker_config.run import choose
 from fedmq_coordinator import report as savings
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.report_html import to_html
+from fedmq_coordinator.settings import WindowingSettings
 from fedmq_edge_node.samples import RAW, UNLABELLED, load, load_test
-from fedmq_models.bundle import from_bytes
+from fedmq_models.bundle import Bundle, from_bytes
 
 from fedmq.baselines import local_only, pooled
 from fedmq.data import Fleet, Split, cmapss, cwru, digits, gearbox, lay_out, own_folder
@@ -145,6 +146,17 @@ def run(options: DemoOptions) -> int:
     return 0
 
 
+def _windowing_for(bundle: Bundle, options: DemoOptions, fleet: Fleet) -> WindowingSettings:
+    """As the bundle's author has it, on these recordings; where it says nothing, as many raw samples as it takes."""
+    own = fleet.windowing
+    wished = bundle.manifest.windowing
+    if wished is not None:
+        cut = {name: getattr(wished, name) for name in ("samples", "hop", "features", "channels", "scaling")}
+        return replace(own, **cut, remaining_most=wished.remaining_most or own.remaining_most)
+    samples = max(1, math.prod(bundle.manifest.inputs) // (options.channels or own.channels))
+    return replace(own, samples=samples, hop=min(own.hop, samples))
+
+
 def open_fleet(options: DemoOptions) -> Fleet:
     """The recordings that `--data` names, and how they are cut. Raises ValueError for what cannot be used."""
     fleet = _find_fleet(options)
@@ -152,10 +164,7 @@ def open_fleet(options: DemoOptions) -> Fleet:
         raw = replace(fleet.windowing, features=RAW, scaling="none", samples=RAW_SAMPLES, hop=RAW_SAMPLES // 2)
         fleet = replace(fleet, windowing=raw)
     if options.bundle is not None:
-        inputs = math.prod(from_bytes(read_bundle(options.bundle)).manifest.inputs)
-        samples = max(1, inputs // (options.channels or fleet.windowing.channels))
-        hop = min(fleet.windowing.hop, samples)
-        fleet = replace(fleet, windowing=replace(fleet.windowing, samples=samples, hop=hop))
+        fleet = replace(fleet, windowing=_windowing_for(from_bytes(read_bundle(options.bundle)), options, fleet))
     wishes: dict[str, Any] = {
         "features": options.features,
         "channels": options.channels,

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from fedmq_protocol.session import Connection, MqttSession
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fedmq_coordinator.ledger import Book, Ledger
     from fedmq_coordinator.run import Score
     from fedmq_coordinator.service import Coordinator, TaskPlan
-    from fedmq_coordinator.settings import CoordinatorSettings, RoundSettings, TaskSettings
+    from fedmq_coordinator.settings import CoordinatorSettings, MoreTaskSettings, RoundSettings, TaskSettings
     from fedmq_edge_node.service import Gateway
     from fedmq_edge_node.settings import GatewaySettings
     from numpy.typing import NDArray
@@ -37,6 +37,7 @@ __all__ = [
     "crash_point",
     "evaluator",
     "ledger_path",
+    "load_coordinator",
     "load_task",
     "metric_name_of",
     "open_ledger",
@@ -124,6 +125,31 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Of glibc's malloc.h."""
 
 
+def load_coordinator(path: Path | None, overrides: Sequence[str] = ()) -> CoordinatorSettings:
+    """Settings of a coordinator. Where they say nothing of a task's windowing, recipe or codec, its bundle's author
+    does. Raises SettingsError, and ValueError for a bundle that is none."""
+    from fedmq_coordinator.settings import CoordinatorSettings
+
+    settings = load(CoordinatorSettings, path, overrides)
+    return settings if settings.task.bundle is None else load(CoordinatorSettings, path, overrides, _below(settings))
+
+
+def _load_more(path: Path) -> MoreTaskSettings:
+    from fedmq_coordinator.settings import MoreTaskSettings
+
+    settings = load(MoreTaskSettings, path)
+    return settings if settings.task.bundle is None else load(MoreTaskSettings, path, (), _below(settings))
+
+
+def _below(settings: CoordinatorSettings | MoreTaskSettings) -> dict[str, Any]:
+    from fedmq_models.bundle import from_bytes
+
+    from fedmq.defaults import advice
+
+    assert settings.task.bundle is not None  # whoever calls has looked
+    return {"task": advice(from_bytes(read_bundle(settings.task.bundle)).manifest)}
+
+
 def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = False) -> Coordinator:
     """A coordinator, not running yet. Raises ValueError for a ledger, a model or test data that cannot be used, and
     for a folder that another one works in."""
@@ -153,9 +179,7 @@ def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = Fals
 
 def task_plans(settings: CoordinatorSettings) -> list[TaskPlan]:
     """The task of the settings, and those of the files that they name. Raises SettingsError, SampleError."""
-    from fedmq_coordinator.settings import MoreTaskSettings
-
-    more = [load(MoreTaskSettings, Path(file)) for file in settings.more_tasks]
+    more = [_load_more(Path(file)) for file in settings.more_tasks]
     parts = [(settings.task, settings.rounds, settings.test_data)]
     parts += [(part.task, part.rounds, part.test_data) for part in more]
     mistakes = [

@@ -248,7 +248,8 @@ class TaskSettings(Table):
         Path | None,
         Meta(
             examples=["my_model.fedmq"],
-            description='File that `fedmq task build` made, for kind = "graph". Gateways fetch it once.',
+            description='File that `fedmq task build` made, for kind = "graph". Gateways fetch it once. What its author'
+            " recommends holds for every key of this table and of those below it that is left out here.",
         ),
     ] = None
     hidden: Annotated[

@@ -9,13 +9,15 @@ What a module has learnt before is then not kept, and a remark says so.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from fedmq_models.bundle import Bundle, Manifest, Parameter
-from fedmq_protocol.task import Block
+from fedmq_edge_node.samples import feature_count
+from fedmq_models.bundle import Bundle, Coding, Manifest, Parameter
+from fedmq_protocol.task import Block, Windowing
 from numpy.typing import NDArray
 
 from fedmq.authoring.conversion import AuthoringError, to_graph
@@ -33,6 +35,8 @@ DRAWN = (
     "initial parameters are drawn from the task's seed, as widely as the module's own: what it had learnt is not kept"
 )
 
+TURNED = "windows come as samples x channels, and are turned before the module, which takes channels x samples"
+
 
 def build(
     module: nn.Module,
@@ -46,6 +50,13 @@ def build(
     momentum: float = 0.0,
     local_epochs: int = 1,
     initial: Initial = "module",
+    optimizer: Literal["sgd", "adam"] = "sgd",
+    proximal: float = 0.0,
+    clip_norm: float = 10.0,
+    time_budget_seconds: float = 0.0,
+    windowing: Windowing | None = None,
+    coding: Coding | None = None,
+    min_windows: int | None = None,
 ) -> Bundle:
     """The module's training step and inference as a bundle; the module stays as it was.
 
@@ -53,13 +64,24 @@ def build(
     `squared_error`; by default what the module gives. initial: the federation starts from the parameters as the
     module holds them, 4 bytes each in the bundle, or from what the task's seed draws as widely.
 
-    Raises AuthoringError for what cannot be traced.
+    windowing: how recordings become such windows; of several raw channels a window comes as samples x channels, and one
+    that the module takes as channels x samples is turned before it. All from `learning_rate` on but `initial` is what
+    you recommend: the coordinator's settings may say otherwise.
+
+    Raises AuthoringError for what cannot be traced, and for windows that the module does not take.
     """
     import torch
 
     from fedmq.authoring.tracing import trace
 
     example = np.ascontiguousarray(example, dtype=np.float32)
+    remarks: list[str] = []
+    if windowing is not None:
+        _check_windowing(windowing, example.shape[1:])
+        if windowing.channels > 1 and example.shape[1:] == (windowing.channels, windowing.samples):
+            module = _turned(module, back=loss == "reconstruction")
+            example = np.ascontiguousarray(example.transpose(0, 2, 1))
+            remarks.append(TURNED)
     if outputs is None:
         was = module.training
         with torch.no_grad():
@@ -88,13 +110,39 @@ def build(
             momentum=momentum,
             local_epochs=local_epochs,
             made_with=f"torch {torch.__version__}",
-            remarks=traced.remarks if initial == "module" else (*traced.remarks, DRAWN),
+            remarks=(*traced.remarks, *remarks, *(() if initial == "module" else (DRAWN,))),
+            optimizer=optimizer,
+            proximal=proximal,
+            clip_norm=clip_norm,
+            time_budget_seconds=time_budget_seconds,
+            windowing=windowing,
+            coding=coding or Coding(),
+            min_windows=min_windows,
         ),
         grad=to_graph(traced.grad),
         infer=to_graph(traced.infer),
         infer_one=to_graph(traced.infer_one),
         initial=traced.flat.astype("<f4").tobytes() if initial == "module" else b"",
     )
+
+
+def _turned(module: nn.Module, *, back: bool) -> nn.Module:
+    """A copy that takes `(n, samples, channels)` in place of `(n, channels, samples)`, and gives it `back` so."""
+    turned = copy.deepcopy(module)
+    turned.register_forward_pre_hook(lambda _, given: (given[0].transpose(1, 2),))
+    if back:
+        turned.register_forward_hook(lambda _, given, output: output.transpose(1, 2))
+    return turned
+
+
+def _check_windowing(windowing: Windowing, shape: tuple[int, ...]) -> None:
+    made, taken = feature_count(windowing), int(np.prod(shape))
+    if made != taken:
+        raise AuthoringError(
+            f"expected a module that takes the {made:,} features which a window becomes ({windowing.features} of "
+            f"{windowing.samples:,} samples and {windowing.channels:,} channels), got one of "
+            f"{' x '.join(map(str, shape))} = {taken:,}"
+        )
 
 
 def _block(values: NDArray[np.float32], shape: tuple[int, ...]) -> Block:

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 from fedmq_compression.frame import PayloadError, deflate, inflate
-from fedmq_protocol.task import MAX_BUNDLE_BYTES, Block, ModelSpec, Wire, initial_steps
+from fedmq_protocol.task import MAX_BUNDLE_BYTES, Block, ModelSpec, Recipe, Windowing, Wire, initial_steps
 from msgspec import Meta
 from numpy.typing import NDArray
 
@@ -29,6 +29,7 @@ __all__ = [
     "MAX_RUN_OPERATIONS",
     "Bundle",
     "BundleError",
+    "Coding",
     "Manifest",
     "Parameter",
     "from_bytes",
@@ -64,8 +65,22 @@ class Parameter(Wire, frozen=True, kw_only=True):
     trainable: bool = True
 
 
+class Coding(Wire, frozen=True, kw_only=True):
+    """How the author wants updates to be coded, as the coordinator's `[task.codec]` has it; None: nothing is wished."""
+
+    dial: Annotated[float, Meta(ge=0, le=1)] | None = None
+    up_bits: Literal[1, 4, 8] | None = None
+    down_bits: Literal[1, 4, 8] | None = None
+    least_density: Annotated[float, Meta(gt=0, le=1)] | None = None
+    most_density: Annotated[float, Meta(gt=0, le=1)] | None = None
+
+
 class Manifest(Wire, frozen=True, kw_only=True):
-    """What is to be known of a model besides its graphs."""
+    """What is to be known of a model besides its graphs.
+
+    Inputs, outputs, loss, batch and parameters bind whoever uses the graphs. All else is what the author recommends: it
+    becomes part of a task where the coordinator's settings say nothing of their own.
+    """
 
     name: Annotated[str, Meta(min_length=1, max_length=64)]
     inputs: Annotated[tuple[Size, ...], Meta(min_length=1, max_length=7)]
@@ -83,6 +98,29 @@ class Manifest(Wire, frozen=True, kw_only=True):
     made_with: Annotated[str, Meta(max_length=200)] = ""
     remarks: Annotated[tuple[Annotated[str, Meta(max_length=500)], ...], Meta(max_length=32)] = ()
     """What was changed on the way, for people."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    proximal: Annotated[float, Meta(ge=0, le=1e3)] = 0.0
+    clip_norm: Annotated[float, Meta(gt=0, le=1e6)] = 10.0
+    time_budget_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    windowing: Windowing | None = None
+    """How a recording becomes windows, and a window the features that the model takes."""
+    coding: Coding = Coding()
+    min_windows: Annotated[int, Meta(ge=1, le=1 << 31)] | None = None
+    """Training windows that a gateway must have to take part."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How a gateway trains."""
+        return Recipe(
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            local_epochs=self.local_epochs,
+            batch_size=self.batch,
+            proximal=self.proximal,
+            clip_norm=self.clip_norm,
+            optimizer=self.optimizer,
+            time_budget_seconds=self.time_budget_seconds,
+        )
 
     @property
     def length(self) -> int:
@@ -147,6 +185,10 @@ def to_bytes(bundle: Bundle) -> bytes:
     """The file. Raises BundleError for one that `from_bytes` would refuse."""
     verify(bundle)
     content = msgspec.msgpack.encode(bundle)
+    try:
+        _DECODER.decode(content)
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"the bundle cannot be made: {error}") from None
     if len(content) > MAX_CONTENT_BYTES:
         raise BundleError(f"expected at most {MAX_CONTENT_BYTES:,} bytes of graphs, got {len(content):,}")
     body = len(content).to_bytes(4, "big") + deflate(content)
@@ -201,6 +243,8 @@ def verify(bundle: Bundle) -> None:
     values = bundle.values
     if values is not None and not (np.abs(values) <= LARGEST_INITIAL).all():
         raise BundleError(f"expected initial parameters between -{LARGEST_INITIAL:g} and {LARGEST_INITIAL:g}")
+    if manifest.optimizer == "adam" and manifest.momentum:
+        raise BundleError(f"expected a momentum of 0 with adam, which has its own, got {manifest.momentum:g}")
     one = tuple(Tensor("float32", (1, *tensor.shape[1:])) for tensor in (x, out))
     _verify(bundle.grad, "grad", (flat, x, y, w, *noise), (flat, Tensor("float32", ())))
     _verify(bundle.infer, "infer", (flat, x), (out,))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from fedmq_edge_node.runtimes import make_engine
-from fedmq_models.bundle import Bundle, from_bytes, start_of, to_bytes
-from fedmq_protocol.task import initial_steps, to_parameters
+from fedmq_models.bundle import Bundle, Coding, from_bytes, start_of, to_bytes
+from fedmq_protocol.task import Recipe, Windowing, initial_steps, to_parameters
 from torch import nn
 
 from fedmq.authoring.building import Initial, build
+from fedmq.authoring.conversion import AuthoringError
 
 GRID_BITS = 20
 X = np.random.default_rng(0).normal(size=(64, 1, 40)).astype(np.float32)
@@ -79,3 +81,62 @@ def test_a_start_from_the_seed_keeps_nothing_and_says_so() -> None:
     model = bundle.model(bytes(32), 1)
     assert np.array_equal(start_of(model, 4, GRID_BITS, bundle), initial_steps(model, 4, GRID_BITS))
     assert np.abs(probabilities(bundle) - of_torch(module)).max() > 0.01
+
+
+FOUR = np.random.default_rng(5).normal(size=(16, 4, 40)).astype(np.float32)
+FOUR_CHANNELS = Windowing(features="raw", samples=40, hop=20, channels=4, scaling="none")
+
+
+def convolutions() -> nn.Module:
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Conv1d(4, 6, 5), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 3))
+
+
+def test_windows_of_several_channels_come_to_a_convolution_as_it_takes_them() -> None:
+    module = convolutions()
+    bundle = build(
+        module, name="four", loss="cross_entropy", example=FOUR, batch=8, windowing=FOUR_CHANNELS, initial="module"
+    )
+    assert bundle.manifest.inputs == (40, 4)
+    assert "turned before the module" in bundle.manifest.remarks[-1]
+    model = bundle.model(bytes(32), 1)
+    flat = to_parameters(start_of(model, 0, GRID_BITS, bundle), GRID_BITS)
+    raw = np.ascontiguousarray(FOUR.transpose(0, 2, 1)).reshape(16, -1)  # as a gateway cuts them
+    with torch.no_grad():
+        expected = torch.softmax(module(torch.from_numpy(FOUR)), 1).numpy()
+    assert np.abs(make_engine(model, "numpy", bundle).infer(flat, raw) - expected).max() < 1e-4
+
+
+def test_an_autoencoder_of_several_channels_gives_windows_back_as_they_came() -> None:
+    torch.manual_seed(6)
+    module = nn.Sequential(nn.Conv1d(4, 3, 5, padding=2), nn.Tanh(), nn.Conv1d(3, 4, 5, padding=2))
+    bundle = build(module, name="four", loss="reconstruction", example=FOUR, batch=8, windowing=FOUR_CHANNELS)
+    model = bundle.model(bytes(32), 1)
+    flat = to_parameters(start_of(model, 0, GRID_BITS, bundle), GRID_BITS)
+    raw = np.ascontiguousarray(FOUR.transpose(0, 2, 1)).reshape(16, -1)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(FOUR)).numpy().transpose(0, 2, 1).reshape(16, -1)
+    assert np.abs(make_engine(model, "numpy", bundle).infer(flat, raw) - expected).max() < 1e-4
+
+
+def test_a_window_that_the_module_does_not_take_is_refused_with_both_sizes() -> None:
+    with pytest.raises(AuthoringError, match=r"160 features which a window becomes.* got one of 1 x 40 = 40"):
+        build(Network(), name="n", loss="cross_entropy", example=X, batch=8, windowing=FOUR_CHANNELS)
+
+
+def test_a_recommendation_is_in_the_bundle() -> None:
+    bundle = build(
+        nn.Linear(22, 3),
+        name="linear",
+        loss="cross_entropy",
+        example=np.zeros((1, 22), dtype=np.float32),
+        optimizer="adam",
+        learning_rate=0.001,
+        clip_norm=2.0,
+        windowing=Windowing(),
+        coding=Coding(dial=1.0),
+        min_windows=9,
+    )
+    manifest = from_bytes(to_bytes(bundle)).manifest
+    assert manifest.recipe == Recipe(optimizer="adam", learning_rate=0.001, clip_norm=2.0, batch_size=32)
+    assert (manifest.windowing, manifest.coding, manifest.min_windows) == (Windowing(), Coding(dial=1.0), 9)
