@@ -75,6 +75,12 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="what it is trained for: classes, a number, or its own input",
     )
     build.add_argument("--example", required=True, metavar="SHAPE|FILE.npy", help="one window's shape, or windows")
+    build.add_argument(
+        "--preprocess",
+        metavar="FILE.py:NAME",
+        help="a function or module that makes the model's input of windows (n, channels, samples); the example is then"
+        " one such window, CHANNELSxSAMPLES",
+    )
     build.add_argument("--output", type=Path, required=True, metavar="FILE", help="where the bundle goes")
     build.add_argument("--name", help="of the model (default: NAME)")
     build.add_argument("--batch", type=int, default=32, metavar="N", help="windows of one step (default: 32)")
@@ -99,7 +105,7 @@ def _add_advice(build: argparse.ArgumentParser) -> None:
         "windows that you recommend", "as in [task.windowing]; the coordinator's settings may say otherwise"
     )
     cut.add_argument("--features", default="raw", metavar="NAME", help="raw or vibration-1 (default: raw)")
-    cut.add_argument("--channels", type=int, default=1, metavar="N", help="of a recording (default: 1)")
+    cut.add_argument("--channels", type=int, metavar="N", help="of a recording (default: 1)")
     cut.add_argument("--samples", type=int, metavar="N", help="of a window (default for raw: what the module takes)")
     cut.add_argument("--hop", type=int, metavar="N", help="samples from window to window (default: half a window)")
     cut.add_argument("--sampling-rate", type=float, metavar="HZ", help="of recordings (default: 12000)")
@@ -132,36 +138,38 @@ def _add_advice(build: argparse.ArgumentParser) -> None:
 
 def _windowing(arguments: argparse.Namespace, shape: tuple[int, ...]) -> Any:
     """What is recommended for a module that takes windows of this shape. Raises ValueError."""
-    from fedmq_edge_node.samples import RAW
+    from fedmq_edge_node.samples import PREPARED, RAW
     from fedmq_protocol.task import Windowing
 
-    if arguments.channels < 1:
-        raise ValueError(f"--channels: expected at least 1, got {arguments.channels}")
-    raw = arguments.features == RAW
-    samples = arguments.samples or (max(1, int(np.prod(shape)) // arguments.channels) if raw else Windowing().samples)
+    raw, prepared = arguments.features == RAW, arguments.preprocess is not None
+    channels = arguments.channels
+    if channels is None:
+        channels = shape[0] if prepared and len(shape) == 2 else 1
+    if channels < 1:
+        raise ValueError(f"--channels: expected at least 1, got {channels}")
+    samples = arguments.samples or (max(1, int(np.prod(shape)) // channels) if raw else Windowing().samples)
     wishes = {
-        "features": arguments.features,
-        "channels": arguments.channels,
+        "features": PREPARED if prepared else arguments.features,
+        "channels": channels,
         "samples": samples,
         "hop": arguments.hop or max(1, samples // 2),
         "sampling_rate_hz": arguments.sampling_rate,
-        "scaling": arguments.scaling or ("none" if raw else "learnt"),
+        "scaling": arguments.scaling or ("none" if raw and not prepared else "learnt"),
         "held_out": arguments.held_out,
         "remaining_most": arguments.remaining_most,
     }
-    try:
-        return msgspec.convert({key: value for key, value in wishes.items() if value is not None}, Windowing)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"the windows that you recommend: {error}") from None
+    return Windowing(**{key: value for key, value in wishes.items() if value is not None})
 
 
 def _build(arguments: argparse.Namespace) -> int:
+    from fedmq_coordinator.settings import CodecSettings, RecipeSettings, WindowingSettings
     from fedmq_models.bundle import Coding, to_bytes
 
     try:
-        from fedmq.authoring.building import build, load_module
+        from fedmq.authoring.building import build, load_function, load_module
 
         module = load_module(arguments.model)
+        preprocess = None if arguments.preprocess is None else load_function(arguments.preprocess)
     except ImportError as error:
         if error.name not in ("torch", "onnx", "onnxscript"):
             raise
@@ -169,29 +177,39 @@ def _build(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
     print("tracing a training step …", file=sys.stderr)
     example = _example(arguments.example)
+    windowing = _windowing(arguments, example.shape[1:])
+    coding = Coding(
+        dial=arguments.dial,
+        up_bits=arguments.bits,
+        down_bits=arguments.bits,
+        least_density=arguments.density,
+        most_density=arguments.density,
+    )
+    recipe = {
+        "learning_rate": arguments.learning_rate,
+        "momentum": arguments.momentum,
+        "local_epochs": arguments.local_epochs,
+        "optimizer": arguments.optimizer,
+        "proximal": arguments.proximal,
+        "clip_norm": arguments.clip_norm,
+        "time_budget_seconds": arguments.time_budget,
+    }
+    # What no coordinator would take is told before the module is traced.
+    WindowingSettings(**msgspec.structs.asdict(windowing))
+    RecipeSettings(**recipe, batch_size=arguments.batch)
+    CodecSettings(**{key: value for key, value in msgspec.structs.asdict(coding).items() if value is not None})
     bundle = build(
         module,
         name=arguments.name or arguments.model.rpartition(":")[2],
         loss=arguments.loss,
         example=example,
         batch=arguments.batch,
-        learning_rate=arguments.learning_rate,
-        momentum=arguments.momentum,
-        local_epochs=arguments.local_epochs,
+        **recipe,
         initial=arguments.initial,
-        optimizer=arguments.optimizer,
-        proximal=arguments.proximal,
-        clip_norm=arguments.clip_norm,
-        time_budget_seconds=arguments.time_budget,
-        windowing=_windowing(arguments, example.shape[1:]),
-        coding=Coding(
-            dial=arguments.dial,
-            up_bits=arguments.bits,
-            down_bits=arguments.bits,
-            least_density=arguments.density,
-            most_density=arguments.density,
-        ),
+        windowing=windowing,
+        coding=coding,
         min_windows=arguments.min_windows,
+        preprocess=preprocess,
     )
     data = to_bytes(bundle)
     arguments.output.write_bytes(data)
@@ -241,6 +259,7 @@ def _show(arguments: argparse.Namespace) -> int:
             ("grad", bundle.grad, ("grad", "loss")),
             ("infer", bundle.infer, ("out",)),
             ("infer_one", bundle.infer_one, ("out",)),
+            *([] if bundle.prepare is None else [("prepare", bundle.prepare, ("features",))]),
         ):
             path = arguments.onnx / f"{name}.onnx"
             path.write_bytes(to_onnx(graph, output_names=outputs, name=name))
@@ -306,7 +325,8 @@ def _print(data: bytes) -> None:
     print(f"  start      {start}")
     if manifest.noise:
         print(f"  noise      {len(manifest.noise)} inputs of even random numbers")
-    for name, graph in (("grad", bundle.grad), ("infer", bundle.infer), ("infer_one", bundle.infer_one)):
+    graphs = [("grad", bundle.grad), ("infer", bundle.infer), ("infer_one", bundle.infer_one)]
+    for name, graph in [*graphs, *([] if bundle.prepare is None else [("prepare", bundle.prepare)])]:
         found = check(graph)
         operators = sorted({node.op for node in graph.nodes})
         print(
@@ -379,6 +399,8 @@ def _check(arguments: argparse.Namespace) -> int:
         print(f"{name:12s} loss {loss:.6f}, gradient of norm {np.linalg.norm(gradients[name]):.6f}")
     first = next(iter(gradients.values()))
     scale = max(1.0, float(np.abs(first).max()))
+    if not _prepared_alike(bundle, rng):
+        return 1
     apart = max(float(np.abs(other - first).max()) for other in gradients.values()) / scale
     print(f"engines differ by {apart:.1e} of the largest gradient or of 1, at most {AGREEMENT:g} expected")
     off = 0.0 if manifest.noise else _differences(bundle, flat, x, y, w, first, rng) / scale
@@ -391,6 +413,23 @@ def _check(arguments: argparse.Namespace) -> int:
         return 1
     print("good")
     return 0
+
+
+def _prepared_alike(bundle: Any, rng: np.random.Generator) -> bool:
+    """Whether the engines make the same features of raw windows; also where the bundle makes none."""
+    from fedmq_edge_node.runtimes import available_engines, make_preparation
+
+    windowing = bundle.manifest.windowing
+    if bundle.prepare is None or windowing is None:
+        return True
+    windows = rng.normal(size=(4, windowing.samples * windowing.channels)).astype(np.float32)
+    made = [preparation.run(windows) for name in available_engines() if (preparation := make_preparation(bundle, name))]
+    scale = max(1.0, float(np.abs(made[0]).max()))
+    apart = max(float(np.abs(other - made[0]).max()) for other in made) / scale
+    print(f"features differ by {apart:.1e} of the largest or of 1, at most {AGREEMENT:g} expected")
+    if apart > AGREEMENT:
+        print("the bundle is NOT good: engines prepare windows differently", file=sys.stderr)
+    return apart <= AGREEMENT
 
 
 def _differences(bundle: Any, flat: Any, x: Any, y: Any, w: Any, gradient: Any, rng: np.random.Generator) -> float:

@@ -8,6 +8,7 @@ with. Refuses to know where the data came from.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -145,8 +146,9 @@ def task_of(
         scaling=windowing.scaling,
         remaining_most=windowing.remaining_most,
     )
-    inputs = feature_count(windows)
     opened = from_bytes(bundle) if settings.kind == "graph" else None
+    prepared = None if opened is None or opened.prepare is None else math.prod(opened.manifest.inputs)
+    inputs = feature_count(windows, prepared)
     if opened is not None:
         model = _bundled(settings, opened, bundle, inputs)
         batch_size = opened.manifest.batch

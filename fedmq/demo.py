@@ -29,6 +29,7 @@ from fedmq_coordinator import report as savings
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.report_html import to_html
 from fedmq_coordinator.settings import WindowingSettings
+from fedmq_edge_node.runtimes import make_preparation
 from fedmq_edge_node.samples import RAW, UNLABELLED, load, load_test
 from fedmq_models.bundle import Bundle, from_bytes
 
@@ -492,8 +493,14 @@ def _baselines(plant: _Plant, fleet: Fleet, folders: dict[str, Path], rounds: in
     with screen.busy(
         "baselines: each gateway alone, then all data pooled (this breaks no rule: it is only to compare)"
     ):
-        test = load_test(folders["test"], task.windowing, task.classes, task.anomaly_label)
-        own = [load(folders[g.name], task.windowing, task.classes, task.anomaly_label) for g in fleet.gateways]
+        cut = (
+            task.windowing,
+            task.classes,
+            task.anomaly_label,
+            make_preparation(from_bytes(bundle)) if bundle else None,
+        )
+        test = load_test(folders["test"], *cut)
+        own = [load(folders[g.name], *cut) for g in fleet.gateways]
         alone = local_only(own, task, rounds, test, bundle)
         together = pooled(own, task, rounds, test, bundle)
     return {

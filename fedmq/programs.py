@@ -72,7 +72,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
     from fedmq_edge_node.folder import Folder
     from fedmq_edge_node.memory import Memory
     from fedmq_edge_node.proving import prover
-    from fedmq_edge_node.runtimes import available_engines, make_engine, unknown_engine
+    from fedmq_edge_node.runtimes import available_engines, make_engine, make_preparation, unknown_engine
     from fedmq_edge_node.service import CRASH_POINTS, Gateway, will
     from fedmq_edge_node.vitals import FileVitals, Reader, VitalsReader, lower_priority
 
@@ -105,6 +105,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         look_every_seconds=settings.look_every_seconds,
         tags=settings.tags,
         engine=lambda task, bundle: make_engine(task.model, settings.engine, bundle),
+        preparation=lambda bundle: make_preparation(bundle, settings.engine),
         prove=prover(settings.engine),
         engines=available_engines() if settings.engine == "auto" else (settings.engine,),
         crash_point=crash_point(CRASH_POINTS),
@@ -260,14 +261,16 @@ def evaluator(
 ) -> tuple[Callable[[NDArray[np.float32], bytes | None], Score], str]:
     """Scores a model on a folder of recordings, cut into windows once; and the name of the metric."""
     from fedmq_coordinator.run import Score
-    from fedmq_edge_node.runtimes import make_engine
+    from fedmq_edge_node.runtimes import make_engine, make_preparation
     from fedmq_edge_node.samples import load_test
     from fedmq_edge_node.trainer import evaluate
     from fedmq_edge_node.work import read_scaler
     from fedmq_models.bundle import from_bytes
 
-    x, y = load_test(directory, task.windowing, task.classes, task.anomaly_label)
-    engine = make_engine(task.model, bundle=from_bytes(bundle) if bundle else None)
+    opened = from_bytes(bundle) if bundle else None
+    preparation = None if opened is None else make_preparation(opened)
+    x, y = load_test(directory, task.windowing, task.classes, task.anomaly_label, preparation)
+    engine = make_engine(task.model, bundle=opened)
     most = task.windowing.remaining_most
 
     def score(flat: NDArray[np.float32], scaler: bytes | None) -> Score:

@@ -71,7 +71,8 @@ class WindowingSettings(Table):
             max_length=32,
             description='Name of the feature set: "vibration-1" makes 22 features of each channel of a vibration;'
             ' "raw" takes the'
-            " samples of all channels as they are.",
+            ' samples of all channels as they are; "bundle" has features made by the graph that the task\'s bundle'
+            " brings.",
         ),
     ] = _WINDOWING.features
     held_out: Annotated[

@@ -684,7 +684,7 @@ class Job:
             self.load()
         except SampleError as error:
             log.error("%s", error)
-            return Reason.SAMPLES
+            return Reason.TASK if self._host.refuses(task) else Reason.SAMPLES
         windows = 0 if self._samples is None else len(self._samples.train_x)
         needed = task.min_windows
         if plan.kind is RoundKind.STATISTICS:

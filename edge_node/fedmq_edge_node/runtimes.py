@@ -10,6 +10,7 @@ nothing.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ from fedmq_models.tflite_format import to_tflite
 from fedmq_protocol.task import ModelSpec
 from numpy.typing import NDArray
 
+from fedmq_edge_node.samples import Preparation
 from fedmq_edge_node.watchdog import Watch, Watchdog
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "available_engines",
     "load_tflite",
     "make_engine",
+    "make_preparation",
     "unknown_engine",
 ]
 
@@ -196,18 +199,7 @@ class GraphEngine:
         return np.asarray(out, dtype=np.float32).reshape(len(x), -1)
 
     def _run(self, loaded: _Loaded, inputs: list[NDArray[Any]]) -> Sequence[NDArray[Any]]:
-        with self._watchdog.watching() as watch:
-            try:
-                outputs = loaded.run(inputs, watch)
-            except Exception as error:  # each runtime raises its own
-                if not watch.late:
-                    raise GraphError(f"the graph of {len(loaded.graph.nodes)} nodes cannot be run: {error}") from error
-        if watch.late:
-            raise GraphStopped(
-                f"a run of its graph of {len(loaded.graph.nodes)} nodes took more than {self._watchdog.seconds:g} s "
-                "and was stopped"
-            )
-        return outputs
+        return _watched(loaded, inputs, self._watchdog)
 
 
 @dataclass(frozen=True)
@@ -227,6 +219,20 @@ class _Loaded:
             given = array if array.size else np.zeros(tensor.shape)
             shaped.append(given.reshape(tensor.shape).astype(DTYPES[tensor.dtype], copy=False))
         return shaped
+
+
+def _watched(loaded: _Loaded, inputs: list[NDArray[Any]], watchdog: Watchdog) -> Sequence[NDArray[Any]]:
+    """One run. Raises GraphStopped where it takes too long, and GraphError where the engine gives up."""
+    nodes = len(loaded.graph.nodes)
+    with watchdog.watching() as watch:
+        try:
+            outputs = loaded.run(inputs, watch)
+        except Exception as error:  # each runtime raises its own
+            if not watch.late:
+                raise GraphError(f"the graph of {nodes} nodes cannot be run: {error}") from error
+    if watch.late:
+        raise GraphStopped(f"a run of its graph of {nodes} nodes took more than {watchdog.seconds:g} s and was stopped")
+    return outputs
 
 
 def _load_numpy(graph: Graph, output_names: tuple[str, ...]) -> Run:
@@ -342,6 +348,33 @@ def make_engine(
     else:
         raise ValueError("expected the bundle of a graph, got none")
     return GraphEngine(model, graphs, ENGINES[known[0] if name == "auto" else name][1], run_seconds)
+
+
+def make_preparation(bundle: Bundle, name: str = "auto", run_seconds: float = RUN_SECONDS) -> Preparation | None:
+    """What makes the model's inputs of raw windows, on the engine of this name; None where the bundle does not.
+
+    Raises ValueError for an engine that is not installed. Its runs raise GraphStopped, and GraphError where the engine
+    gives up or features are not finite.
+    """
+    graph = bundle.prepare
+    if graph is None:
+        return None
+    known = available_engines()
+    if name not in ("auto", *known):
+        raise ValueError(unknown_engine(name))
+    loaded = _Loaded(graph, ENGINES[known[0] if name == "auto" else name][1](graph, ("features",)))
+    watchdog = Watchdog(run_seconds)
+    (_, window), features = graph.inputs[0], math.prod(bundle.manifest.inputs)
+
+    def run(windows: Floats) -> Floats:
+        made = np.empty((len(windows), features), dtype=np.float32)
+        for row, one in zip(made, windows, strict=True):
+            row[:] = _watched(loaded, [one.reshape(window.shape)], watchdog)[0].reshape(-1)
+        if not np.isfinite(made).all():
+            raise GraphError("the bundle's preparation makes features of a window that are not finite")
+        return made
+
+    return Preparation(features=features, run=run)
 
 
 def unknown_engine(name: str) -> str:

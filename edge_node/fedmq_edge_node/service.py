@@ -25,6 +25,7 @@ from random import Random
 import msgspec
 import numpy as np
 from fedmq_models.bundle import Bundle, BundleError, start_of
+from fedmq_models.graph import GraphError
 from fedmq_protocol.messages import (
     MAX_TASKS,
     AskChunks,
@@ -71,8 +72,8 @@ from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.gates import Budget, Limits, Vitals, check
 from fedmq_edge_node.job import Job, Retry
 from fedmq_edge_node.memory import GatewayState, InService, Memory
-from fedmq_edge_node.runtimes import Engine, available_engines, make_engine
-from fedmq_edge_node.samples import SampleError, Samples
+from fedmq_edge_node.runtimes import Engine, GraphStopped, available_engines, make_engine, make_preparation
+from fedmq_edge_node.samples import PREPARED, Preparation, SampleError, Samples
 
 __all__ = ["CRASH_POINTS", "Gateway", "will"]
 
@@ -143,6 +144,7 @@ class Gateway:
         vitals_every_seconds: float = 1.0,
         look_every_seconds: float = 60.0,
         engine: Callable[[Task, Bundle | None], Engine] = lambda task, bundle: make_engine(task.model, bundle=bundle),
+        preparation: Callable[[Bundle], Preparation | None] = make_preparation,
         prove: Callable[[Bundle], None] = lambda bundle: None,
         engines: tuple[str, ...] | None = None,
         crash_point: Callable[[str], None] = lambda name: None,
@@ -165,6 +167,7 @@ class Gateway:
         self._look_every = look_every_seconds
         self._look_at = 0.0
         self._make_engine = engine
+        self._make_preparation = preparation
         self._engines = available_engines() if engines is None else engines
         self._crash_point = crash_point
         self._shelf = Shelf(get=memory.get, put=self._keep_bundle, drop=memory.drop, prove=prove)
@@ -584,7 +587,17 @@ class Gateway:
         if self._source.changed():
             self._recordings_changed = True
             self._forget_windows()
-        return self._source.load(task.windowing, task.classes, task.anomaly_label)
+        if task.windowing.features != PREPARED:
+            return self._source.load(task.windowing, task.classes, task.anomaly_label)
+        bundle = self._shelf.find(task.model)
+        try:
+            preparation = None if bundle is None else self._make_preparation(bundle)
+            return self._source.load(task.windowing, task.classes, task.anomaly_label, preparation)
+        except GraphStopped as error:
+            self.refuse(task, error)
+            raise SampleError(f"task {task.name!r}: {error}") from error
+        except GraphError as error:
+            raise SampleError(f"task {task.name!r}: {error}") from error
 
     def make_engine(self, task: Task) -> Engine:
         bundle = self._shelf.find(task.model)

@@ -48,7 +48,7 @@ from numpy.typing import NDArray
 
 from fedmq_edge_node.memory import GatewayState, InService, Pending, Tried
 from fedmq_edge_node.runtimes import Engine
-from fedmq_edge_node.samples import Samples, Scaler
+from fedmq_edge_node.samples import PREPARED, Samples, Scaler
 from fedmq_edge_node.trainer import evaluate, train
 
 __all__ = [
@@ -374,7 +374,9 @@ def trial(
 
 def _comparable(one: Task, other: Task) -> bool:
     def question(task: Task) -> tuple[object, ...]:
-        return task.objective, task.windowing, task.classes, task.anomaly_label
+        # Features of the same name, from another bundle, are others.
+        own = task.model.bundle if task.windowing.features == PREPARED else b""
+        return task.objective, task.windowing, task.classes, task.anomaly_label, own
 
     return question(one) == question(other)
 

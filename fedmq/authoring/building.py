@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
-from fedmq_edge_node.samples import feature_count
+from fedmq_edge_node.samples import PREPARED, feature_count
 from fedmq_models.bundle import Bundle, Coding, Manifest, Parameter
 from fedmq_protocol.task import Block, Windowing
 from numpy.typing import NDArray
@@ -23,9 +24,12 @@ from numpy.typing import NDArray
 from fedmq.authoring.conversion import AuthoringError, to_graph
 
 if TYPE_CHECKING:
-    from torch import nn
+    from fedmq_models.graph import Graph
+    from torch import Tensor, nn
 
-__all__ = ["LOSSES", "Initial", "Loss", "build", "load_module"]
+__all__ = ["LOSSES", "Initial", "Loss", "Preprocess", "build", "load_function", "load_module"]
+
+Preprocess: TypeAlias = "Callable[[Tensor], Tensor]"
 
 Loss = Literal["cross_entropy", "squared_error", "reconstruction"]
 Initial = Literal["module", "seed"]
@@ -57,6 +61,7 @@ def build(
     windowing: Windowing | None = None,
     coding: Coding | None = None,
     min_windows: int | None = None,
+    preprocess: Preprocess | None = None,
 ) -> Bundle:
     """The module's training step and inference as a bundle; the module stays as it was.
 
@@ -68,6 +73,8 @@ def build(
     that the module takes as channels x samples is turned before it. All from `learning_rate` on but `initial` is what
     you recommend: the coordinator's settings may say otherwise.
 
+    preprocess: makes the module's input of raw windows `(n, channels, samples)`; `example` holds such windows then.
+
     Raises AuthoringError for what cannot be traced, and for windows that the module does not take.
     """
     import torch
@@ -76,7 +83,10 @@ def build(
 
     example = np.ascontiguousarray(example, dtype=np.float32)
     remarks: list[str] = []
-    if windowing is not None:
+    prepare = None
+    if preprocess is not None:
+        windowing, prepare, example = _prepare(preprocess, example, windowing)
+    elif windowing is not None:
         _check_windowing(windowing, example.shape[1:])
         if windowing.channels > 1 and example.shape[1:] == (windowing.channels, windowing.samples):
             module = _turned(module, back=loss == "reconstruction")
@@ -123,7 +133,28 @@ def build(
         infer=to_graph(traced.infer),
         infer_one=to_graph(traced.infer_one),
         initial=traced.flat.astype("<f4").tobytes() if initial == "module" else b"",
+        prepare=prepare,
     )
+
+
+def _prepare(
+    preprocess: Preprocess, windows: NDArray[np.float32], windowing: Windowing | None
+) -> tuple[Windowing, Graph, NDArray[np.float32]]:
+    """How recordings are cut, the graph that a gateway runs on each window, and what it makes of the first one."""
+    from fedmq.authoring.tracing import trace_preparation
+
+    if windows.ndim != 3:
+        raise AuthoringError(f"expected an example of windows (n, channels, samples), got {windows.shape}")
+    channels, samples = windows.shape[1:]
+    if windowing is None:
+        windowing = Windowing(features=PREPARED, channels=channels, samples=samples, hop=max(1, samples // 2))
+    if (windowing.features, windowing.channels, windowing.samples) != (PREPARED, channels, samples):
+        raise AuthoringError(
+            f"expected the feature set {PREPARED!r} of {channels} channels and {samples:,} samples, as the example has "
+            f"them, got {windowing.features!r} of {windowing.channels} and {windowing.samples:,}"
+        )
+    model, made = trace_preparation(preprocess, windows)
+    return windowing, to_graph(model), made
 
 
 def _turned(module: nn.Module, *, back: bool) -> nn.Module:
@@ -160,6 +191,28 @@ def load_module(where: str) -> nn.Module:
     """
     import torch
 
+    model = _load(where)
+    try:
+        made = model if isinstance(model, torch.nn.Module) else model()
+    except TypeError as error:
+        raise AuthoringError(f"{where}: expected a class or function that needs no arguments: {error}") from None
+    if not isinstance(made, torch.nn.Module):
+        raise AuthoringError(f"{where}: expected a torch.nn.Module, got {type(made).__name__}")
+    return made
+
+
+def load_function(where: str) -> Preprocess:
+    """`FILE.py:NAME`, a function of a tensor, a module, or a module's class. Runs that file. Raises AuthoringError."""
+    found = _load(where)
+    function: Any = found() if isinstance(found, type) else found
+    if not callable(function):
+        raise AuthoringError(f"{where}: expected a function of a tensor, got {type(function).__name__}")
+    return cast("Preprocess", function)
+
+
+def _load(where: str) -> Any:
+    import torch
+
     file, colon, name = where.rpartition(":")
     path = Path(file)
     if not colon or not path.is_file():
@@ -173,10 +226,4 @@ def load_module(where: str) -> nn.Module:
     if model is None:
         there = sorted(key for key, value in vars(loaded).items() if isinstance(value, type | torch.nn.Module))
         raise AuthoringError(f"{path}: expected something named {name!r}, found {', '.join(there) or 'no model'}")
-    try:
-        made = model if isinstance(model, torch.nn.Module) else model()
-    except TypeError as error:
-        raise AuthoringError(f"{where}: expected a class or function that needs no arguments: {error}") from None
-    if not isinstance(made, torch.nn.Module):
-        raise AuthoringError(f"{where}: expected a torch.nn.Module, got {type(made).__name__}")
-    return made
+    return model

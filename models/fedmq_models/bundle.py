@@ -5,9 +5,10 @@ graphs and numbers.
 
     magic "FMQB", version (1 byte), sha256 of what follows (32), length of the content (4, big-endian), one zstd frame
 
-The content is a msgpack array: manifest, training graph, inference graph of a batch, and of a single window, and the
-initial parameters where they are not drawn from the task's seed. Whatever the file says of its own size is checked
-before anything of that size is made. Every complaint is a `BundleError`.
+The content is a msgpack array: manifest, training graph, inference graph of a batch, and of a single window; then the
+initial parameters where they are not drawn from the task's seed, and the graph that makes a model's inputs of a raw
+window, if any. Whatever the file says of its own size is checked before anything of that size is made. Every complaint
+is a `BundleError`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fedmq_models.graph import Checked, Graph, GraphError, Tensor, check
 __all__ = [
     "MAX_RUN_BYTES",
     "MAX_RUN_OPERATIONS",
+    "PREPARED",
     "Bundle",
     "BundleError",
     "Coding",
@@ -45,6 +47,9 @@ MAX_RUN_BYTES = 64 << 20
 """Memory that one run of a graph may need."""
 MAX_RUN_OPERATIONS = 4_000_000_000
 """Operations that one run may take: some seconds on a small gateway."""
+
+PREPARED = "bundle"
+"""Name of the feature set that a bundle brings itself."""
 
 LARGEST_INITIAL = 1000.0
 LARGEST_STEPS = 1 << 30
@@ -137,6 +142,9 @@ class Bundle(Wire, frozen=True, kw_only=True):
     infer_one: Graph
     initial: Annotated[bytes, Meta(max_length=MAX_CONTENT_BYTES)] = b""
     """The initial parameters, little-endian float32 in the order of the manifest; empty: drawn from the task's seed."""
+    prepare: Graph | None = None
+    """One raw window, `(1, samples * channels)` row after row with its channels side by side -> what the model takes of
+    it, where that is neither raw samples nor a feature set that gateways know."""
 
     @property
     def values(self) -> NDArray[np.float32] | None:
@@ -246,6 +254,12 @@ def verify(bundle: Bundle) -> None:
     if manifest.optimizer == "adam" and manifest.momentum:
         raise BundleError(f"expected a momentum of 0 with adam, which has its own, got {manifest.momentum:g}")
     one = tuple(Tensor("float32", (1, *tensor.shape[1:])) for tensor in (x, out))
+    windowing = manifest.windowing
+    if (bundle.prepare is not None) != (windowing is not None and windowing.features == PREPARED):
+        raise BundleError(f"expected a graph 'prepare' with windowing.features = {PREPARED!r}, and with nothing else")
+    if bundle.prepare is not None and windowing is not None:
+        window = Tensor("float32", (1, windowing.samples * windowing.channels))
+        _verify(bundle.prepare, "prepare", (window,), (Tensor("float32", (1, *manifest.inputs)),))
     _verify(bundle.grad, "grad", (flat, x, y, w, *noise), (flat, Tensor("float32", ())))
     _verify(bundle.infer, "infer", (flat, x), (out,))
     _verify(bundle.infer_one, "infer_one", (flat, one[0]), (one[1],))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from fedmq_edge_node.runtimes import make_engine
+from fedmq_edge_node.runtimes import available_engines, make_engine, make_preparation
 from fedmq_models.bundle import Bundle, Coding, from_bytes, start_of, to_bytes
 from fedmq_protocol.task import Recipe, Windowing, initial_steps, to_parameters
 from torch import nn
 
 from fedmq.authoring.building import Initial, build
 from fedmq.authoring.conversion import AuthoringError
+from fedmq.cli import main
 
 GRID_BITS = 20
 X = np.random.default_rng(0).normal(size=(64, 1, 40)).astype(np.float32)
@@ -140,3 +144,86 @@ def test_a_recommendation_is_in_the_bundle() -> None:
     manifest = from_bytes(to_bytes(bundle)).manifest
     assert manifest.recipe == Recipe(optimizer="adam", learning_rate=0.001, clip_norm=2.0, batch_size=32)
     assert (manifest.windowing, manifest.coding, manifest.min_windows) == (Windowing(), Coding(dial=1.0), 9)
+
+
+class Loudness(nn.Module):
+    """Of each channel in eight stretches, as logarithms; and the largest value."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stretches = x.reshape(x.shape[0], x.shape[1], 8, -1)
+        loud = torch.log(torch.sqrt((stretches * stretches).mean(3)) + 1e-6)
+        return torch.cat([loud.flatten(1), x.abs().amax((1, 2)).unsqueeze(1)], 1)
+
+
+def peaks(x: torch.Tensor) -> torch.Tensor:
+    return x.abs().amax(2)
+
+
+@pytest.mark.parametrize(("preprocess", "features"), [(Loudness(), 33), (peaks, 4)])
+def test_preprocessing_is_done_on_a_gateway_as_in_pytorch(preprocess: Any, features: int) -> None:
+    torch.manual_seed(7)
+    bundle = build(
+        nn.Linear(features, 3), name="loud", loss="cross_entropy", example=FOUR, batch=8, preprocess=preprocess
+    )
+    bundle = from_bytes(to_bytes(bundle))
+    assert bundle.manifest.windowing == Windowing(features="bundle", channels=4, samples=40, hop=20)
+    assert bundle.manifest.inputs == (features,)
+    raw = np.ascontiguousarray(FOUR.transpose(0, 2, 1)).reshape(16, -1)
+    expected = preprocess(torch.from_numpy(FOUR)).numpy()
+    for engine in available_engines():
+        preparation = make_preparation(bundle, engine)
+        assert preparation is not None
+        assert np.abs(preparation.run(raw) - expected).max() < 1e-5
+
+
+def test_preprocessing_with_a_foreign_operator_is_refused_by_its_name() -> None:
+    with pytest.raises(AuthoringError, match=r"operator DFT cannot.*cosines and sines"):
+        build(
+            nn.Linear(21, 3),
+            name="spectrum",
+            loss="cross_entropy",
+            example=X,
+            batch=8,
+            preprocess=lambda x: torch.fft.rfft(x).abs().flatten(1),
+        )
+
+
+MODEL_FILE = """
+import torch
+from torch import nn
+
+
+def prepare(x):
+    return torch.log(x.reshape(x.shape[0], x.shape[1], 8, -1).abs().mean(3) + 1e-3).flatten(1)
+
+
+class Model(nn.Linear):
+    def __init__(self):
+        super().__init__(16, 3)
+"""
+
+
+def test_the_command_makes_a_bundle_with_all_that_was_said(tmp_path: Path) -> None:
+    file, output = tmp_path / "my_model.py", tmp_path / "my_model.fedmq"
+    file.write_text(MODEL_FILE, encoding="utf-8")
+    words = ["--loss", "cross_entropy", "--example", "2x64", "--preprocess", f"{file}:prepare", "--hop", "16"]
+    words += ["--optimizer", "adam", "--learning-rate", "0.002", "--bits", "4", "--density", "0.1", "--batch", "16"]
+    words += ["--sampling-rate", "50", "--min-windows", "5", "--initial", "seed", "--output", str(output)]
+    assert main(["task", "build", f"{file}:Model", *words]) == 0
+    bundle = from_bytes(output.read_bytes())
+    assert bundle.values is None
+    assert bundle.manifest.windowing == Windowing(
+        features="bundle", channels=2, samples=64, hop=16, sampling_rate_hz=50.0
+    )
+    assert bundle.manifest.recipe == Recipe(optimizer="adam", learning_rate=0.002, batch_size=16)
+    assert bundle.manifest.coding == Coding(up_bits=4, down_bits=4, least_density=0.1, most_density=0.1)
+    assert (bundle.manifest.name, bundle.manifest.min_windows) == ("Model", 5)
+
+
+def test_the_command_refuses_what_no_task_could_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, output = tmp_path / "my_model.py", tmp_path / "my_model.fedmq"
+    file.write_text(MODEL_FILE, encoding="utf-8")
+    words = ["--loss", "cross_entropy", "--example", "16", "--hop", "-3", "--output", str(output)]
+    assert main(["task", "build", f"{file}:Model", *words]) == 1
+    assert "hop" in capsys.readouterr().err
+    assert not output.exists()

@@ -7,11 +7,11 @@ import hashlib
 import msgspec
 import numpy as np
 import pytest
-from bundles import BATCH, brought, bundle_of, with_values
+from bundles import BATCH, brought, bundle_of, with_preparation, with_values
 from fedmq_compression.frame import deflate
-from fedmq_edge_node.runtimes import NumpyEngine, available_engines, make_engine
+from fedmq_edge_node.runtimes import NumpyEngine, available_engines, make_engine, make_preparation
 from fedmq_models.bundle import MAX_CONTENT_BYTES, Bundle, BundleError, from_bytes, start_of, to_bytes
-from fedmq_models.graph import Node, Tensor
+from fedmq_models.graph import GraphError, Node, Tensor
 from fedmq_protocol.task import MAX_BUNDLE_BYTES, ModelSpec, initial_steps, to_parameters
 
 MODEL = ModelSpec(kind="mlp", sizes=(22, 8, 3))
@@ -190,6 +190,43 @@ def test_graphs_that_are_not_what_the_manifest_says_are_refused() -> None:
     swapped = msgspec.structs.replace(bundle, infer=bundle.infer_one)
     with pytest.raises(BundleError, match="graph 'infer': expected the inputs"):
         from_bytes(unchecked(swapped))
+
+
+@pytest.mark.parametrize("engine", available_engines())
+def test_a_bundle_makes_its_own_features_of_raw_windows(engine: str) -> None:
+    bundle = from_bytes(to_bytes(with_preparation(bundle_of(MODEL))))
+    preparation = make_preparation(bundle, engine)
+    assert preparation is not None
+    windows = np.random.default_rng(2).normal(size=(5, 16)).astype(np.float32)
+    mixed = np.random.default_rng(1).normal(size=(16, 22)).astype(np.float32)
+    assert preparation.features == 22
+    assert np.abs(preparation.run(windows) - (windows * windows) @ mixed).max() < 1e-4
+    assert make_preparation(bundle_of(MODEL), engine) is None
+
+
+def test_features_that_are_not_finite_are_told() -> None:
+    preparation = make_preparation(with_preparation(bundle_of(MODEL)), "numpy")
+    assert preparation is not None
+    with pytest.raises(GraphError, match="not finite"):
+        preparation.run(np.full((1, 16), 1e30, dtype=np.float32))
+
+
+def test_a_preparation_that_does_not_fit_its_windows_or_its_model_is_refused() -> None:
+    bundle = with_preparation(bundle_of(MODEL))
+    with pytest.raises(BundleError, match="graph 'prepare': expected the outputs"):
+        from_bytes(sealed_with(bundle, samples=8, features=21))
+    with pytest.raises(BundleError, match="graph 'prepare': expected the inputs"):
+        from_bytes(sealed_with(bundle, samples=9, features=22))
+    with pytest.raises(BundleError, match="expected a graph 'prepare' with"):
+        from_bytes(unchecked(msgspec.structs.replace(bundle, prepare=None)))
+    with pytest.raises(BundleError, match="expected a graph 'prepare' with"):
+        from_bytes(unchecked(msgspec.structs.replace(bundle_of(MODEL), prepare=bundle.prepare)))
+
+
+def sealed_with(bundle: Bundle, *, samples: int, features: int) -> bytes:
+    """Whose preparation is for other windows, or another model."""
+    other = with_preparation(bundle_of(ModelSpec(kind="mlp", sizes=(features, 8, 3))), samples=samples)
+    return unchecked(msgspec.structs.replace(bundle, prepare=other.prepare))
 
 
 def test_a_node_may_only_use_what_comes_before_it() -> None:

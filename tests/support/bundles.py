@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from fedmq_models.build import Builder
 from fedmq_models.builtin import grad_graph, infer_graph
 from fedmq_models.bundle import Bundle, Manifest, Parameter, to_bytes
 from fedmq_models.graph import Node
-from fedmq_protocol.task import ModelSpec
+from fedmq_protocol.task import ModelSpec, Windowing
 
 BATCH = 32
 
@@ -37,6 +38,19 @@ def with_values(bundle: Bundle, seed: int = 7) -> Bundle:
     """The same that starts from parameters which somebody has trained, or at least which no task's seed draws."""
     values = np.random.default_rng(seed).normal(size=bundle.manifest.length) / 4
     return msgspec.structs.replace(bundle, initial=values.astype("<f4").tobytes())
+
+
+def with_preparation(bundle: Bundle, samples: int = 8, channels: int = 2) -> Bundle:
+    """The same that takes what it makes itself of raw windows: each feature is a mix of the samples' squares."""
+    features = bundle.manifest.inputs[0]
+    b = Builder()
+    window = b.input("window", "float32", (1, samples * channels))
+    mixed = np.random.default_rng(1).normal(size=(samples * channels, features)).astype(np.float32)
+    out = b.node("MatMul", b.node("Mul", window, window), b.constant(mixed))
+    windowing = Windowing(features="bundle", samples=samples, hop=samples, channels=channels, scaling="none")
+    return msgspec.structs.replace(
+        bundle, prepare=b.graph(out), manifest=msgspec.structs.replace(bundle.manifest, windowing=windowing)
+    )
 
 
 def slow(bundle: Bundle, nodes: int = 300, side: int = 1024) -> Bundle:

@@ -9,10 +9,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from bundles import BATCH, brought, bundle_of, slow, with_values
+from bundles import BATCH, brought, bundle_of, slow, with_preparation, with_values
 from fedmq_coordinator.settings import RoundSettings
+from fedmq_edge_node import work
+from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.memory import Memory
-from fedmq_edge_node.runtimes import NumpyEngine, available_engines, make_engine
+from fedmq_edge_node.runtimes import GraphStopped, NumpyEngine, available_engines, make_engine, make_preparation
+from fedmq_edge_node.samples import Preparation
 from fedmq_edge_node.service import Gateway
 from fedmq_models.bundle import Bundle, BundleError, from_bytes, start_of
 from fedmq_models.graph import GraphError
@@ -23,7 +26,7 @@ from fedmq_protocol.session import Received
 from fedmq_protocol.task import ModelSpec, Recipe, Task, initial_steps, model_digest, short, to_parameters
 from fedmq_protocol.topics import parse
 from numpy.typing import NDArray
-from plant import FEATURES, Plant, make_task
+from plant import CLASSES, FEATURES, Plant, make_task
 
 MODEL = ModelSpec(kind="mlp", sizes=(FEATURES, 16, 3))
 WIDE = ModelSpec(kind="mlp", sizes=(FEATURES, 16, 16, 3))
@@ -201,6 +204,73 @@ def test_a_gateway_that_refuses_a_bundle_declines_and_the_others_go_on(tmp_path:
     assert declined
     assert {a.reason for a in declined} == {Reason.TASK.name.lower()}
     assert {a.gateway for a in answers if a.kind == "update"} == {"g1", "g2"}
+
+
+class Recordings(Folder):
+    """Of two channels, which only the sum of their squares tells apart."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for number, label in enumerate(CLASSES):
+            (directory / label).mkdir(parents=True)
+            loud = rng.normal(size=(8 * 60, 2)) * (1 + number)
+            np.save(directory / label / "a.npy", loud.astype(np.float32))
+        (directory / "recording.toml").write_text("sampling_rate_hz = 12000\n", encoding="utf-8")
+        super().__init__(directory)
+
+
+def prepared_plant(directory: Path, **wishes: Any) -> Plant:
+    bundle = with_preparation(bundle_of(MODEL))
+    data, model = brought(bundle)
+    assert bundle.manifest.windowing is not None
+    task = msgspec.structs.replace(task_of(model), windowing=bundle.manifest.windowing)
+    plant = Plant(directory, gateways=2, task=task, bundle=data, **wishes)
+    for seed, name in enumerate(plant.folders):
+        plant.folders[name] = Recordings(directory / "data" / name, seed)  # type: ignore[assignment]
+        plant.kill_gateway(name)
+        plant.start_gateway(name)
+    return plant
+
+
+def test_gateways_learn_from_features_that_a_bundle_makes_itself(tmp_path: Path) -> None:
+    plant = prepared_plant(tmp_path)
+    plant.run_to_rest()
+    assert set(plant.digests().values()) == {plant.digest}
+    samples = plant.gateways["g0"]._jobs["story"]._samples
+    assert samples is not None
+    raw = np.load(tmp_path / "data" / "g0" / "ball" / "a.npy")[:8].reshape(1, -1)
+    preparation = make_preparation(with_preparation(bundle_of(MODEL)), "numpy")
+    assert preparation is not None
+    assert np.allclose(samples.train_x[samples.train_y == 1][0], preparation.run(raw)[0], atol=1e-3)
+
+
+def test_a_preparation_that_takes_too_long_is_stopped_and_declined(tmp_path: Path) -> None:
+    plant = prepared_plant(tmp_path, rounds=3)
+
+    def never(bundle: Bundle) -> Preparation:
+        def run(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+            raise GraphStopped("a run of its graph of 9 nodes took more than 60 s and was stopped")
+
+        return Preparation(features=FEATURES, run=run)
+
+    plant.gateways["g0"]._make_preparation = never
+    plant.run_until(lambda: plant.job.resting is not None)
+    reasons = {(a.gateway, a.kind, a.reason) for a in plant.book.answers() if a.kind != "statistics"}
+    assert reasons == {("g0", "decline", Reason.TASK.name.lower()), ("g1", "update", None)}
+
+
+def test_models_on_features_of_two_bundles_are_not_held_against_each_other(tmp_path: Path) -> None:
+    plant = prepared_plant(tmp_path, rounds=2)
+    plant.run_to_rest()
+    plant.order("promote")
+    plant.run_until(lambda: all(g.in_service("story") is not None for g in plant.gateways.values()))
+    state = plant.gateways["g0"].state
+    assert state.task is not None
+    serving = state.in_service
+    other = msgspec.structs.replace(state.task, model=msgspec.structs.replace(state.task.model, bundle=bytes(32)))
+    assert serving is not None
+    assert work._comparable(serving.task, state.task)
+    assert not work._comparable(serving.task, other)
 
 
 def on_a_short_leash(plant: Plant, engine: str) -> None:
