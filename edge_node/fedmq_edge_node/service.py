@@ -313,6 +313,8 @@ class Gateway:
         for job in self._jobs.values():
             job.ask(now)
         for question in self._shelf.ask(now, self.bytes_received):
+            if not self._listening:
+                self.listen_for_models()  # where others ask, too, the answer is for all
             self.publish(Channel.ASK, question, qos=0)
         if self._shelf.give_up():
             log.warning("nobody sends the bundle: asking again in %.0f s", ASK_AGAIN_SECONDS)
@@ -323,7 +325,8 @@ class Gateway:
                 break  # that took its time: hear first what has come meanwhile
         for job in self._jobs.values():
             job.try_release()
-        if self._listening and not any(job.waits_for_model for job in self._jobs.values()):
+        waiting = not self._shelf.idle or any(job.waits_for_model for job in self._jobs.values())
+        if self._listening and not waiting:
             self._listening = False
             self._session.unsubscribe(topic(self._federation, Direction.DOWN, Channel.MODEL))
 

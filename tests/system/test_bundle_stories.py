@@ -143,6 +143,43 @@ def test_a_bundle_is_fetched_once_and_found_again_after_a_restart(tmp_path: Path
     assert (chunks["g0"], chunks["g1"]) == (1, 1)
 
 
+def sent_chunks(plant: Plant) -> Counter[str]:
+    """Of the coordinator, by topic, from now on."""
+    chunky = ("/chunk", "/model")
+    sent: Counter[str] = Counter()
+    publish = plant.coordinator_session.publish
+
+    def count(topic: str, payload: bytes, **wishes: Any) -> bool:
+        if topic.endswith(chunky):
+            sent[topic] += isinstance(message_of(parse(topic).spec, payload), Chunk)
+        return publish(topic, payload, **wishes)
+
+    plant.coordinator_session.publish = count  # type: ignore[method-assign]
+    return sent
+
+
+def test_a_bundle_is_sent_once_for_all_who_ask_for_it_together(tmp_path: Path) -> None:
+    data, model = brought(bundle_of(MODEL))
+    plant = Plant(tmp_path, gateways=4, task=task_of(model), bundle=data, rounds=2)
+    sent = sent_chunks(plant)
+    plant.run_to_rest()
+    assert +sent == {"fl/1/test/down/model": 1}
+    assert set(plant.digests().values()) == {plant.digest}
+
+
+def test_who_asks_alone_for_a_bundle_is_answered_alone(tmp_path: Path) -> None:
+    data, model = brought(bundle_of(MODEL))
+    plant = Plant(tmp_path, gateways=2, task=task_of(model), bundle=data, rounds=2)
+    plant.kill_gateway("g1")
+    sent = sent_chunks(plant)
+    plant.run_until(lambda: plant.gateways["g0"].state.lineage)
+    assert +sent == {"fl/1/test/cmd/g0/chunk": 1}
+    plant.start_gateway("g1")
+    plant.run_to_rest()
+    assert +sent == {"fl/1/test/cmd/g0/chunk": 1, "fl/1/test/cmd/g1/chunk": 1}
+    assert not any(gateway._listening for gateway in plant.gateways.values())
+
+
 def test_chunks_that_are_lost_are_asked_for_again(tmp_path: Path) -> None:
     bundle = bundle_of(MODEL)
     # Nothing that compresses, so that it takes several chunks.
