@@ -158,8 +158,7 @@ class GraphEngine:
             graph = self._graphs.grad(len(x))
             self._grad[len(x)] = _Loaded(graph, self._load(graph, ("grad", "loss")))
         loaded = self._grad[len(x)]
-        # The same numbers for the same parameters, so that a round that is trained again comes to the same.
-        noise = self._noise(flat, loaded.graph)
+        noise = self._noise(flat, x, w, loaded.graph)
         if self._model.objective == "reconstruct":
             y = np.zeros(0, dtype=np.float32)  # nobody looks at it
         gradient, loss = self._run(loaded, [flat, *loaded.shaped(1, x, y), w, *noise])
@@ -168,12 +167,19 @@ class GraphEngine:
             gradient = np.where(self._graphs.frozen, np.float32(0), gradient)
         return gradient, float(loss)
 
-    def _noise(self, flat: Floats, graph: Graph) -> list[Floats]:
+    def _noise(self, flat: Floats, x: Floats, w: Floats, graph: Graph) -> list[Floats]:
+        """The same for the same parameters and windows, so that a round that is trained again comes to the same.
+
+        Parameters alone would not do: all gateways have the same ones at a round's first step, and would drop the same
+        units. Their windows differ, and those of one gateway's steps, too, as they are shuffled anew.
+        """
         wanted = graph.inputs[4:]
         if not wanted:
             return []
-        seed = int.from_bytes(hashlib.sha256(flat.tobytes()).digest()[:16], "little")
-        rng = np.random.Generator(np.random.PCG64(seed))
+        drawn_from = hashlib.sha256(flat.tobytes())
+        drawn_from.update(x.tobytes())
+        drawn_from.update(w.tobytes())
+        rng = np.random.Generator(np.random.PCG64(int.from_bytes(drawn_from.digest()[:16], "little")))
         return [rng.random(tensor.shape, dtype=np.float32) for _, tensor in wanted]
 
     def infer(self, flat: Floats, x: Floats) -> Floats:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from bundles import bundle_of, with_values
+from bundles import bundle_of, with_noise, with_values
 from fedmq_coordinator.settings import CoordinatorSettings
 from fedmq_models.bundle import Bundle, BundleError, Coding, to_bytes
+from fedmq_models.graph import Node
 from fedmq_protocol.settings import load
 from fedmq_protocol.task import ModelSpec, Recipe, Windowing
 
@@ -62,6 +64,21 @@ def test_check_holds_a_gradient_at_the_parameters_that_training_starts_from(
     held = capsys.readouterr().out
     assert held.endswith("good\n")
     assert held.split("gradient of norm")[1].split()[0] != drawn.split("gradient of norm")[1].split()[0]
+
+
+def test_check_holds_the_gradient_of_a_model_with_dropout_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy = with_noise(bundle_of(MODEL))
+    assert run("task", "check", file_of(tmp_path, noisy)) == 0
+    assert "central differences are off by" in capsys.readouterr().out
+    # A loss that is twice as steep as its gradient says.
+    graph = noisy.grad
+    last = len(graph.inputs) + len(graph.constants) + len(graph.nodes)
+    doubled = (*graph.nodes, Node("Add", (graph.outputs[1], graph.outputs[1])))
+    wrong = msgspec.structs.replace(graph, nodes=doubled, outputs=(graph.outputs[0], last))
+    assert run("task", "check", file_of(tmp_path, msgspec.structs.replace(noisy, grad=wrong))) == 1
+    assert "NOT good" in capsys.readouterr().err
 
 
 ADVICE: dict[str, Any] = {

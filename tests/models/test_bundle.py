@@ -7,7 +7,7 @@ import hashlib
 import msgspec
 import numpy as np
 import pytest
-from bundles import BATCH, brought, bundle_of, with_preparation, with_values
+from bundles import BATCH, brought, bundle_of, with_noise, with_preparation, with_values
 from fedmq_compression.frame import deflate
 from fedmq_edge_node.runtimes import NumpyEngine, available_engines, make_engine, make_preparation
 from fedmq_models.bundle import MAX_CONTENT_BYTES, Bundle, BundleError, from_bytes, start_of, to_bytes
@@ -120,6 +120,25 @@ def test_what_is_not_trainable_has_no_gradient() -> None:
     )
     assert not gradient[: first.block.count].any()
     assert gradient[first.block.count :].any()
+
+
+def test_what_is_drawn_for_a_step_depends_on_its_windows_and_can_be_drawn_again() -> None:
+    plain, noisy = bundle_of(MODEL), with_noise(bundle_of(MODEL))
+    _, model = brought(noisy)
+    flat, w = to_parameters(initial_steps(model, 0, 12), 12), np.ones(BATCH, dtype=np.float32)
+    y = np.zeros(BATCH, dtype=np.int64)
+    two = [np.random.default_rng(seed).normal(size=(BATCH, 22)).astype(np.float32) for seed in (0, 1)]
+
+    def drawn(x: np.ndarray, flat: np.ndarray) -> float:
+        with_it, without = (make_engine(model, "numpy", b).loss_grad(flat, x, y, w)[1] for b in (noisy, plain))
+        return with_it - without
+
+    first = drawn(two[0], flat)
+    assert first == pytest.approx(0.5, abs=0.2)
+    assert drawn(two[0], flat) == first
+    assert drawn(two[1], flat) != pytest.approx(first, abs=1e-4)
+    assert drawn(two[0][::-1].copy(), flat) != pytest.approx(first, abs=1e-4)
+    assert drawn(two[0], flat + np.float32(1e-3)) != pytest.approx(first, abs=1e-4)
 
 
 def test_a_batch_that_the_graphs_are_not_made_for_is_refused() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from fedmq_models.build import Builder
 from fedmq_models.builtin import grad_graph, infer_graph
 from fedmq_models.bundle import Bundle, Manifest, Parameter, to_bytes
-from fedmq_models.graph import Node
+from fedmq_models.graph import Node, Tensor
 from fedmq_protocol.task import ModelSpec, Windowing
 
 BATCH = 32
@@ -50,6 +50,28 @@ def with_preparation(bundle: Bundle, samples: int = 8, channels: int = 2) -> Bun
     windowing = Windowing(features="bundle", samples=samples, hop=samples, channels=channels, scaling="none")
     return msgspec.structs.replace(
         bundle, prepare=b.graph(out), manifest=msgspec.structs.replace(bundle.manifest, windowing=windowing)
+    )
+
+
+def with_noise(bundle: Bundle) -> Bundle:
+    """The same with a number drawn for each window of a step, whose mean is added to the loss."""
+    graph = bundle.grad
+    place = len(graph.inputs)
+
+    def moved(number: int) -> int:
+        return number if number < place else number + 1
+
+    nodes = [msgspec.structs.replace(node, inputs=tuple(map(moved, node.inputs))) for node in graph.nodes]
+    last = place + 1 + len(graph.constants) + len(nodes)
+    nodes += [Node("ReduceMean", (place,), {"axes": (0,), "keepdims": 0}), Node("Add", (moved(graph.outputs[1]), last))]
+    grad = msgspec.structs.replace(
+        graph,
+        inputs=(*graph.inputs, ("noise_0", Tensor("float32", (BATCH,)))),
+        nodes=tuple(nodes),
+        outputs=(moved(graph.outputs[0]), last + 1),
+    )
+    return msgspec.structs.replace(
+        bundle, grad=grad, manifest=msgspec.structs.replace(bundle.manifest, noise=((BATCH,),))
     )
 
 
