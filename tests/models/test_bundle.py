@@ -12,6 +12,8 @@ from fedmq_compression.frame import deflate
 from fedmq_edge_node.runtimes import NumpyEngine, available_engines, make_engine, make_preparation
 from fedmq_models.bundle import MAX_CONTENT_BYTES, Bundle, BundleError, from_bytes, start_of, to_bytes
 from fedmq_models.graph import GraphError, Node, Tensor
+from fedmq_models.interpreter import Interpreter
+from fedmq_models.standalone import chained, standalone
 from fedmq_protocol.task import MAX_BUNDLE_BYTES, ModelSpec, initial_steps, to_parameters
 
 MODEL = ModelSpec(kind="mlp", sizes=(22, 8, 3))
@@ -221,6 +223,28 @@ def test_a_bundle_makes_its_own_features_of_raw_windows(engine: str) -> None:
     assert preparation.features == 22
     assert np.abs(preparation.run(windows) - (windows * windows) @ mixed).max() < 1e-4
     assert make_preparation(bundle_of(MODEL), engine) is None
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_preparation_can_go_before_a_trained_model_in_one_graph(scaled: bool) -> None:
+    bundle = with_preparation(bundle_of(MODEL))
+    _, model = brought(bundle)
+    preparation = make_preparation(bundle, "numpy")
+    assert preparation is not None
+    assert bundle.prepare is not None
+    rng = np.random.default_rng(3)
+    flat = to_parameters(initial_steps(model, 0, 12), 12)
+    window = rng.normal(size=(1, 16)).astype(np.float32)
+    mean, scale = np.zeros(22, dtype=np.float32), np.ones(22, dtype=np.float32)
+    if scaled:
+        mean, scale = rng.normal(size=22).astype(np.float32), rng.uniform(2, 3, 22).astype(np.float32)
+    alone = standalone(bundle.infer_one, flat, mean, scale) if scaled else standalone(bundle.infer_one, flat)
+    (out,) = Interpreter(chained(bundle.prepare, alone)).run([window])
+    features = (preparation.run(window) - mean) / scale
+    limited = np.clip(features, -8, 8) if scaled else features
+    assert np.abs(out - NumpyEngine(MODEL).infer(flat, limited)).max() < 1e-5
+    with pytest.raises(GraphError, match="expected a graph that takes"):
+        chained(bundle.prepare, bundle.infer_one)
 
 
 def test_features_that_are_not_finite_are_told() -> None:
