@@ -117,6 +117,7 @@ class TaskPlan:
 
 
 MOST_BUNDLE_GATHER_SECONDS = 2.0
+"""Who asks for chunks and gets none asks again, a few times, and then gives up for a minute."""
 
 
 class Job:
@@ -355,7 +356,6 @@ class Job:
 
     @property
     def _bundle_gather_seconds(self) -> float:
-        # Whoever asks for chunks soon asks again.
         return min(self._limits.catch_up_gather_seconds, MOST_BUNDLE_GATHER_SECONDS)
 
     def _send_bundle(self, now: float) -> None:

@@ -196,7 +196,8 @@ class Job:
 
     def __init__(self, host: Host, state: GatewayState) -> None:
         self._host = host
-        self._state = state if state.task is None else replace(state, start=host.start_of(state.task))
+        start = None if state.task is None else host.start_of(state.task)
+        self._state = state if start is None else replace(state, start=start)
         self._samples: Samples | None = None
         self._held: bytes | None = None
         """Mark of the held-out windows; None until they are cut."""
