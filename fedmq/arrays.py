@@ -18,7 +18,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from fedmq_edge_node.samples import BLOCK_VALUES, UNLABELLED, Floats, Samples, Targets, feature_count, featured
+from fedmq_edge_node.samples import (
+    BLOCK_VALUES,
+    UNLABELLED,
+    Floats,
+    Preparation,
+    Samples,
+    Targets,
+    feature_count,
+    featured,
+)
 from fedmq_protocol.task import Task, Windowing
 from numpy.typing import ArrayLike, NDArray
 
@@ -165,9 +174,15 @@ class ArraySource:
     Raises ArrayError for windows and labels that do not fit the task.
     """
 
-    def __init__(self, arrays: Arrays, task: Task, inputs: tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self,
+        arrays: Arrays,
+        task: Task,
+        inputs: tuple[int, ...] | None = None,
+        preparation: Preparation | None = None,
+    ) -> None:
         windowing = task.windowing
-        self.x = features_of(arrays, windowing, inputs)
+        self.x = features_of(arrays, windowing, inputs, preparation)
         self.y = _targets(arrays, task)
         self.samples = _split(self.x, self.y, task)
         names = np.full(len(self.x), "windows") if arrays.y is None or arrays.y.dtype.kind == "f" else arrays.y
@@ -179,16 +194,23 @@ class ArraySource:
     def signal_samples(self) -> dict[str, int]:
         return self._signal
 
-    def load(self, windowing: Windowing, classes: tuple[str, ...], healthy: str) -> Samples:
+    def load(
+        self, windowing: Windowing, classes: tuple[str, ...], healthy: str, preparation: Preparation | None = None
+    ) -> Samples:
         return self.samples
 
     def changed(self) -> bool:
         return False
 
 
-def features_of(arrays: Arrays, windowing: Windowing, inputs: tuple[int, ...] | None = None) -> Floats:
+def features_of(
+    arrays: Arrays,
+    windowing: Windowing,
+    inputs: tuple[int, ...] | None = None,
+    preparation: Preparation | None = None,
+) -> Floats:
     """As a gateway makes them of recordings, `(n, features)` float32; `inputs` is a shape that windows may have beside
-    the windowing's own. Raises ArrayError."""
+    the windowing's own, `preparation` makes the features of the set `bundle`. Raises ArrayError."""
     wanted = windowing.samples, windowing.channels
     shapes = {_squeezed(shape) for shape in (wanted, inputs or wanted, (math.prod(wanted),))}
     if _squeezed(arrays.x.shape[1:]) not in shapes:
@@ -200,11 +222,11 @@ def features_of(arrays: Arrays, windowing: Windowing, inputs: tuple[int, ...] | 
     windows = arrays.x.reshape(len(arrays.x), *wanted)
     at_once = max(1, BLOCK_VALUES // math.prod(wanted))
     made = [
-        featured(windows[start : start + at_once].astype(np.float64).transpose(0, 2, 1), windowing)
+        featured(windows[start : start + at_once].astype(np.float64).transpose(0, 2, 1), windowing, preparation)
         for start in range(0, len(windows), at_once)
     ]
     x = np.concatenate(made)
-    assert x.shape[1] == feature_count(windowing)
+    assert x.shape[1] == (feature_count(windowing) if preparation is None else preparation.features)
     return x
 
 

@@ -14,8 +14,8 @@ from fedmq_edge_node.runtimes import make_engine
 from fedmq_edge_node.samples import Floats, Samples, Scaler, Targets, statistics
 from fedmq_edge_node.trainer import evaluate, train
 from fedmq_edge_node.work import read_scaler
-from fedmq_models.bundle import from_bytes
-from fedmq_protocol.task import Task, initial_steps, to_parameters
+from fedmq_models.bundle import from_bytes, start_of
+from fedmq_protocol.task import Task, to_parameters
 
 __all__ = ["local_only", "pooled"]
 
@@ -62,9 +62,10 @@ def _train_and_evaluate(
         count, mean, m2 = statistics(own[0])
         spread = np.sqrt(m2 / count)
         scaler = Scaler(mean=mean.astype(np.float32), scale=np.where(spread > 1e-6, spread, 1.0).astype(np.float32))
-    engine = make_engine(task.model, bundle=from_bytes(bundle) if bundle else None)
+    opened = from_bytes(bundle) if bundle else None
+    engine = make_engine(task.model, bundle=opened)
     rng = np.random.default_rng((task.seed, stream))
-    flat = to_parameters(initial_steps(task.model, task.seed, task.grid_bits), task.grid_bits)
+    flat = to_parameters(start_of(task.model, task.seed, task.grid_bits, opened), task.grid_bits)
     x = scaler.apply(own[0])
     for _ in range(rounds):
         flat = flat + train(engine, flat, x, own[1], task.recipe, rng, lambda: True).delta

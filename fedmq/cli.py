@@ -613,15 +613,15 @@ def _gateway(arguments: argparse.Namespace) -> None:
 def _coordinator(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from fedmq_coordinator.settings import CoordinatorSettings
-    from fedmq_protocol.settings import document, load
+    from fedmq_protocol.settings import document
 
     if arguments.example:
         print(document(CoordinatorSettings), end="")
         return
-    settings = load(CoordinatorSettings, arguments.config, arguments.overrides)
-    _log(settings.log_level)
-    from fedmq.programs import build_coordinator
+    from fedmq.programs import build_coordinator, load_coordinator
 
+    settings = load_coordinator(arguments.config, arguments.overrides)
+    _log(settings.log_level)
     coordinator = build_coordinator(settings, new_lineage=arguments.new_lineage)
     _stop_on_signal(coordinator)
     coordinator.run()

@@ -8,15 +8,17 @@ with. Refuses to know where the data came from.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from fedmq_coordinator.density import densities
 from fedmq_coordinator.settings import CodecSettings, RecipeSettings, RoundSettings, TaskSettings, WindowingSettings
 from fedmq_edge_node.samples import RAW, feature_count
-from fedmq_models.bundle import Manifest, from_bytes
-from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
+from fedmq_models.bundle import Bundle, Manifest, from_bytes, start_of
+from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, model_digest, short
 
 __all__ = [
     "CODECS",
@@ -24,7 +26,8 @@ __all__ = [
     "RECIPES",
     "SERVER_MOMENTUM",
     "Kind",
-    "own_recipe",
+    "advice",
+    "bundle_windowing",
     "raw_windowing",
     "round_settings",
     "task_of",
@@ -81,6 +84,7 @@ def task_settings(
     hidden: tuple[int, ...] | None = None,
     classes: tuple[str, ...],
     bundle: Path | None = None,
+    manifest: Manifest | None = None,
     windowing: WindowingSettings | None = None,
     codec: str = "sparse",
     dial: float | None = None,
@@ -90,7 +94,10 @@ def task_settings(
     momentum: float | None = None,
     batch_size: int | None = None,
 ) -> TaskSettings:
-    """The settings that an engineer would write. Raises ValueError for a codec without a name, SettingsError else."""
+    """The settings that an engineer would write; with a bundle's `manifest`, by its author's advice.
+
+    Raises ValueError for a codec without a name, SettingsError else.
+    """
     if codec not in CODECS:
         raise ValueError(f"codec: expected {', '.join(CODECS)}, got {codec!r}")
     wishes: dict[str, Any] = {
@@ -101,6 +108,12 @@ def task_settings(
     }
     given = {name: value for name, value in wishes.items() if value is not None}
     own = KIND_CODECS.get(kind, CODECS[codec]) if codec == "sparse" and dial is None else CODECS[codec]
+    recipe = RECIPES.get(kind, RecipeSettings())
+    if manifest is not None:
+        advised = advice(manifest)
+        recipe = replace(recipe, **advised["recipe"])
+        if codec == "sparse" and dial is None:
+            own = replace(own, **advised["codec"])
     return TaskSettings(
         name=name,
         kind=kind,
@@ -109,14 +122,30 @@ def task_settings(
         classes=() if kind in ("autoencoder", "regressor") else classes,
         seed=seed,
         windowing=windowing or WindowingSettings(),
-        recipe=replace(RECIPES.get(kind, RecipeSettings()), **given),
+        recipe=replace(recipe, **given),
         codec=own if dial is None else replace(own, dial=dial),
     )
 
 
-def own_recipe(manifest: Manifest) -> dict[str, Any]:
-    """What a bundle wishes for its training, as `task_settings` takes it."""
-    return {name: getattr(manifest, name) for name in ("learning_rate", "momentum", "local_epochs")}
+def advice(manifest: Manifest) -> dict[str, Any]:
+    """What a bundle's author recommends, as the keys of the coordinator's `[task]` and its tables."""
+    windowing = {} if manifest.windowing is None else msgspec.structs.asdict(manifest.windowing)
+    coding = {key: value for key, value in msgspec.structs.asdict(manifest.coding).items() if value is not None}
+    wished: dict[str, Any] = {} if manifest.min_windows is None else {"min_windows": manifest.min_windows}
+    return wished | {
+        "windowing": windowing,
+        "recipe": msgspec.structs.asdict(manifest.recipe),
+        "codec": coding,
+    }
+
+
+def bundle_windowing(manifest: Manifest, windowing: WindowingSettings) -> WindowingSettings:
+    """As a bundle's author has it, on these recordings; by default as many raw samples as its model takes."""
+    wished = manifest.windowing
+    if wished is None:
+        return raw_windowing(windowing, math.prod(manifest.inputs))
+    cut = {name: getattr(wished, name) for name in ("samples", "hop", "features", "channels", "scaling")}
+    return replace(windowing, **cut, remaining_most=wished.remaining_most or windowing.remaining_most)
 
 
 def raw_windowing(windowing: WindowingSettings, inputs: int | None = None) -> WindowingSettings:
@@ -163,9 +192,12 @@ def task_of(
         scaling=windowing.scaling,
         remaining_most=windowing.remaining_most,
     )
-    inputs = feature_count(windows)
-    if settings.kind == "graph":
-        model, batch_size = _bundled(settings, bundle, inputs)
+    opened = from_bytes(bundle) if settings.kind == "graph" else None
+    prepared = None if opened is None or opened.prepare is None else math.prod(opened.manifest.inputs)
+    inputs = feature_count(windows, prepared)
+    if opened is not None:
+        model = _bundled(settings, opened, bundle, inputs)
+        batch_size = opened.manifest.batch
     else:
         outputs = {"autoencoder": inputs, "regressor": 1}.get(settings.kind, len(settings.classes))
         model, batch_size = ModelSpec(kind=settings.kind, sizes=(inputs, *settings.hidden, outputs)), recipe.batch_size
@@ -209,7 +241,7 @@ def task_of(
         down=down,
         grid_bits=grid_bits,
         seed=settings.seed,
-        initial=short(model_digest(initial_steps(model, settings.seed, grid_bits))),
+        initial=short(model_digest(start_of(model, settings.seed, grid_bits, opened))),
         min_windows=settings.min_windows,
         max_norm=max_norm,
         held_out_reports=held_out_reports,
@@ -219,9 +251,8 @@ def task_of(
     )
 
 
-def _bundled(settings: TaskSettings, data: bytes, inputs: int) -> tuple[ModelSpec, int]:
-    """The model, and the batch that its graphs are made for."""
-    bundle = from_bytes(data)
+def _bundled(settings: TaskSettings, bundle: Bundle, data: bytes, inputs: int) -> ModelSpec:
+    """The model as the task names it; `data` is the bundle's file."""
     model = bundle.model(hashlib.sha256(data).digest(), len(data))
     if model.sizes[0] != inputs:
         raise ValueError(
@@ -230,4 +261,4 @@ def _bundled(settings: TaskSettings, data: bytes, inputs: int) -> tuple[ModelSpe
         )
     if model.objective == "classify" and model.sizes[1] != len(settings.classes):
         raise ValueError(f"task.bundle: expected a model of {len(settings.classes)} classes, got {model.sizes[1]}")
-    return model, bundle.manifest.batch
+    return model

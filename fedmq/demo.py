@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import signal
 import subprocess
@@ -32,13 +31,13 @@ from fedmq_coordinator.settings import PersonalSettings
 from fedmq_coordinator.tasks import Wish
 from fedmq_edge_node.memory import Memory
 from fedmq_edge_node.personal import score, scorer
-from fedmq_edge_node.runtimes import make_engine
+from fedmq_edge_node.runtimes import make_engine, make_preparation
 from fedmq_edge_node.samples import UNLABELLED, load, load_test
 from fedmq_models.bundle import from_bytes
 
 from fedmq.baselines import local_only, pooled
 from fedmq.data import UNSEEN_FOLDER, Fleet, Split, by_sensor, cmapss, cwru, digits, gearbox, lay_out, own_folder
-from fedmq.defaults import Kind, own_recipe, raw_windowing, round_settings, task_settings
+from fedmq.defaults import Kind, bundle_windowing, raw_windowing, round_settings, task_settings
 from fedmq.programs import ledger_path, load_task, read_bundle
 from fedmq.showing import Screen
 from fedmq.simulator import simulate_fleet
@@ -172,8 +171,8 @@ def open_fleet(options: DemoOptions) -> Fleet:
     if options.channels is not None:
         fleet = replace(fleet, windowing=replace(fleet.windowing, channels=options.channels))
     if options.bundle is not None:
-        inputs = math.prod(from_bytes(read_bundle(options.bundle)).manifest.inputs)
-        fleet = replace(fleet, windowing=raw_windowing(fleet.windowing, inputs))
+        manifest = from_bytes(read_bundle(options.bundle)).manifest
+        fleet = replace(fleet, windowing=bundle_windowing(manifest, fleet.windowing))
     elif options.model == "cnn1d":
         fleet = replace(fleet, windowing=raw_windowing(fleet.windowing))
     wishes: dict[str, Any] = {
@@ -340,20 +339,18 @@ class _Plant:
 
     def _task(self) -> dict[str, Any]:
         options = self.options
-        own = {} if options.bundle is None else own_recipe(from_bytes(read_bundle(options.bundle)).manifest)
-        if options.local_epochs is not None:
-            own["local_epochs"] = options.local_epochs
         settings = task_settings(
             name=self.fleet.name,
             kind=self._kind,
             bundle=options.bundle,
+            manifest=None if options.bundle is None else from_bytes(read_bundle(options.bundle)).manifest,
             hidden=options.hidden,
             classes=self.fleet.classes,
             windowing=self.fleet.windowing,
             codec=options.codec,
             dial=options.dial,
             seed=options.seed,
-            **own,
+            local_epochs=options.local_epochs,
         )
         table = asdict(settings)
         if options.bundle is not None:
@@ -535,8 +532,14 @@ def _baselines(plant: _Plant, fleet: Fleet, folders: dict[str, Path], rounds: in
     with screen.busy(
         "baselines: each gateway alone, then all data pooled (this breaks no rule: it is only to compare)"
     ):
-        test = load_test(folders["test"], task.windowing, task.classes, task.anomaly_label)
-        own = [load(folders[g.name], task.windowing, task.classes, task.anomaly_label) for g in fleet.gateways]
+        cut = (
+            task.windowing,
+            task.classes,
+            task.anomaly_label,
+            make_preparation(from_bytes(bundle)) if bundle else None,
+        )
+        test = load_test(folders["test"], *cut)
+        own = [load(folders[g.name], *cut) for g in fleet.gateways]
         alone = local_only(own, task, rounds, test, bundle)
         together = pooled(own, task, rounds, test, bundle)
     return {

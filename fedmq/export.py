@@ -195,21 +195,30 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _graph(source: Source, *, scaling: bool = True) -> Graph:
-    """For one window of unscaled features, or without `scaling` of scaled ones."""
+    """For one window of unscaled features, or of raw samples where the model's bundle makes its features. Without
+    `scaling` for one of scaled features."""
     from fedmq_models.builtin import infer_graph
     from fedmq_models.bundle import from_bytes
-    from fedmq_models.standalone import standalone
+    from fedmq_models.standalone import chained, standalone
 
-    model, scaler = source.task.model, source.scaler
+    model, scaler, prepare = source.task.model, source.scaler, None
     if model.kind != "graph":
         infer = infer_graph(model, 1)
     elif source.bundle is not None:
-        infer = from_bytes(source.bundle).infer_one
+        bundle = from_bytes(source.bundle)
+        infer, prepare = bundle.infer_one, bundle.prepare
     else:
         raise ValueError(f"{source.title}: the bundle of its model is not in the ledger")
-    if scaler is None or not scaling:
+    if not scaling:
         return standalone(infer, source.flat)
-    return standalone(infer, source.flat, scaler.mean, scaler.scale)
+    graph = standalone(infer, source.flat, *(() if scaler is None else (scaler.mean, scaler.scale)))
+    return graph if prepare is None else chained(prepare, graph)
+
+
+def _takes(graph: Graph, source: Source) -> str:
+    raw = source.task.windowing.features in ("raw", "bundle")
+    what = "raw samples, row after row, channels side by side" if raw else "unscaled features as a gateway makes them"
+    return f"takes {graph.inputs[0][0]} {graph.inputs[0][1]}, {what}"
 
 
 def _onnx(source: Source, target: Path, arguments: argparse.Namespace) -> Iterable[str]:
@@ -217,7 +226,7 @@ def _onnx(source: Source, target: Path, arguments: argparse.Namespace) -> Iterab
 
     graph = _graph(source)
     target.write_bytes(to_onnx(graph, output_names=("out",), name=source.task.name))
-    return [f"takes {graph.inputs[0][0]} {graph.inputs[0][1]}, unscaled features as a gateway makes them"]
+    return [_takes(graph, source)]
 
 
 def _tflite(source: Source, target: Path, arguments: argparse.Namespace) -> Iterable[str]:
@@ -225,7 +234,7 @@ def _tflite(source: Source, target: Path, arguments: argparse.Namespace) -> Iter
 
     graph = _graph(source)
     target.write_bytes(to_tflite(graph, output_names=("out",)))
-    return [f"takes {graph.inputs[0][0]} {graph.inputs[0][1]}, unscaled features as a gateway makes them"]
+    return [_takes(graph, source)]
 
 
 # -- TFLite in integers -------------------------------------------------------------------------------------------

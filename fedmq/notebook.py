@@ -16,15 +16,15 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from fedmq_coordinator import report as savings
 from fedmq_coordinator.report import Report, RoundMetrics, metrics_by_round, size, to_csv
 from fedmq_coordinator.service import Coordinator
 from fedmq_coordinator.settings import RoundSettings, TaskSettings, WindowingSettings
-from fedmq_edge_node.runtimes import Engine, make_engine
-from fedmq_edge_node.samples import RAW, Scaler, Targets, load_test
+from fedmq_edge_node.runtimes import Engine, make_engine, make_preparation
+from fedmq_edge_node.samples import PREPARED, RAW, Preparation, Scaler, Targets, load_test
 from fedmq_edge_node.work import read_scaler
 from fedmq_models.bundle import Bundle, Manifest, from_bytes, to_bytes
 from fedmq_protocol.task import Task
@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedmq.arrays import ArrayError, ArraySource, Given, classes_in, features_of, life_in, shape_of, windows_of
 from fedmq.data import TEST_FOLDER, Fleet, lay_out
-from fedmq.defaults import HIDDEN, Kind, own_recipe, raw_windowing, round_settings, task_of, task_settings
+from fedmq.defaults import HIDDEN, Kind, bundle_windowing, raw_windowing, round_settings, task_of, task_settings
 from fedmq.programs import metric_name_of, read_bundle, scorer
 from fedmq.simulate.faults import COORDINATOR
 from fedmq.simulate.fleet import LoadedFolder, Source, ledger_of, parameters_of
@@ -57,6 +57,15 @@ class RunError(ValueError):
     """A run that did not come to its end: what ended, and why."""
 
 
+class _Taking(NamedTuple):
+    """What a bundle says of windows; nothing of a built-in model."""
+
+    inputs: tuple[int, ...] | None = None
+    """The shape in which the model takes them."""
+    preparation: Preparation | None = None
+    """What makes its inputs of raw windows."""
+
+
 @dataclass(frozen=True, kw_only=True, repr=False, eq=False)
 class Result:
     """What a run came to. In a notebook it shows itself as a table."""
@@ -71,7 +80,7 @@ class Result:
     """What `fedmq report` shows: bytes by gateway, and against dense float32."""
     _scaler: Scaler
     _engine: Engine
-    _inputs: tuple[int, ...] | None
+    _taking: _Taking
 
     @property
     def metric(self) -> float | None:
@@ -82,7 +91,7 @@ class Result:
     def predict(self, x: ArrayLike) -> Floats:
         """What the last version gives for windows `(n, …)`: probabilities `(n, classes)`, the reconstruction
         `(n, inputs)` of scaled features, or the life left `(n, 1)` in samples. Raises ArrayError."""
-        features = features_of(windows_of("predict", x), self.task.windowing, self._inputs)
+        features = features_of(windows_of("predict", x), self.task.windowing, *self._taking)
         out = self._engine.infer(self.parameters, self._scaler.apply(features))
         return out * np.float32(self.task.windowing.remaining_most) if self.task.objective == "regress" else out
 
@@ -214,7 +223,7 @@ def _settings(
         raise ValueError(f"task: expected {known}, got {type(task).__name__}; fedmq.build makes a bundle of a module")
     manifest = from_bytes(bundle).manifest
     # The file is not read again: settings only say that there is one.
-    own = {"name": manifest.name, "bundle": Path(f"{manifest.name}.fedmq")} | own_recipe(manifest)
+    own = {"name": manifest.name, "bundle": Path(f"{manifest.name}.fedmq"), "manifest": manifest}
     return data.settings("graph", manifest, classes, own | wishes), bundle
 
 
@@ -224,13 +233,16 @@ def _play(
     _check(settings, rounds, len(data.names))
     task = task_of(settings, rounds, held_out_reports=not data.has_test, bundle=bundle)
     brought = from_bytes(bundle) if bundle else None
-    inputs = None if brought is None else brought.manifest.inputs
-    sources = data.sources(task, inputs)
-    _check_windows(task, rounds, sources)
+    taking = _Taking()
+    if brought is not None:
+        preparation = make_preparation(brought, engine)
+        taking = _Taking(brought.manifest.inputs if preparation is None else None, preparation)
+    sources = data.sources(task, taking)
+    _check_windows(task, rounds, sources, taking)
     # One for all: an engine remembers nothing from one call to the next.
     runs = make_engine(task.model, engine, brought)
     evaluate, metric_name = None, metric_name_of(task)
-    test = data.test(task, inputs)
+    test = data.test(task, taking)
     if test is not None:
         evaluate, metric_name = scorer(task, runs, *test)
     scenario = Scenario(
@@ -269,7 +281,7 @@ def _play(
         report=report,
         _scaler=read_scaler(scaler, task),
         _engine=runs,
-        _inputs=inputs,
+        _taking=taking,
     )
 
 
@@ -290,10 +302,10 @@ def _check(settings: TaskSettings, rounds: RoundSettings, gateways: int) -> None
         raise ValueError(f"{key}: {text}")
 
 
-def _check_windows(task: Task, rounds: RoundSettings, sources: Mapping[str, Source]) -> None:
+def _check_windows(task: Task, rounds: RoundSettings, sources: Mapping[str, Source], taking: _Taking) -> None:
     """Raises ValueError where so many gateways would decline that no round could have its quorum."""
     counts = {
-        name: source.load(task.windowing, task.classes, task.anomaly_label).train_windows
+        name: source.load(task.windowing, task.classes, task.anomaly_label, taking.preparation).train_windows
         for name, source in sources.items()
     }
     few = [name for name, count in counts.items() if count < task.min_windows]
@@ -345,10 +357,10 @@ class _Data(Protocol):
     ) -> TaskSettings:
         """Of a task that suits these data."""
 
-    def sources(self, task: Task, inputs: tuple[int, ...] | None) -> Mapping[str, Source]:
-        """By gateway. `inputs` is the shape of a window as a bundle has it."""
+    def sources(self, task: Task, taking: _Taking) -> Mapping[str, Source]:
+        """By gateway."""
 
-    def test(self, task: Task, inputs: tuple[int, ...] | None) -> tuple[Floats, Targets] | None: ...
+    def test(self, task: Task, taking: _Taking) -> tuple[Floats, Targets] | None: ...
 
 
 class _Windows:
@@ -391,6 +403,8 @@ class _Windows:
             held_out=0.0 if self.has_test else WindowingSettings().held_out,
             remaining_most=life_in(self._gateways.values()) if objective == "regress" else 0.0,
         )
+        if manifest is not None and manifest.windowing is not None and manifest.windowing.features == PREPARED:
+            windowing = replace(bundle_windowing(manifest, windowing), hop=manifest.windowing.samples)
         return task_settings(
             **{
                 "kind": kind,
@@ -411,13 +425,13 @@ class _Windows:
             f" ({', '.join(found[:20])}): name all in their order with classes="
         )
 
-    def sources(self, task: Task, inputs: tuple[int, ...] | None) -> Mapping[str, Source]:
-        return {name: ArraySource(arrays, task, inputs) for name, arrays in self._gateways.items()}
+    def sources(self, task: Task, taking: _Taking) -> Mapping[str, Source]:
+        return {name: ArraySource(arrays, task, *taking) for name, arrays in self._gateways.items()}
 
-    def test(self, task: Task, inputs: tuple[int, ...] | None) -> tuple[Floats, Targets] | None:
+    def test(self, task: Task, taking: _Taking) -> tuple[Floats, Targets] | None:
         if self._test is None:
             return None
-        source = ArraySource(self._test, task, inputs)
+        source = ArraySource(self._test, task, *taking)
         return source.x, source.y
 
 
@@ -446,16 +460,18 @@ class _Recordings:
             raise ValueError("classes: expected none beside a Fleet, which brings its own")
         windowing = self._fleet.windowing
         if manifest is not None:
-            windowing = raw_windowing(windowing, math.prod(manifest.inputs))
+            windowing = bundle_windowing(manifest, windowing)
         elif kind == "cnn1d":
             windowing = raw_windowing(windowing)
         own = {"kind": kind, "name": self._fleet.name, "classes": self._fleet.classes, "windowing": windowing}
         return task_settings(**(wishes | own))
 
-    def sources(self, task: Task, inputs: tuple[int, ...] | None) -> Mapping[str, Source]:
+    def sources(self, task: Task, taking: _Taking) -> Mapping[str, Source]:
         return {name: LoadedFolder(self._folders[name]) for name in self.names}
 
-    def test(self, task: Task, inputs: tuple[int, ...] | None) -> tuple[Floats, Targets] | None:
+    def test(self, task: Task, taking: _Taking) -> tuple[Floats, Targets] | None:
         if not self.has_test:
             return None
-        return load_test(self._folders[TEST_FOLDER], task.windowing, task.classes, task.anomaly_label)
+        return load_test(
+            self._folders[TEST_FOLDER], task.windowing, task.classes, task.anomaly_label, taking.preparation
+        )

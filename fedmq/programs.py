@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from fedmq_protocol.session import Connection, MqttSession
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from fedmq_coordinator.ledger import Book, Ledger
     from fedmq_coordinator.run import Score
     from fedmq_coordinator.service import Coordinator, TaskPlan
-    from fedmq_coordinator.settings import CoordinatorSettings, PersonalSettings, RoundSettings, TaskSettings
+    from fedmq_coordinator.settings import (
+        CoordinatorSettings,
+        MoreTaskSettings,
+        PersonalSettings,
+        RoundSettings,
+        TaskSettings,
+    )
     from fedmq_edge_node.runtimes import Engine
     from fedmq_edge_node.samples import Targets
     from fedmq_edge_node.service import Gateway
@@ -39,6 +45,7 @@ __all__ = [
     "crash_point",
     "evaluator",
     "ledger_path",
+    "load_coordinator",
     "load_task",
     "metric_name_of",
     "open_ledger",
@@ -75,7 +82,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
     from fedmq_edge_node.folder import Folder
     from fedmq_edge_node.memory import Memory
     from fedmq_edge_node.proving import prover
-    from fedmq_edge_node.runtimes import available_engines, make_engine, unknown_engine
+    from fedmq_edge_node.runtimes import available_engines, make_engine, make_preparation, unknown_engine
     from fedmq_edge_node.service import CRASH_POINTS, Gateway, will
     from fedmq_edge_node.vitals import FileVitals, Reader, VitalsReader, lower_priority
 
@@ -108,6 +115,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         look_every_seconds=settings.look_every_seconds,
         tags=settings.tags,
         engine=lambda task, bundle: make_engine(task.model, settings.engine, bundle),
+        preparation=lambda bundle: make_preparation(bundle, settings.engine),
         prove=prover(settings.engine),
         engines=available_engines() if settings.engine == "auto" else (settings.engine,),
         crash_point=crash_point(CRASH_POINTS),
@@ -155,6 +163,31 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Of glibc's malloc.h."""
 
 
+def load_coordinator(path: Path | None, overrides: Sequence[str] = ()) -> CoordinatorSettings:
+    """Settings of a coordinator. Where they say nothing of a task's windowing, recipe or codec, its bundle's author
+    does. Raises SettingsError, and ValueError for a bundle that is none."""
+    from fedmq_coordinator.settings import CoordinatorSettings
+
+    settings = load(CoordinatorSettings, path, overrides)
+    return settings if settings.task.bundle is None else load(CoordinatorSettings, path, overrides, _below(settings))
+
+
+def _load_more(path: Path) -> MoreTaskSettings:
+    from fedmq_coordinator.settings import MoreTaskSettings
+
+    settings = load(MoreTaskSettings, path)
+    return settings if settings.task.bundle is None else load(MoreTaskSettings, path, (), _below(settings))
+
+
+def _below(settings: CoordinatorSettings | MoreTaskSettings) -> dict[str, Any]:
+    from fedmq_models.bundle import from_bytes
+
+    from fedmq.defaults import advice
+
+    assert settings.task.bundle is not None  # whoever calls has looked
+    return {"task": advice(from_bytes(read_bundle(settings.task.bundle)).manifest)}
+
+
 def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = False) -> Coordinator:
     """A coordinator, not running yet. Raises ValueError for a ledger, a model or test data that cannot be used, and
     for a folder that another one works in."""
@@ -184,9 +217,7 @@ def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = Fals
 
 def task_plans(settings: CoordinatorSettings) -> list[TaskPlan]:
     """The task of the settings, and those of the files that they name. Raises SettingsError, SampleError."""
-    from fedmq_coordinator.settings import MoreTaskSettings
-
-    more = [load(MoreTaskSettings, Path(file)) for file in settings.more_tasks]
+    more = [_load_more(Path(file)) for file in settings.more_tasks]
     parts = [(settings.task, settings.rounds, settings.test_data, settings.personal)]
     parts += [(part.task, part.rounds, part.test_data, part.personal) for part in more]
     mistakes = [
@@ -279,12 +310,14 @@ def evaluator(
     task: Task, directory: Path, bundle: bytes = b""
 ) -> tuple[Callable[[NDArray[np.float32], bytes | None], Score], str]:
     """Scores a model on a folder of recordings, cut into windows once; and the name of the metric."""
-    from fedmq_edge_node.runtimes import make_engine
+    from fedmq_edge_node.runtimes import make_engine, make_preparation
     from fedmq_edge_node.samples import load_test
     from fedmq_models.bundle import from_bytes
 
-    x, y = load_test(directory, task.windowing, task.classes, task.anomaly_label)
-    return scorer(task, make_engine(task.model, bundle=from_bytes(bundle) if bundle else None), x, y)
+    opened = from_bytes(bundle) if bundle else None
+    preparation = None if opened is None else make_preparation(opened)
+    x, y = load_test(directory, task.windowing, task.classes, task.anomaly_label, preparation)
+    return scorer(task, make_engine(task.model, bundle=opened), x, y)
 
 
 def scorer(

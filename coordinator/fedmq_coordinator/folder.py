@@ -162,7 +162,7 @@ def _go_on(ledger: Ledger, models: ModelStore, name: str, federation: str, now: 
     if newest is None:
         raise LedgerError(f"task {name!r} of the backup has no version: take another backup")
     try:
-        line = Lineage(federation, task, book, models, now=now)
+        line = Lineage(federation, task, book, models, now=now, bundle=book.get("bundle"))
     except ModelError as error:
         raise ModelError(f"the backup lacks a model of task {name!r}: {error}") from error
     if line.version == 0:

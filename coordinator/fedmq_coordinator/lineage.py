@@ -2,8 +2,8 @@
 
 Owns the integer model in force, the scaler, the server's optimiser and its residual, and how dense the next round is.
 A version is made by `apply` in the ledger's running transaction, after its file is on disk; the service commits.
-Another task, or an order to learn afresh, starts another lineage from the seed, and gateways then forget their
-residuals.
+Another task, or an order to learn afresh, starts another lineage from version 0, which the task's seed draws or its
+bundle holds, and gateways then forget their residuals.
 
 Refuses to know gateways, rounds in progress and messages under way.
 """
@@ -14,7 +14,8 @@ import logging
 
 import numpy as np
 from fedmq_compression.pipeline import CodecSpec, Contexts, Decoded, decode, decode_integers, encode_integers
-from fedmq_protocol.task import UPLINK_STEP, Codec, Task, initial_steps, model_digest, short, to_parameters
+from fedmq_models.bundle import from_bytes, start_of
+from fedmq_protocol.task import UPLINK_STEP, Codec, Task, model_digest, short, to_parameters
 from numpy.typing import NDArray
 
 from fedmq_coordinator import scaling
@@ -38,11 +39,20 @@ LONGEST_CHAIN = 500
 class Lineage:
     """The line in force of one federation and task; restored from the ledger, or started there.
 
-    Raises LedgerError for a ledger of another federation or one that lacks something, ModelError for a damaged file.
+    `bundle` is that of a `graph`. Raises LedgerError for a ledger of another federation or one that lacks something,
+    ModelError for a damaged file, BundleError for a bundle that cannot be used.
     """
 
     def __init__(
-        self, federation: str, task: Task, ledger: Book, models: ModelStore, *, now: float, start_new: bool = False
+        self,
+        federation: str,
+        task: Task,
+        ledger: Book,
+        models: ModelStore,
+        *,
+        now: float,
+        start_new: bool = False,
+        bundle: bytes | None = None,
     ) -> None:
         self.task = task
         self._ledger = ledger
@@ -50,7 +60,9 @@ class Lineage:
         self._course = Course(sparse=task.sparse_levels, highest=task.levels)
         self.level = 0
         """Of the version in force: its delta was coded at it, and updates that start from it are."""
-        self.initial = initial_steps(task.model, task.seed, task.grid_bits)
+        opened = from_bytes(bundle) if bundle else None
+        self.initial = start_of(task.model, task.seed, task.grid_bits, opened)
+        """Version 0 of every lineage of the task."""
         self._ranked: dict[bytes, Contexts] = {}
         """What the past of a version tells, by its digest, the one used last at the end."""
         self.scaler: bytes | None = None
@@ -78,7 +90,7 @@ class Lineage:
         self.version, self.steps, self.level = 0, self.initial, 0
         self.digest = model_digest(self.steps)
         if short(self.digest) != self.task.initial:
-            raise ValueError("the task's initial digest is not that of its seed: build the task again")
+            raise ValueError("the task's initial digest is not that of its seed or bundle: build the task again")
         self._server = ServerState.start(self.task.model.parameters)
         self._models.save(self.number, 0, self.steps)
         self._ledger.put("lineage", str(self.number).encode())
@@ -94,27 +106,27 @@ class Lineage:
         log.info("started lineage %d: %d parameters", self.number, self.task.model.parameters)
 
     def start_afresh(self, now: float) -> None:
-        """Another lineage from the seed, in the running transaction."""
+        """Another lineage from version 0, in the running transaction."""
         self._start(now)
 
     def go_back(self, lineage: int, number: int, now: float) -> None:
         """Another lineage, whose version 1 is this older version, in the running transaction; the scaler stays.
 
-        Version 0 is the seed as ever, and version 1 has no delta: whoever is at 0 asks, and gets a keyframe. Raises
+        Version 0 is what it ever was, and version 1 has no delta: whoever is at 0 asks, and gets a keyframe. Raises
         ModelError, before anything is changed, for a version that cannot be had any more.
         """
         steps, scaler = self.model(lineage, number), self.scaler
         came_from = self._ledger.version(lineage, number)
         assert came_from is not None  # its model was found by it
         self._start(now)
-        seed = self.digest
+        first = self.digest
         self.version, self.steps, self.level = 1, steps, came_from.level
         self.digest = model_digest(steps)
         self._models.save(self.number, 1, steps)
         if scaler is not None:
             self.scaler = scaler
             self._ledger.put("scaler", scaler)
-        self._save_version(parent=seed, round_id=None, delta=b"", steps=encode_integers(steps - self.initial), now=now)
+        self._save_version(parent=first, round_id=None, delta=b"", steps=encode_integers(steps - self.initial), now=now)
         log.info("lineage %d goes on from version %d of lineage %d", self.number, number, lineage)
 
     def model(self, lineage: int, number: int) -> NDArray[np.int32]:
@@ -235,7 +247,7 @@ class Lineage:
         )
 
     def keyframe(self, number: int) -> bytes:
-        """A version of this line, as its difference to the seeded start. Raises ModelError."""
+        """A version of this line, as its difference to version 0. Raises ModelError."""
         return encode_integers(self.model(self.number, number) - self.initial)
 
     def digest_of(self, number: int) -> bytes:

@@ -119,6 +119,10 @@ class TaskPlan:
     """What gateways make of a released version for themselves."""
 
 
+MOST_BUNDLE_GATHER_SECONDS = 2.0
+"""Who asks for chunks and gets none asks again, a few times, and then gives up for a minute."""
+
+
 class Job:
     """One task that goes on: its line of versions, its rounds and the answers to them, and who waits for a model."""
 
@@ -149,11 +153,16 @@ class Job:
         self.book.put("task_body", msgspec.msgpack.encode(plan.task))
         if plan.bundle and self.book.get("bundle") != plan.bundle:
             self.book.put("bundle", plan.bundle)
-        self.line = Lineage(federation, plan.task, self.book, models, now=now, start_new=new_lineage)
+        self.line = Lineage(
+            federation, plan.task, self.book, models, now=now, start_new=new_lineage, bundle=plan.bundle
+        )
         self.members = Members(roster, windowing=plan.task.windowing, tags=frozenset(plan.rounds.tags))
         self._askers: dict[int, set[str]] = {}
         self._wanted: dict[int, set[str]] = {}
         self.asked_at: float | None = None
+        self._fetching: dict[str, set[int]] = {}
+        """Chunks of the bundle that gateways have asked for."""
+        self._fetched_at: float | None = None
         self._sent: dict[bytes, bytes] = {}
         """Released versions that were sent lately, by the first bytes of their digest: chunks may be missing."""
         self._begin(now)
@@ -236,11 +245,14 @@ class Job:
             wait = min(wait, self.run.opens_at - now)
         if self.asked_at is not None:
             wait = min(wait, self.asked_at + self._limits.catch_up_gather_seconds - now)
+        if self._fetched_at is not None:
+            wait = min(wait, self._fetched_at + self._bundle_gather_seconds - now)
         return wait
 
     def proceed(self, now: float) -> None:
         """What is due."""
         self._answer_askers(now)
+        self._send_bundle(now)
         self.intake.ask_for_chunks(now)
         self.run.proceed(now)
         self.intake.tell_accepted(now)
@@ -346,13 +358,31 @@ class Job:
             )
         )
 
-    def on_ask_chunks(self, name: str, ask: AskChunks) -> bool:
+    @property
+    def _bundle_gather_seconds(self) -> float:
+        return min(self._limits.catch_up_gather_seconds, MOST_BUNDLE_GATHER_SECONDS)
+
+    def _send_bundle(self, now: float) -> None:
+        """Chunks of the bundle, each once for all who asked for it within a short while."""
+        if self._fetched_at is None or now < self._fetched_at + self._bundle_gather_seconds:
+            return
+        fetching, self._fetching, self._fetched_at = self._fetching, {}, None
+        bundle = self.plan.bundle
+        for chunk in chunks(bundle, refer(bundle, BUNDLE_CHUNK_BYTES), sorted(set().union(*fetching.values()))):
+            lacking = [name for name, missing in fetching.items() if chunk.index in missing]
+            if len(lacking) == 1:
+                self._outbox.command(lacking[0], Channel.CHUNK, chunk)
+            else:
+                self._outbox.broadcast(Channel.MODEL, chunk)
+
+    def on_ask_chunks(self, name: str, ask: AskChunks, now: float) -> bool:
         """Chunks of the bundle, of the newest delta, or of a catch-up that can be made again; False where it is none of
         this job."""
         bundle = self.plan.bundle
         if bundle and ask.transfer == short(self.plan.task.model.bundle):
-            for chunk in chunks(bundle, refer(bundle, BUNDLE_CHUNK_BYTES), ask.missing):
-                self._outbox.command(name, Channel.CHUNK, chunk)
+            self._fetching.setdefault(name, set()).update(ask.missing)
+            if self._fetched_at is None:
+                self._fetched_at = now
             return True
         for blob in filter(None, [self.line.newest_delta, self.line.route(-1).body, self._sent.get(ask.transfer)]):
             ref = refer(blob, self._limits.chunk_bytes)
@@ -569,7 +599,7 @@ class Coordinator:
                 for job in self._of_lineage(message.lineage, gateway):
                     job.on_trial(gateway, message, now)
             case AskChunks():
-                if not any(job.on_ask_chunks(gateway, message) for job in self._jobs.values()):
+                if not any(job.on_ask_chunks(gateway, message, now) for job in self._jobs.values()):
                     log.info("%s asks for chunks of a transfer that is over", gateway)
             case Chunk():
                 for job in self._jobs.values():

@@ -72,7 +72,8 @@ class WindowingSettings(Table):
             max_length=32,
             description='Name of the feature set: "vibration-1" makes 22 features of each channel of a vibration;'
             ' "raw" takes the'
-            " samples of all channels as they are.",
+            ' samples of all channels as they are; "bundle" has features made by the graph that the task\'s bundle'
+            " brings.",
         ),
     ] = _WINDOWING.features
     held_out: Annotated[
@@ -249,7 +250,8 @@ class TaskSettings(Table):
         Path | None,
         Meta(
             examples=["my_model.fedmq"],
-            description='File that `fedmq task build` made, for kind = "graph". Gateways fetch it once.',
+            description='File that `fedmq task build` made, for kind = "graph". Gateways fetch it once. What its author'
+            " recommends holds for every key of this table and of those below it that is left out here.",
         ),
     ] = None
     hidden: Annotated[

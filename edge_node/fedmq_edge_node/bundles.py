@@ -2,7 +2,8 @@
 
 Owns when one is asked for, what is done with it before anything trusts it, and where it is kept. A bundle is taken when
 its digest is the task's, everything in it was checked, its manifest is what the task says of it, and `prove` has seen
-its graphs run. What was refused is not asked for again while this process lives: the same bytes come to the same end.
+its graphs run. What was refused, then or later, is not asked for again while this process lives: the same bytes come to
+the same end.
 Whatever a task had before goes on being used until then. Never waits: it is told of what came and of the time.
 """
 
@@ -54,13 +55,18 @@ class Shelf:
             try:
                 self._bundles[model.bundle] = _read(data, model)
             except BundleError as error:
-                self._refuse(model, error)
+                self.refuse(model, error)
                 return None
         return self._bundles[model.bundle]
 
     def refusal(self, model: ModelSpec) -> str | None:
         """Why it was refused; None where it was not."""
         return self._refused.get(model.bundle)
+
+    def refuse(self, model: ModelSpec, error: Exception) -> None:
+        """Nothing is trained with it any more; a version of it that is in service goes on."""
+        self._refused[model.bundle] = str(error)
+        log.error("bundle %s is refused: %s", model.bundle.hex()[:16], error)
 
     def fetch(self, model: ModelSpec, now: float, received: int, delay_seconds: float) -> None:
         """Ask for a bundle that is not at hand, after `delay_seconds`; one that is coming in already goes on."""
@@ -72,7 +78,7 @@ class Shelf:
                 model.bundle.hex(), model, ref, MAX_BUNDLE_BYTES, now=now, received=received, delay_seconds=delay
             )
         except TransferError as error:
-            self._refuse(model, error)
+            self.refuse(model, error)
 
     def add(self, chunk: Chunk, now: float, received: int) -> bool:
         """Take a piece; True where that decided about a bundle: it is at hand now, or refused."""
@@ -89,7 +95,7 @@ class Shelf:
                 bundle = _read(data, model)
                 self._prove(bundle)
             except BundleError as error:
-                self._refuse(model, error)
+                self.refuse(model, error)
                 continue
             self._put(_key(model), data)
             self._bundles[model.bundle] = bundle
@@ -122,10 +128,6 @@ class Shelf:
 
     def due_at(self) -> float:
         return min(self._coming.due_at(), default=float("inf"))
-
-    def _refuse(self, model: ModelSpec, error: Exception) -> None:
-        self._refused[model.bundle] = str(error)
-        log.error("bundle %s is refused: %s", model.bundle.hex()[:16], error)
 
 
 def _key(model: ModelSpec) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedmq_protocol.task import Windowing
 
-from fedmq_edge_node.samples import Samples, list_recordings, load, signal_lengths
+from fedmq_edge_node.samples import Preparation, Samples, list_recordings, load, signal_lengths
 
 __all__ = ["Folder"]
 
@@ -25,10 +25,15 @@ class Folder:
         """Samples of signal by label, from the recordings' heads: no task is needed to count them."""
         return signal_lengths(self._directory)
 
-    def load(self, windowing: Windowing, classes: tuple[str, ...], healthy: str) -> Samples:
-        """`healthy` is the label that an autoencoder trains on. Raises SampleError."""
+    def load(
+        self, windowing: Windowing, classes: tuple[str, ...], healthy: str, preparation: Preparation | None = None
+    ) -> Samples:
+        """`healthy` is the label that an autoencoder trains on; `preparation` makes the features of the set `bundle`.
+
+        Raises SampleError.
+        """
         self._seen = self._look()
-        return load(self._directory, windowing, classes, healthy)
+        return load(self._directory, windowing, classes, healthy, preparation)
 
     def changed(self) -> bool:
         """Whether a recording came, went or grew since the last `load`."""

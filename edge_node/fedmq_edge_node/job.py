@@ -50,7 +50,7 @@ from numpy.typing import NDArray
 from fedmq_edge_node import work
 from fedmq_edge_node.memory import GatewayState, InService, Personal, StateError
 from fedmq_edge_node.personal import Fitting, Scorer, describe, scorer, windows_mark
-from fedmq_edge_node.runtimes import Engine
+from fedmq_edge_node.runtimes import Engine, GraphStopped
 from fedmq_edge_node.samples import SampleError, Samples, statistics
 from fedmq_edge_node.transfers import Downloads, Upload
 
@@ -155,6 +155,15 @@ class Host(Protocol):
 
     def make_engine(self, task: Task) -> Engine: ...
 
+    def refuse(self, task: Task, error: Exception) -> None:
+        """Nobody trains with the task's bundle any more."""
+
+    def refuses(self, task: Task) -> bool: ...
+
+    def start_of(self, task: Task) -> NDArray[np.int32] | None:
+        """Version 0 `(P,) int32` where the task's bundle holds it; None: the seed draws it, or the bundle is not at
+        hand."""
+
     def shut_gate(self, windows: int, min_windows: int) -> Reason | None: ...
 
     def count_budget(self) -> None: ...
@@ -195,7 +204,8 @@ class Job:
 
     def __init__(self, host: Host, state: GatewayState) -> None:
         self._host = host
-        self._state = state
+        start = None if state.task is None else host.start_of(state.task)
+        self._state = state if start is None else replace(state, start=start)
         self._samples: Samples | None = None
         self._held: bytes | None = None
         """Mark of the held-out windows; None until they are cut."""
@@ -262,7 +272,7 @@ class Job:
 
     def adopt(self, assignment: Assignment) -> None:
         """Take the assignment's word, durably. Raises ModelMismatch, and then all is as it was."""
-        state = work.adopt(self._state, assignment)
+        state = work.adopt(self._state, assignment, self._start(assignment.task or self.task))
         if state.lineage != self._state.lineage:
             log.info("joined lineage %d with task %r", state.lineage, state.task.name if state.task else "")
             self._downloads = Downloads()
@@ -273,6 +283,11 @@ class Job:
         if state.pending is None:
             self._settled()
         self._save(state)
+
+    def _start(self, task: Task) -> NDArray[np.int32] | None:
+        start, known = self._host.start_of(task), self._state.start
+        # The same array where nothing is new: a state that is the same object is not written again.
+        return known if start is not None and known is not None and np.array_equal(start, known) else start
 
     def welcomed(self, assignment: Assignment, now: float, *, arrived: bool) -> None:
         """Go by an assignment that was adopted; `arrived`: it is the first since the connection stands."""
@@ -343,7 +358,7 @@ class Job:
         except work.ModelMismatch as error:
             log.info("must catch up: %s", error)
             if self._state.version >= plan.base:
-                # Our own history is not the coordinator's: only the seeded start is common ground.
+                # Our own history is not the coordinator's: only version 0 is common ground.
                 self._state = work.start_over(self._state)
             self._ask.model.start(now, self._host.jitter())
             return
@@ -566,7 +581,6 @@ class Job:
 
     def _train(self, plan: RoundPlan) -> None:
         assert self._samples is not None  # the gates saw to it
-        assert self._engine is not None
         host = self._host
         shut: list[Reason] = []
         looked_at = host.now()
@@ -590,13 +604,17 @@ class Job:
                 self._state,
                 plan,
                 self._samples,
-                self._engine,
+                self._engine_of(self.task),
                 gateway=host.name,
                 keep_going=keep_going,
                 now=host.now,
             )
         except StateError:
             raise
+        except GraphStopped as error:
+            host.refuse(self.task, error)
+            self._decline(plan, Reason.TASK)
+            return
         except ValueError as error:
             log.error("round %d: %s", plan.round_id, error)
             self._decline(plan, Reason.ERROR)
@@ -676,6 +694,8 @@ class Job:
 
     def _shut_gate(self, plan: RoundPlan) -> Reason | None:
         task = self.task
+        if self._host.refuses(task):
+            return Reason.TASK
         if plan.kind is RoundKind.TRAINING and self._state.scaler is None and task.windowing.scaling == "learnt":
             # The plan that carried the scaler was missed: the next welcome brings it.
             self._host.join_again(self._host.now(), 0.0)
@@ -684,7 +704,7 @@ class Job:
             self.load()
         except SampleError as error:
             log.error("%s", error)
-            return Reason.SAMPLES
+            return Reason.TASK if self._host.refuses(task) else Reason.SAMPLES
         windows = 0 if self._samples is None else len(self._samples.train_x)
         needed = task.min_windows
         if plan.kind is RoundKind.STATISTICS:
@@ -699,8 +719,6 @@ class Job:
 
     def load(self) -> None:
         """Cut windows where that has not been done yet. Raises SampleError."""
-        if self._engine is None:
-            self._engine = self._host.make_engine(self.task)
         if self._samples is not None:
             return
         self._samples = self._host.load(self.task)
@@ -731,7 +749,7 @@ class Job:
         if self._release is None or not self._is_release(message):
             return
         try:
-            steps = work.keyframe(self.task, message, body)
+            steps = work.keyframe(self._state, message, body)
         except work.ModelMismatch as error:
             log.warning("a released version cannot be read: %s", error)
             return
@@ -784,10 +802,12 @@ class Job:
         return self._scorer[2]
 
     def _engine_of(self, task: Task) -> Engine:
-        """Of the version in service, which may be another task's than the one in training."""
-        if self._engine is not None and task.model == self.task.model:
-            return self._engine
-        return self._host.make_engine(task)
+        """Of the task in training, or of the version in service, which may be another task's."""
+        if task.model != self.task.model:
+            return self._host.make_engine(task)
+        if self._engine is None:
+            self._engine = self._host.make_engine(task)
+        return self._engine
 
     def _heed_policy(self, policy: PersonalPolicy | None) -> None:
         if policy != self._policy:
@@ -856,6 +876,8 @@ class Job:
             raise
         except ValueError as error:
             log.error("a personal model of version %d cannot be made: %s", service.version, error)
+            if isinstance(error, GraphStopped):
+                self._host.refuse(service.task, error)
             if fitting is None:
                 self._policy = self._fitting = None  # until a welcome speaks of it again
                 return

@@ -116,6 +116,9 @@ class GatewayState:
     in_service: InService | None = None
     tried: Tried | None = None
     personal: Personal | None = None
+    start: NDArray[np.int32] | None = None
+    """`(P,) int32`, version 0, where the task's bundle holds it; it is not written beside the bundle. None: drawn from
+    the task's seed."""
 
 
 class _Service(msgspec.Struct, frozen=True, kw_only=True):
@@ -425,6 +428,7 @@ def _state_of(values: dict[str, bytes]) -> GatewayState:
     own = msgspec.msgpack.decode(values["personal"], type=_Personal | None)
     return GatewayState(
         **msgspec.msgpack.decode(values["numbers"], type=dict[str, int]),
+        start=None,
         task=msgspec.msgpack.decode(values["task"], type=Task | None),
         scaler=values["scaler"] or None,
         pending=msgspec.msgpack.decode(values["pending"], type=Pending | None),

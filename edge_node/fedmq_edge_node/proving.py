@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from fedmq_models.bundle import Bundle, BundleError, from_bytes, to_bytes
 
-from fedmq_edge_node.runtimes import make_engine
+from fedmq_edge_node.runtimes import make_engine, make_preparation
 
 __all__ = ["PROVING_SECONDS", "prover"]
 
@@ -45,7 +45,10 @@ def prover(engine: str, seconds: float = PROVING_SECONDS) -> Callable[[Bundle], 
 
 
 def run(bundle: Bundle, engine: str) -> None:
-    """One step and one window, on zeros. Raises ValueError where an output is not what it is to be."""
+    """One step and one window, on zeros, and a raw window where the bundle prepares them.
+
+    Raises ValueError where an output is not what it is to be.
+    """
     manifest = bundle.manifest
     model = bundle.model(bytes(32), 1)
     runs = make_engine(model, engine, bundle)
@@ -57,6 +60,10 @@ def run(bundle: Bundle, engine: str) -> None:
         gradient, _ = runs.loss_grad(flat, x, x[:, 0], x[:, 0] + 1)
     out = runs.infer(flat, x[:1])
     runs.infer(flat, x)
+    preparation = make_preparation(bundle, engine)
+    if preparation is not None and manifest.windowing is not None:
+        windows = np.zeros((1, manifest.windowing.samples * manifest.windowing.channels), dtype=np.float32)
+        preparation.run(windows + np.linspace(-1, 1, windows.size, dtype=np.float32))
     if gradient.shape != flat.shape or out.shape != (1, model.sizes[1]):
         raise ValueError(
             f"expected shapes {flat.shape} and {(1, model.sizes[1])}, got {gradient.shape} and {out.shape}"

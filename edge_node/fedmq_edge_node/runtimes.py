@@ -10,6 +10,7 @@ nothing.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,15 +26,20 @@ from fedmq_models.tflite_format import to_tflite
 from fedmq_protocol.task import ModelSpec
 from numpy.typing import NDArray
 
+from fedmq_edge_node.samples import Preparation
+from fedmq_edge_node.watchdog import Watch, Watchdog
+
 __all__ = [
     "ENGINES",
     "Engine",
     "GraphEngine",
+    "GraphStopped",
     "NumpyEngine",
     "anomaly_score",
     "available_engines",
     "load_tflite",
     "make_engine",
+    "make_preparation",
     "unknown_engine",
 ]
 
@@ -60,8 +66,15 @@ class Engine(Protocol):
         ...
 
 
-Run = Callable[[Sequence[NDArray[Any]]], Sequence[NDArray[Any]]]
-"""Computes one graph: its inputs in order -> its outputs."""
+Run = Callable[[Sequence[NDArray[Any]], Watch], Sequence[NDArray[Any]]]
+"""Computes one graph: its inputs in order -> its outputs. What can be stopped on the way heeds the watch."""
+
+RUN_SECONDS = 60.0
+"""For one step or one batch: many times what a slow gateway takes for the most operations that a bundle may ask for."""
+
+
+class GraphStopped(ValueError):
+    """A run that took longer than it may."""
 
 
 class Graphs(Protocol):
@@ -116,12 +129,22 @@ class BundledGraphs:
 
 
 class GraphEngine:
-    """A model as graphs of fixed batch, which `load` makes runnable; each is loaded when it is first needed."""
+    """A model as graphs of fixed batch, which `load` makes runnable; each is loaded when it is first needed.
 
-    def __init__(self, model: ModelSpec, graphs: Graphs, load: Callable[[Graph, tuple[str, ...]], Run]) -> None:
+    Raises GraphStopped for a run of more than `run_seconds`, and GraphError where the engine gives up.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        graphs: Graphs,
+        load: Callable[[Graph, tuple[str, ...]], Run],
+        run_seconds: float = RUN_SECONDS,
+    ) -> None:
         self._model = model
         self._graphs = graphs
         self._load = load
+        self._watchdog = Watchdog(run_seconds)
         self._grad: dict[int, _Loaded] = {}
         self._infer: dict[int, _Loaded] = {}
 
@@ -135,22 +158,28 @@ class GraphEngine:
             graph = self._graphs.grad(len(x))
             self._grad[len(x)] = _Loaded(graph, self._load(graph, ("grad", "loss")))
         loaded = self._grad[len(x)]
-        # The same numbers for the same parameters, so that a round that is trained again comes to the same.
-        noise = self._noise(flat, loaded.graph)
+        noise = self._noise(flat, x, w, loaded.graph)
         if self._model.objective == "reconstruct":
             y = np.zeros(0, dtype=np.float32)  # nobody looks at it
-        gradient, loss = loaded.run([flat, *loaded.shaped(1, x, y), w, *noise])
+        gradient, loss = self._run(loaded, [flat, *loaded.shaped(1, x, y), w, *noise])
         gradient = np.asarray(gradient, dtype=np.float32)
         if self._graphs.frozen is not None:
             gradient = np.where(self._graphs.frozen, np.float32(0), gradient)
         return gradient, float(loss)
 
-    def _noise(self, flat: Floats, graph: Graph) -> list[Floats]:
+    def _noise(self, flat: Floats, x: Floats, w: Floats, graph: Graph) -> list[Floats]:
+        """The same for the same parameters and windows, so that a round that is trained again comes to the same.
+
+        Parameters alone would not do: all gateways have the same ones at a round's first step, and would drop the same
+        units. Their windows differ, and those of one gateway's steps, too, as they are shuffled anew.
+        """
         wanted = graph.inputs[4:]
         if not wanted:
             return []
-        seed = int.from_bytes(hashlib.sha256(flat.tobytes()).digest()[:16], "little")
-        rng = np.random.Generator(np.random.PCG64(seed))
+        drawn_from = hashlib.sha256(flat.tobytes())
+        drawn_from.update(x.tobytes())
+        drawn_from.update(w.tobytes())
+        rng = np.random.Generator(np.random.PCG64(int.from_bytes(drawn_from.digest()[:16], "little")))
         return [rng.random(tensor.shape, dtype=np.float32) for _, tensor in wanted]
 
     def infer(self, flat: Floats, x: Floats) -> Floats:
@@ -172,8 +201,11 @@ class GraphEngine:
             graph = self._graphs.infer(len(x))
             self._infer[len(x)] = _Loaded(graph, self._load(graph, ("out",)))
         loaded = self._infer[len(x)]
-        (out,) = loaded.run([flat, *loaded.shaped(1, x)])
+        (out,) = self._run(loaded, [flat, *loaded.shaped(1, x)])
         return np.asarray(out, dtype=np.float32).reshape(len(x), -1)
+
+    def _run(self, loaded: _Loaded, inputs: list[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+        return _watched(loaded, inputs, self._watchdog)
 
 
 @dataclass(frozen=True)
@@ -195,8 +227,23 @@ class _Loaded:
         return shaped
 
 
+def _watched(loaded: _Loaded, inputs: list[NDArray[Any]], watchdog: Watchdog) -> Sequence[NDArray[Any]]:
+    """One run. Raises GraphStopped where it takes too long, and GraphError where the engine gives up."""
+    nodes = len(loaded.graph.nodes)
+    with watchdog.watching() as watch:
+        try:
+            outputs = loaded.run(inputs, watch)
+        except Exception as error:  # each runtime raises its own
+            if not watch.late:
+                raise GraphError(f"the graph of {nodes} nodes cannot be run: {error}") from error
+    if watch.late:
+        raise GraphStopped(f"a run of its graph of {nodes} nodes took more than {watchdog.seconds:g} s and was stopped")
+    return outputs
+
+
 def _load_numpy(graph: Graph, output_names: tuple[str, ...]) -> Run:
-    return Interpreter(graph).run
+    interpreter = Interpreter(graph)
+    return lambda inputs, watch: interpreter.run(inputs, lambda: not watch.late)
 
 
 def _load_onnxruntime(graph: Graph, output_names: tuple[str, ...]) -> Run:
@@ -212,7 +259,16 @@ def _load_onnxruntime(graph: Graph, output_names: tuple[str, ...]) -> Run:
         to_onnx(graph, output_names=output_names), options, providers=["CPUExecutionProvider"]
     )
     names = [name for name, _ in graph.inputs]
-    return lambda inputs: session.run(list(output_names), dict(zip(names, map(_row_major, inputs), strict=True)))
+
+    def run(inputs: Sequence[NDArray[Any]], watch: Watch) -> Sequence[NDArray[Any]]:
+        limits = onnxruntime.RunOptions()
+        # Heeded between two nodes.
+        watch.stop = lambda: setattr(limits, "terminate", True)
+        given = dict(zip(names, map(_row_major, inputs), strict=True))
+        outputs: Sequence[NDArray[Any]] = session.run(list(output_names), given, limits)
+        return outputs
+
+    return run
 
 
 def _row_major(array: NDArray[Any]) -> NDArray[Any]:
@@ -239,7 +295,8 @@ def _load_tflite_runtime(graph: Graph, output_names: tuple[str, ...]) -> Run:
 def load_tflite(make: Callable[..., Any], graph: Graph, output_names: tuple[str, ...]) -> Run:
     """`make` is the Interpreter of either package: they have one interface.
 
-    Raises GraphError where TFLite lacks an operator.
+    A run cannot be stopped from outside: what takes too long is noticed when it ends, and was bounded by the proof in a
+    process of its own. Raises GraphError where TFLite lacks an operator.
     """
     interpreter = make(model_content=to_tflite(graph, output_names=output_names), num_threads=1)
     interpreter.allocate_tensors()
@@ -254,7 +311,7 @@ def load_tflite(make: Callable[..., Any], graph: Graph, output_names: tuple[str,
         raise GraphError(f"expected a runtime that gives {sorted(output_names)}, got one that gives {sorted(named)}")
     outputs = [named[name] for name in output_names]
 
-    def run(inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(inputs: Sequence[NDArray[Any]], watch: Watch) -> list[NDArray[Any]]:
         for place, array in enumerate(inputs):
             interpreter.set_tensor(place, _row_major(array))
         interpreter.invoke()
@@ -278,10 +335,13 @@ def available_engines() -> tuple[str, ...]:
     return tuple(name for name, (package, _) in ENGINES.items() if package is None or find_spec(package) is not None)
 
 
-def make_engine(model: ModelSpec, name: str = "auto", bundle: Bundle | None = None) -> Engine:
+def make_engine(
+    model: ModelSpec, name: str = "auto", bundle: Bundle | None = None, run_seconds: float = RUN_SECONDS
+) -> Engine:
     """The engine of this name. `auto`: numpy for dense models, which it does as fast and in half the memory; for
-    others the first that is installed. `bundle` is that of a `graph`. Raises ValueError for a name that there is not,
-    or that is not installed, and for a graph without its bundle.
+    others the first that is installed. `bundle` is that of a `graph`; no run of a graph may take more than
+    `run_seconds`. Raises ValueError for a name that there is not, or that is not installed, and for a graph without its
+    bundle.
     """
     known = available_engines()
     if name not in ("auto", *known):
@@ -295,7 +355,34 @@ def make_engine(model: ModelSpec, name: str = "auto", bundle: Bundle | None = No
         graphs = BundledGraphs(bundle)
     else:
         raise ValueError("expected the bundle of a graph, got none")
-    return GraphEngine(model, graphs, ENGINES[known[0] if name == "auto" else name][1])
+    return GraphEngine(model, graphs, ENGINES[known[0] if name == "auto" else name][1], run_seconds)
+
+
+def make_preparation(bundle: Bundle, name: str = "auto", run_seconds: float = RUN_SECONDS) -> Preparation | None:
+    """What makes the model's inputs of raw windows, on the engine of this name; None where the bundle does not.
+
+    Raises ValueError for an engine that is not installed. Its runs raise GraphStopped, and GraphError where the engine
+    gives up or features are not finite.
+    """
+    graph = bundle.prepare
+    if graph is None:
+        return None
+    known = available_engines()
+    if name not in ("auto", *known):
+        raise ValueError(unknown_engine(name))
+    loaded = _Loaded(graph, ENGINES[known[0] if name == "auto" else name][1](graph, ("features",)))
+    watchdog = Watchdog(run_seconds)
+    (_, window), features = graph.inputs[0], math.prod(bundle.manifest.inputs)
+
+    def run(windows: Floats) -> Floats:
+        made = np.empty((len(windows), features), dtype=np.float32)
+        for row, one in zip(made, windows, strict=True):
+            row[:] = _watched(loaded, [one.reshape(window.shape)], watchdog)[0].reshape(-1)
+        if not np.isfinite(made).all():
+            raise GraphError("the bundle's preparation makes features of a window that are not finite")
+        return made
+
+    return Preparation(features=features, run=run)
 
 
 def unknown_engine(name: str) -> str:

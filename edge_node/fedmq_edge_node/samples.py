@@ -14,7 +14,8 @@ own rate, and its full scale is 1 g unless `scale` gives the g per step. A recor
 by side. It must have as many as the task says; only where that is one, `vibration-1` uses the *first* of several.
 
 A feature set is a name in the task: `vibration-1` makes 22 features of each channel's window, channel after channel;
-`raw` takes a window's samples as they are, in whatever unit, row after row. With windows of one sample, `raw` reads a
+`raw` takes a window's samples as they are, in whatever unit, row after row; `bundle` hands these to a `Preparation`
+that came with somebody's model. With windows of one sample, `raw` reads a
 table: a row is a window, a column a channel (it has no rate: state 1 in the task and in recording.toml).
 
 Owns reading, cutting, the features and their scaling. Refuses to know about models and rounds. Rules it keeps: no
@@ -43,8 +44,10 @@ __all__ = [
     "BLOCK_VALUES",
     "FEATURES",
     "FEATURE_NAMES",
+    "PREPARED",
     "RAW",
     "UNLABELLED",
+    "Preparation",
     "SampleError",
     "Samples",
     "Scaler",
@@ -82,6 +85,7 @@ FEATURE_NAMES: tuple[str, ...] = (
 FEATURES = len(FEATURE_NAMES)
 VIBRATION = "vibration-1"
 RAW = "raw"
+PREPARED = "bundle"
 
 MIN_VIBRATION_SAMPLES = 64
 """A shorter window has too few lines for its spectrum's bands."""
@@ -114,6 +118,14 @@ FLOOR = 1e-12
 
 class SampleError(ValueError):
     """A recording that cannot be used: file, what was expected, what came."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """Makes features of raw windows, `(n, samples * channels)` float32 to `(n, features)` float32."""
+
+    features: int
+    run: Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +185,9 @@ def statistics(x: Floats) -> tuple[int, NDArray[np.float64], NDArray[np.float64]
     return len(x), mean, np.sum((wide - mean) ** 2, axis=0)
 
 
-def feature_count(windowing: Windowing) -> int:
-    """Features that a window becomes. Raises SampleError for an unknown feature set, or where it cannot be had."""
+def feature_count(windowing: Windowing, prepared: int | None = None) -> int:
+    """Features that a window becomes; `prepared` are those of a bundle's own set. Raises SampleError for an unknown
+    feature set, or where it cannot be had."""
     if windowing.features == VIBRATION:
         if windowing.samples < MIN_VIBRATION_SAMPLES:
             raise SampleError(
@@ -184,10 +197,12 @@ def feature_count(windowing: Windowing) -> int:
         count = FEATURES * windowing.channels
     elif windowing.features == RAW:
         count = windowing.samples * windowing.channels
+    elif windowing.features == PREPARED and prepared is not None:
+        count = prepared
     else:
         raise SampleError(
-            f"windowing.features: expected the feature set {VIBRATION!r} or {RAW!r}, the task asks for "
-            f"{windowing.features!r}"
+            f"windowing.features: expected the feature set {VIBRATION!r} or {RAW!r}, or {PREPARED!r} with a bundle "
+            f"that prepares windows, the task asks for {windowing.features!r}"
         )
     if count > MAX_FEATURES:
         raise SampleError(
@@ -197,16 +212,23 @@ def feature_count(windowing: Windowing) -> int:
     return count
 
 
-def load(directory: Path, windowing: Windowing, classes: tuple[str, ...], healthy: str = "normal") -> Samples:
+def load(
+    directory: Path,
+    windowing: Windowing,
+    classes: tuple[str, ...],
+    healthy: str = "normal",
+    preparation: Preparation | None = None,
+) -> Samples:
     """Every recording below `directory` as features; the last `held_out` share of each recording is held out.
 
     A folder whose name is not among `classes` is an error, except `unlabelled`, which is left out. Without classes
     (an autoencoder) folders `healthy` and `unlabelled` are trained on, and of any other only the held-out end is
     used, as faulty. For a task of remaining life the last `held_out` share of the recordings, by name, is held out
-    whole: the ends of all would be every failure there is. Raises SampleError.
+    whole: the ends of all would be every failure there is. `preparation` goes with the feature set `bundle`. Raises
+    SampleError.
     """
-    train = _Table(windowing)
-    held = _Table(windowing)
+    train = _Table(windowing, preparation)
+    held = _Table(windowing, preparation)
     raw_bytes, recordings = 0, 0
     every = list(_recordings(directory, windowing, classes, healthy))
     trained_on = len(every) - int(len(every) * windowing.held_out)
@@ -228,11 +250,15 @@ def load(directory: Path, windowing: Windowing, classes: tuple[str, ...], health
 
 
 def load_test(
-    directory: Path, windowing: Windowing, classes: tuple[str, ...], healthy: str = "normal"
+    directory: Path,
+    windowing: Windowing,
+    classes: tuple[str, ...],
+    healthy: str = "normal",
+    preparation: Preparation | None = None,
 ) -> tuple[Floats, Targets]:
     """A test set, whole: every window as unscaled features `(n, features)` and labels `(n,)`. Of a task of remaining
     life each recording's last window alone: what is asked is how long each has left now. Raises as `load`."""
-    table = _Table(windowing)
+    table = _Table(windowing, preparation)
     for signal, number in _recordings(directory, windowing, classes, healthy):
         first = max(0, signal.length - windowing.samples) if windowing.remaining_most else 0
         table.add(signal, first, signal.length, number)
@@ -290,10 +316,11 @@ def features(windows: NDArray[np.float64], sampling_rate_hz: float) -> Floats:
     return np.asarray(np.log10(np.maximum(table, FLOOR)), dtype=np.float32)
 
 
-def featured(windows: NDArray[np.float64], windowing: Windowing) -> Floats:
+def featured(windows: NDArray[np.float64], windowing: Windowing, preparation: Preparation | None = None) -> Floats:
     """Windows `(n, channels, samples)` to the task's features `(n, features)` float32."""
-    if windowing.features == RAW:
-        return windows.transpose(0, 2, 1).reshape(len(windows), -1).astype(np.float32)
+    if windowing.features in (RAW, PREPARED):
+        raw = windows.transpose(0, 2, 1).reshape(len(windows), -1).astype(np.float32)
+        return raw if preparation is None else preparation.run(raw)
     channels = [features(windows[:, channel], windowing.sampling_rate_hz) for channel in range(windowing.channels)]
     return np.concatenate(channels, axis=1)
 
@@ -329,9 +356,10 @@ class _Signal:
 class _Table:
     """Features and labels as they gather."""
 
-    def __init__(self, windowing: Windowing) -> None:
+    def __init__(self, windowing: Windowing, preparation: Preparation | None) -> None:
         self._windowing = windowing
-        self._features = feature_count(windowing)
+        self._preparation = preparation
+        self._features = feature_count(windowing, None if preparation is None else preparation.features)
         self._most = min(MAX_WINDOWS, MAX_TABLE_VALUES // self._features)
         self._x: list[Floats] = [np.zeros((0, self._features), dtype=np.float32)]
         self._y: list[NDArray[Any]] = [np.zeros(0, dtype=np.float32 if windowing.remaining_most else np.int64)]
@@ -346,7 +374,7 @@ class _Table:
                 raise SampleError(
                     f"{signal.path}: expected at most {self._most:,} windows in all; raise the task's hop"
                 )
-            self._x.append(featured(block, self._windowing))
+            self._x.append(featured(block, self._windowing, self._preparation))
             if most:
                 left = signal.length - end - hop * np.arange(len(block)) + signal.remaining
                 self._y.append((np.minimum(left, most) / most).astype(np.float32))

@@ -23,7 +23,9 @@ from datetime import datetime
 from random import Random
 
 import msgspec
-from fedmq_models.bundle import Bundle
+import numpy as np
+from fedmq_models.bundle import Bundle, BundleError, start_of
+from fedmq_models.graph import GraphError
 from fedmq_protocol.messages import (
     MAX_TASKS,
     AskChunks,
@@ -62,6 +64,7 @@ from fedmq_protocol.session import (
 from fedmq_protocol.settings import SettingsError
 from fedmq_protocol.task import ModelSpec, Task
 from fedmq_protocol.topics import Channel, Direction, gateway_filters, parse, spec, topic
+from numpy.typing import NDArray
 
 from fedmq_edge_node import work
 from fedmq_edge_node.bundles import ASK_AGAIN_SECONDS, Shelf
@@ -70,8 +73,8 @@ from fedmq_edge_node.gates import Budget, Limits, Vitals, check
 from fedmq_edge_node.job import Job, Retry
 from fedmq_edge_node.memory import GatewayState, InService, Memory
 from fedmq_edge_node.personal import Scorer
-from fedmq_edge_node.runtimes import Engine, available_engines, make_engine
-from fedmq_edge_node.samples import SampleError, Samples
+from fedmq_edge_node.runtimes import Engine, GraphStopped, available_engines, make_engine, make_preparation
+from fedmq_edge_node.samples import PREPARED, Preparation, SampleError, Samples
 
 __all__ = ["CRASH_POINTS", "Gateway", "will"]
 
@@ -142,6 +145,7 @@ class Gateway:
         vitals_every_seconds: float = 1.0,
         look_every_seconds: float = 60.0,
         engine: Callable[[Task, Bundle | None], Engine] = lambda task, bundle: make_engine(task.model, bundle=bundle),
+        preparation: Callable[[Bundle], Preparation | None] = make_preparation,
         prove: Callable[[Bundle], None] = lambda bundle: None,
         engines: tuple[str, ...] | None = None,
         crash_point: Callable[[str], None] = lambda name: None,
@@ -164,6 +168,7 @@ class Gateway:
         self._look_every = look_every_seconds
         self._look_at = 0.0
         self._make_engine = engine
+        self._make_preparation = preparation
         self._engines = available_engines() if engines is None else engines
         self._crash_point = crash_point
         self._shelf = Shelf(get=memory.get, put=self._keep_bundle, drop=memory.drop, prove=prove)
@@ -315,6 +320,8 @@ class Gateway:
         for job in self._jobs.values():
             job.ask(now)
         for question in self._shelf.ask(now, self.bytes_received):
+            if not self._listening:
+                self.listen_for_models()  # where others ask, too, the answer is for all
             self.publish(Channel.ASK, question, qos=0)
         if self._shelf.give_up():
             log.warning("nobody sends the bundle: asking again in %.0f s", ASK_AGAIN_SECONDS)
@@ -330,7 +337,8 @@ class Gateway:
             for job in self._jobs.values():
                 if job.personalise(now):
                     break
-        if self._listening and not any(job.waits_for_model for job in self._jobs.values()):
+        waiting = not self._shelf.idle or any(job.waits_for_model for job in self._jobs.values())
+        if self._listening and not waiting:
             self._listening = False
             self._session.unsubscribe(topic(self._federation, Direction.DOWN, Channel.MODEL))
 
@@ -372,7 +380,8 @@ class Gateway:
         if job is None:
             log.error("cannot take part in lineage %d: its task is not at hand", assignment.lineage)
             return None
-        if assignment.task is not None and not self._fit(assignment.task, assignment.lineage, assignment.plan):
+        task = assignment.task or job.task
+        if not self._fit(task, assignment.lineage, assignment.plan):
             return None
         left = job.state.lineage
         try:
@@ -389,11 +398,11 @@ class Gateway:
 
     def _fit(self, task: Task, lineage: int, plan: RoundPlan | None) -> bool:
         """Whether the task's model is at hand, where it comes in a bundle; it is asked for where it is not."""
-        if not task.model.bundle or self._shelf.find(task.model) is not None:
+        bundle, refusal = self._shelf.find(task.model), self._shelf.refusal(task.model)
+        if not task.model.bundle or (bundle is not None and refusal is None):
             self._unfit.pop(lineage, None)
             return True
         self._unfit[lineage] = task.model
-        refusal = self._shelf.refusal(task.model)
         if refusal is not None:
             log.error("cannot take part in task %r: %s", task.name, refusal)
             if plan is not None:
@@ -439,13 +448,13 @@ class Gateway:
             if job is not None:
                 job.expect(plan, now)
             return  # the welcome brings the plan again
+        if plan.lineage in self._unfit:
+            self._decline_unfit(plan)
+            return
         if job is not None:
             if job.on_plan(plan, now):
                 log.info("there is a new release of task %r: joining again", job.task.name)
                 self.join_again(now, self._broadcast_jitter())
-            return
-        if plan.lineage in self._unfit:
-            self._decline_unfit(plan)
             return
         if plan.lineage in self._strange or plan.lineage in self._wondering:
             return
@@ -593,13 +602,40 @@ class Gateway:
         if self._source.changed():
             self._recordings_changed = True
             self._forget_windows()
-        return self._source.load(task.windowing, task.classes, task.anomaly_label)
+        if task.windowing.features != PREPARED:
+            return self._source.load(task.windowing, task.classes, task.anomaly_label)
+        bundle = self._shelf.find(task.model)
+        try:
+            preparation = None if bundle is None else self._make_preparation(bundle)
+            return self._source.load(task.windowing, task.classes, task.anomaly_label, preparation)
+        except GraphStopped as error:
+            self.refuse(task, error)
+            raise SampleError(f"task {task.name!r}: {error}") from error
+        except GraphError as error:
+            raise SampleError(f"task {task.name!r}: {error}") from error
 
     def make_engine(self, task: Task) -> Engine:
         bundle = self._shelf.find(task.model)
         if task.model.bundle and bundle is None:
             raise ValueError(f"the bundle of task {task.name!r} is not at hand")
         return self._make_engine(task, bundle)
+
+    def refuse(self, task: Task, error: Exception) -> None:
+        if task.model.bundle:
+            self._shelf.refuse(task.model, error)
+
+    def refuses(self, task: Task) -> bool:
+        return self._shelf.refusal(task.model) is not None
+
+    def start_of(self, task: Task) -> NDArray[np.int32] | None:
+        bundle = self._shelf.find(task.model)
+        if bundle is None or not bundle.initial:
+            return None
+        try:
+            return start_of(task.model, task.seed, task.grid_bits, bundle)
+        except BundleError as error:
+            log.error("task %r: %s", task.name, error)
+            return None  # nor will the digest of its initial parameters be the task's
 
     def shut_gate(self, windows: int, min_windows: int) -> Reason | None:
         self.count_budget()

@@ -48,7 +48,7 @@ from numpy.typing import NDArray
 
 from fedmq_edge_node.memory import GatewayState, InService, Pending, Tried
 from fedmq_edge_node.runtimes import Engine
-from fedmq_edge_node.samples import Samples, Scaler
+from fedmq_edge_node.samples import PREPARED, Samples, Scaler
 from fedmq_edge_node.trainer import evaluate, train
 
 __all__ = [
@@ -91,21 +91,26 @@ class ModelMismatch(ValueError):
     """What came does not lead to the model that was promised."""
 
 
-def adopt(state: GatewayState, welcome: Assignment) -> GatewayState:
-    """The state after a welcome. Raises ModelMismatch when the task's initial parameters are not what we draw."""
+def adopt(state: GatewayState, welcome: Assignment, start: NDArray[np.int32] | None = None) -> GatewayState:
+    """The state after a welcome. `start` is version 0 where the task's bundle holds it; None: the seed draws it.
+
+    Raises ModelMismatch when that is not what the task says its initial parameters are.
+    """
     task = welcome.task or state.task
     if task is None:
         raise ModelMismatch("the welcome brings no task, and none is at hand")
     new_lineage = welcome.lineage != state.lineage or (welcome.task is not None and welcome.task != state.task)
     restored = not new_lineage and state.counter < welcome.counter
+    if start is not state.start:
+        state = replace(state, start=start)
     if new_lineage:
-        start = initial_steps(task.model, task.seed, task.grid_bits)
-        if short(model_digest(start)) != task.initial:
+        first = _start(state, task)
+        if short(model_digest(first)) != task.initial:
             raise ModelMismatch(
-                f"the initial parameters of task {task.name!r} drawn here have digest "
-                f"{short(model_digest(start)).hex()}, {task.initial.hex()} expected: different software?"
+                f"the initial parameters of task {task.name!r} have digest "
+                f"{short(model_digest(first)).hex()} here, {task.initial.hex()} expected: different software?"
             )
-        state = replace(state, lineage=welcome.lineage, task=task, scaler=None, version=0, steps=start, answered=0)
+        state = replace(state, lineage=welcome.lineage, task=task, scaler=None, version=0, steps=first, answered=0)
     if new_lineage or restored:
         # A counter behind the coordinator's record: this disk was restored from an old image, and its residual
         # and pending update may have been counted already.
@@ -133,7 +138,7 @@ def advance(state: GatewayState, plan: RoundPlan, delta: bytes | None) -> Gatewa
         return state
     if state.version + 1 != plan.base or delta is None:
         raise ModelMismatch(f"version {state.version} is at hand, the plan starts from {plan.base}")
-    steps = state.steps + _delta_steps(_task(state), state.steps, plan.level, delta)
+    steps = state.steps + _delta_steps(state, state.steps, plan.level, delta)
     found = check_of(model_digest(steps))
     if found != plan.model:
         raise ModelMismatch(f"version {plan.base} has check {found:08x} here, {plan.model:08x} promised")
@@ -141,9 +146,8 @@ def advance(state: GatewayState, plan: RoundPlan, delta: bytes | None) -> Gatewa
 
 
 def start_over(state: GatewayState) -> GatewayState:
-    """Back to the seeded start, which is all that is left in common when histories differ. The residual stays."""
-    task = _task(state)
-    return replace(state, version=0, steps=initial_steps(task.model, task.seed, task.grid_bits))
+    """Back to version 0, which is all that is left in common when histories differ. The residual stays."""
+    return replace(state, version=0, steps=_start(state, _task(state)))
 
 
 def catch_up(state: GatewayState, message: CatchUp, body: bytes) -> GatewayState:
@@ -160,11 +164,11 @@ def catch_up(state: GatewayState, message: CatchUp, body: bytes) -> GatewayState
                 raise ModelMismatch(f"a chain of {len(chain)} deltas, at most {MAX_CHAIN} expected")
             steps = state.steps
             for level, delta in chain:
-                steps = steps + _delta_steps(task, steps, level, delta)
+                steps = steps + _delta_steps(state, steps, level, delta)
         elif message.kind is CatchUpKind.MERGED:
             steps = state.steps + decode_integers(body, task.model.parameters)
         else:
-            return replace(state, version=message.number, steps=keyframe(task, message, body))
+            return replace(state, version=message.number, steps=keyframe(state, message, body))
     except (PayloadError, msgspec.MsgspecError) as error:
         raise ModelMismatch(f"catch-up to version {message.number}: {error}") from error
     found = short(model_digest(steps))
@@ -173,10 +177,11 @@ def catch_up(state: GatewayState, message: CatchUp, body: bytes) -> GatewayState
     return replace(state, version=message.number, steps=steps)
 
 
-def keyframe(task: Task, message: CatchUp, body: bytes) -> NDArray[np.int32]:
+def keyframe(state: GatewayState, message: CatchUp, body: bytes) -> NDArray[np.int32]:
     """The model that a keyframe holds, `(P,) int32`. Raises ModelMismatch."""
+    task = _task(state)
     try:
-        steps = initial_steps(task.model, task.seed, task.grid_bits) + decode_integers(body, task.model.parameters)
+        steps = _start(state, task) + decode_integers(body, task.model.parameters)
     except PayloadError as error:
         raise ModelMismatch(f"keyframe of version {message.number}: {error}") from error
     found = short(model_digest(steps))
@@ -268,7 +273,7 @@ def train_update(
     # The codec's values end at 64; what lies beyond goes with later rounds, since all of `wanted` is kept.
     codec = task.up.at(plan.level)
     spec = uplink(codec)
-    contexts = _contexts(task, state.steps, spec)
+    contexts = _contexts(state, state.steps, spec)
     bounded = np.clip(wanted, -LARGEST_VALUE, LARGEST_VALUE)
     encoded = encode(bounded, spec, gain=codec.gain, contexts=contexts)
     pending = Pending(
@@ -378,7 +383,9 @@ def comparable(one: Task, other: Task) -> bool:
     """Whether their models answer the same question, of the same windows."""
 
     def question(task: Task) -> tuple[object, ...]:
-        return task.objective, task.windowing, task.classes, task.anomaly_label
+        # Features of the same name, from another bundle, are others.
+        own = task.model.bundle if task.windowing.features == PREPARED else b""
+        return task.objective, task.windowing, task.classes, task.anomaly_label, own
 
     return question(one) == question(other)
 
@@ -442,11 +449,17 @@ def _task(state: GatewayState) -> Task:
     return state.task
 
 
-def _contexts(task: Task, steps: NDArray[np.int32], spec: CodecSpec) -> Contexts | None:
+def _start(state: GatewayState, task: Task) -> NDArray[np.int32]:
+    """Version 0 of the task's lineages, `(P,) int32`."""
+    return initial_steps(task.model, task.seed, task.grid_bits) if state.start is None else state.start
+
+
+def _contexts(state: GatewayState, steps: NDArray[np.int32], spec: CodecSpec) -> Contexts | None:
     """Of the version that a delta starts from; a dense delta has no use for them."""
     if spec.density == 1:
         return None
-    displacement = steps - initial_steps(task.model, task.seed, task.grid_bits)
+    task = _task(state)
+    displacement = steps - _start(state, task)
     if len(displacement) > KEPT_CONTEXTS:
         return Contexts.of(displacement, task.model.shapes)
     return _kept_contexts(displacement.tobytes(), task.model)
@@ -457,10 +470,11 @@ def _kept_contexts(displacement: bytes, model: ModelSpec) -> Contexts:
     return Contexts.of(np.frombuffer(displacement, dtype=np.int32), model.shapes)
 
 
-def _delta_steps(task: Task, steps: NDArray[np.int32], level: int, delta: bytes) -> NDArray[np.int32]:
+def _delta_steps(state: GatewayState, steps: NDArray[np.int32], level: int, delta: bytes) -> NDArray[np.int32]:
+    task = _task(state)
     codec = task.down.at(level)
     spec = CodecSpec(bits=codec.bits, density=codec.density, step=task.grid_step)
     try:
-        return decode(delta, task.model.parameters, spec, contexts=_contexts(task, steps, spec)).whole_steps()
+        return decode(delta, task.model.parameters, spec, contexts=_contexts(state, steps, spec)).whole_steps()
     except PayloadError as error:
         raise ModelMismatch(f"the broadcast delta cannot be read: {error}") from error

@@ -36,7 +36,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedmq.authoring.conversion import AuthoringError
 
-__all__ = ["OPERATORS", "OPSET", "AuthoringError", "GradientCheck", "Parameter", "Traced", "check_gradients", "trace"]
+__all__ = [
+    "OPERATORS",
+    "OPSET",
+    "AuthoringError",
+    "GradientCheck",
+    "Parameter",
+    "Traced",
+    "check_gradients",
+    "trace",
+    "trace_preparation",
+]
 
 Loss = Literal["cross_entropy", "mse", "reconstruction"]
 
@@ -54,6 +64,7 @@ TYPES = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorPr
 WAYS_OUT = {
     "MaxPool": "use nn.MaxPool1d without return_indices",
     "AveragePool": "use nn.AvgPool1d, or a mean over the axis",
+    "DFT": "multiply with constant matrices of cosines and sines; of up to about 1,000 samples they fit a bundle",
     "Resize": "upsample with nn.ConvTranspose1d, or with x.repeat_interleave's reshape and expand",
     "CumSum": "multiply with a constant triangular matrix",
     "Einsum": "write it with matmul and reshape",
@@ -158,9 +169,10 @@ def trace(
     with _explained(prepared, x):
         given = flat, x, y, w, *noise.drawn
         gentle = watching.called <= GENTLE
-        grad = _to_onnx(prepared.train(), step, given, names, ["grad", "loss"], gentle=gentle)
+        grad = _to_onnx(prepared.train(), step, given, names, ["grad", "loss"], x=x, gentle=gentle)
         one, many = (
-            _to_onnx(prepared.eval(), infer, (flat, some), ["flat", "x"], ["output"]) for some in (x[:1].clone(), x)
+            _to_onnx(prepared.eval(), infer, (flat, some), ["flat", "x"], ["output"], x=x)
+            for some in (x[:1].clone(), x)
         )
     return Traced(
         loss=loss,
@@ -172,6 +184,47 @@ def trace(
         noise=tuple(tuple(drawn.shape) for drawn in noise.drawn),
         remarks=tuple(remarks),
     )
+
+
+def trace_preparation(
+    function: Callable[[Tensor], Tensor], windows: NDArray[np.float32]
+) -> tuple[onnx.ModelProto, NDArray[np.float32]]:
+    """What a function or module makes of one window, and what that is for each of `windows (n, channels, samples)`.
+
+    The graph takes a window as a gateway cuts it, `(1, samples * channels)`: row after row, channels side by side.
+    Raises `AuthoringError`.
+    """
+    prepared = _Prepared(function).eval()
+    example = torch.from_numpy(windows)
+    with _explained(prepared, example[:1]), torch.no_grad():
+        made = torch.cat([prepared(window) for window in example.split(1)])
+    if made.dtype != torch.float32 or len(made) != len(windows) or made.ndim < 2:
+        raise AuthoringError(
+            f"expected float32 (n, ...) of windows {tuple(windows.shape)}, the preprocessing returned {made.dtype} "
+            f"{tuple(made.shape)}"
+        )
+    channels, samples = windows.shape[1:]
+
+    def run(raw: Tensor) -> Tensor:
+        with _Rewriting(_Noise(())):
+            output: Tensor = prepared(raw.reshape(1, samples, channels).transpose(1, 2))
+        return output
+
+    raw = example[:1].transpose(1, 2).reshape(1, -1)
+    with _explained(prepared, example[:1]):
+        model = _to_onnx(prepared, run, (raw,), ["window"], ["features"], x=example[:1])
+    return model, made.numpy()
+
+
+class _Prepared(nn.Module):  # type: ignore[misc, unused-ignore]
+    """A function as a module, so that a mistake in it is placed like any other."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
 def check_gradients(
@@ -856,9 +909,13 @@ def _to_onnx(
     inputs: list[str],
     outputs: list[str],
     *,
+    x: Tensor,
     gentle: bool = False,
 ) -> onnx.ModelProto:
-    """The function as a checked model of opset 18, with all shapes static and constants folded."""
+    """The function as a checked model of opset 18, with all shapes static and constants folded.
+
+    `x` is what `prepared` takes: with it the place of what is refused is found.
+    """
     with torch.no_grad():
         graph = make_fx(function, decomposition_table=_decompositions(gentle))(*arguments)
     graph.graph = fx_graph_cse(graph.graph)
@@ -877,7 +934,7 @@ def _to_onnx(
         )
         model = onnxscript.optimizer.optimize(program.model_proto, num_iterations=4, onnx_shape_inference=True)
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    _check_operators(model, prepared, arguments[1])
+    _check_operators(model, prepared, x)
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -919,9 +976,7 @@ def _check_operators(model: onnx.ModelProto, prepared: nn.Module, x: Tensor) -> 
 def _refusal(operator: str, said: str, prepared: nn.Module, x: Tensor) -> AuthoringError:
     """The error for an operator; `said` is any text in which the name of torch's own may stand."""
     place = next((at for name in re.findall(r"aten\.(\w+)", said) if (at := _where(name, prepared, x))), "")
-    return AuthoringError(
-        f"operator {operator} cannot be trained on a gateway{place}: {WAYS_OUT.get(operator, WAY_OUT)}"
-    )
+    return AuthoringError(f"operator {operator} cannot run on a gateway{place}: {WAYS_OUT.get(operator, WAY_OUT)}")
 
 
 def _where(operator: str, prepared: nn.Module, x: Tensor) -> str:

@@ -27,7 +27,7 @@ from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import GatewayState, Memory
 from fedmq_edge_node.runtimes import Engine
-from fedmq_edge_node.samples import Samples
+from fedmq_edge_node.samples import Preparation, Samples
 from fedmq_edge_node.service import Gateway
 from fedmq_edge_node.trainer import optimizer
 from fedmq_models.bundle import Bundle
@@ -60,7 +60,9 @@ class Source(Protocol):
 
     def signal_samples(self) -> dict[str, int]: ...
 
-    def load(self, windowing: Windowing, classes: tuple[str, ...], healthy: str) -> Samples: ...
+    def load(
+        self, windowing: Windowing, classes: tuple[str, ...], healthy: str, preparation: Preparation | None = None
+    ) -> Samples: ...
 
     def changed(self) -> bool: ...
 
@@ -87,7 +89,9 @@ class DrawnSource:
     def signal_samples(self) -> dict[str, int]:
         return {"normal": self._hop * self._windows}
 
-    def load(self, windowing: Windowing, classes: tuple[str, ...], healthy: str) -> Samples:
+    def load(
+        self, windowing: Windowing, classes: tuple[str, ...], healthy: str, preparation: Preparation | None = None
+    ) -> Samples:
         return self._samples
 
     def changed(self) -> bool:
@@ -113,9 +117,11 @@ class LoadedFolder:
     def signal_samples(self) -> dict[str, int]:
         return self._lengths
 
-    def load(self, windowing: Windowing, classes: tuple[str, ...], healthy: str) -> Samples:
+    def load(
+        self, windowing: Windowing, classes: tuple[str, ...], healthy: str, preparation: Preparation | None = None
+    ) -> Samples:
         if self._samples is None:
-            self._samples = self._folder.load(windowing, classes, healthy)
+            self._samples = self._folder.load(windowing, classes, healthy, preparation)
         return self._samples
 
     def changed(self) -> bool:

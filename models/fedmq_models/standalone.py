@@ -1,11 +1,13 @@
 """A trained model as a graph of its own: parameters and feature scaling inside, windows in, answers out.
 
-Owns how the two are folded in, and that what follows from them alone is computed once, here: a layer's weights are a
-constant in the file, not a piece that is cut out of all parameters at every run. For export: a gateway keeps
-parameters apart, because they change with every round.
+Owns how the two are folded in, how a bundle's own preparation goes before, and that what follows from constants alone
+is computed once, here: a layer's weights are a constant in the file, not a piece that is cut out of all parameters at
+every run. For export: a gateway keeps parameters apart, because they change with every round.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from fedmq_models.graph import Array, Constant, Graph, GraphError, Node, check
 from fedmq_models.interpreter import KERNELS
 
-__all__ = ["standalone"]
+__all__ = ["chained", "standalone"]
 
 
 def standalone(
@@ -82,3 +84,31 @@ def _folded(graph: Graph) -> Graph:
         nodes=tuple(Node(n.op, tuple(place_of[given] for given in n.inputs), n.attributes) for n in nodes),
         outputs=tuple(place_of[number] for number in graph.outputs),
     )
+
+
+def chained(first: Graph, second: Graph) -> Graph:
+    """What `second`, of one input, makes of the one output of `first`. Raises GraphError where they do not fit."""
+    inputs, known, own, nodes = len(first.inputs), len(first.constants), len(second.constants), len(first.nodes)
+
+    def of_first(value: int) -> int:
+        return value if value < inputs + known else value + own
+
+    def of_second(value: int) -> int:
+        if value == 0:
+            return of_first(first.outputs[0])
+        return inputs + known + value - 1 + (0 if value <= own else nodes)
+
+    def moved(node: Node, to: Callable[[int], int]) -> Node:
+        return Node(node.op, tuple(map(to, node.inputs)), node.attributes)
+
+    between = check(first).values[first.outputs[0]]
+    if len(first.outputs) != 1 or [tensor for _, tensor in second.inputs] != [between]:
+        raise GraphError(f"expected a graph that takes {between}, got {second.inputs}")
+    graph = Graph(
+        inputs=first.inputs,
+        constants=(*first.constants, *second.constants),
+        nodes=(*(moved(n, of_first) for n in first.nodes), *(moved(n, of_second) for n in second.nodes)),
+        outputs=tuple(map(of_second, second.outputs)),
+    )
+    check(graph)
+    return graph

@@ -194,12 +194,15 @@ def named(key: str, name: str) -> Iterator[tuple[str, str]]:
         yield key, str(error).partition(": ")[2] + f", got {_shown(name)}"
 
 
-def load(cls: type[TableT], path: Path | None, overrides: Sequence[str] = ()) -> TableT:
+def load(
+    cls: type[TableT], path: Path | None, overrides: Sequence[str] = (), below: Mapping[str, Any] | None = None
+) -> TableT:
     """Settings from a TOML file (JSON where it ends in .json), then from `overrides`, which win.
 
     An override is `key=value` or `table.key=value`. The value is read as TOML where that fits the setting, else as
     bare text: `name=gw-1` needs no quotes, and a list no brackets. Nothing after `=` gives back the default.
-    Raises SettingsError with all mistakes of both.
+    `below` are values that hold where neither says anything, table by table. Raises SettingsError with all mistakes of
+    both.
     """
     mistakes: list[Mistake] = []
     given: Mapping[str, Any] = {}
@@ -210,10 +213,19 @@ def load(cls: type[TableT], path: Path | None, overrides: Sequence[str] = ()) ->
             mistakes.extend(error.mistakes)
     read = not mistakes
     builder = _Builder(cls, path, mistakes)
-    built = builder.build(cls, given, builder.overridden(overrides), "", complete=read)
+    built = builder.build(cls, _over(below or {}, given), builder.overridden(overrides), "", complete=read)
     if built is None or mistakes:
         raise SettingsError(mistakes)
     return built
+
+
+def _over(below: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, table by table; what is given wins."""
+    whole = {**below, **given}
+    for key, value in below.items():
+        if isinstance(value, Mapping) and isinstance(given.get(key), Mapping):
+            whole[key] = _over(value, given[key])
+    return whole
 
 
 def document(cls: type[Table]) -> str:

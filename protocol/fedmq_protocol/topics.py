@@ -174,7 +174,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         max_bytes=_CHUNK_MESSAGE,
-        about="catch-up, published once for all who asked; subscribed only while waiting for it",
+        about="catch-up or a task's bundle, published once for all who asked; subscribed only while waiting for it",
     ),
     TopicSpec(
         direction=Direction.DOWN,

@@ -266,7 +266,10 @@ def test_a_window_has_as_many_features_as_its_set_and_channels_make(windowing: W
     ("windowing", "about"),
     [
         (Windowing(samples=63), "samples: expected at least 64 for the feature set 'vibration-1', got 63"),
-        (Windowing(features="sound-1"), "expected the feature set 'vibration-1' or 'raw', the task asks for 'sound-1'"),
+        (
+            Windowing(features="sound-1"),
+            "'raw', or 'bundle' with a bundle that prepares windows, the task asks for 'sound-1'",
+        ),
         (raw(samples=MAX_FEATURES + 1), "expected at most 4,096 features of a window, got 4,097"),
         (Windowing(channels=187), "expected at most 4,096 features of a window, got 4,114"),
     ],

@@ -1365,7 +1365,8 @@ def test_what_serves_of_another_task_has_none_made_of_it(script: Script) -> None
 def test_training_that_cannot_be_run_leaves_the_shared_model_and_is_not_tried_again_and_again(script: Script) -> None:
     own_folder(script)
     release_with(script, None)
-    engine = script.gateway._jobs["bearings"]._engine
+    job = script.gateway._jobs["bearings"]
+    engine = job._engine_of(job.task)
     assert isinstance(engine, NumpyEngine)
     tries = []
 

@@ -19,7 +19,7 @@ from fedmq_coordinator.settings import RecipeSettings, RoundSettings, TaskSettin
 from fedmq_edge_node.runtimes import make_engine
 from fedmq_edge_node.samples import load
 from fedmq_edge_node.trainer import macro_f1
-from fedmq_models.bundle import from_bytes
+from fedmq_models.bundle import from_bytes, to_bytes
 from numpy.typing import NDArray
 
 import fedmq
@@ -175,9 +175,10 @@ def test_progress_is_a_line_for_each_round_and_silence_where_it_is_not_asked_for
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in BUNDLES.glob("*.fedmq")))
-def test_a_bundle_is_fetched_by_the_gateways_and_trained(name: str) -> None:
-    path = BUNDLES / f"{name}.fedmq"
-    bundle = from_bytes(path.read_bytes())
+def test_a_bundle_is_fetched_by_the_gateways_and_trained(name: str, tmp_path: Path) -> None:
+    bundle = from_bytes((BUNDLES / f"{name}.fedmq").read_bytes())
+    path = tmp_path / f"{name}.fedmq"
+    path.write_bytes(to_bytes(bundle))
     manifest = bundle.manifest
     rng = np.random.default_rng(0)
 

@@ -11,12 +11,15 @@ function and its seeds, and name both in `decoders`.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from unittest import mock
 
 import fastcrc
@@ -33,6 +36,8 @@ from fedmq_compression.pipeline import CodecSpec, decode, decode_integers, encod
 from fedmq_edge_node.memory import GatewayState
 from fedmq_edge_node.work import ModelMismatch, advance, catch_up
 from fedmq_firmware_bridge import frames, readings
+from fedmq_models import bundle as bundles
+from fedmq_models.interpreter import Interpreter
 from fedmq_protocol.messages import (
     AskChunks,
     AskModel,
@@ -72,6 +77,11 @@ from fedmq_protocol.topics import TABLE
 from fedmq_protocol.transfer import Incoming, TransferError, chunks, refer
 from numpy.typing import NDArray
 
+# Where this is not run by pytest.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from bundles import bundle_of, slow, with_noise, with_preparation, with_values
+
 __all__ = ["LENGTHS", "Decoder", "decoders", "every_payload"]
 
 LENGTHS = (1, 2, 7, 8, 9, 64, 203, 400, 700, 1000, 2000, 4099, 10_000, 18_308, 100_000, 1_000_000)
@@ -107,6 +117,8 @@ def decoders() -> dict[str, Decoder]:
         Decoder(name="transfer", chosen=2, read=read_transfer, seeds=tuple(transfer_seeds())),
         Decoder(name="catchup", chosen=1, read=read_catch_up, seeds=tuple(catch_up_seeds())),
         Decoder(name="frame", chosen=1, read=read_frame, seeds=tuple(frame_seeds())),
+        # What it takes is run once, too.
+        Decoder(name="bundle", chosen=1, read=read_bundle, seeds=tuple(bundle_seeds()), units=lambda data: 1 << 17),
     )
     return {decoder.name: decoder for decoder in made}
 
@@ -685,3 +697,46 @@ def frame_seeds() -> Iterator[bytes]:
         coded = frames.encode(frame)
         yield b"\0" + cobs.decode(coded[:-1])[1:-6]
         yield bytes([UNSEALED]) + coded[:-1]
+
+
+# --- bundles ---------------------------------------------------------------------------------------------------------
+
+
+def read_bundle(data: bytes) -> bool:
+    """A file, or its content, which is then wrapped here: digest and frame would stop nearly everything."""
+    if not data:
+        return False
+    file = data[1:]
+    if not data[0] & UNSEALED:
+        body = len(file).to_bytes(4, "big") + deflate(file)
+        file = bundles.MAGIC + bytes([bundles.VERSION]) + hashlib.sha256(body).digest() + body
+    try:
+        bundle = bundles.from_bytes(file)
+    except bundles.BundleError:
+        return False
+    assert bundles.from_bytes(bundles.to_bytes(bundle)) == bundle
+    manifest = bundle.manifest
+    model = bundle.model(bytes(32), 1)
+    assert model.parameters == manifest.length
+    with suppress(bundles.BundleError):  # values too large for the grid
+        steps = bundles.start_of(model, 0, 12, bundle)
+        assert (steps.shape, steps.dtype) == ((model.parameters,), np.int32)
+    # What was checked runs, and gives what it was checked to give.
+    flat = np.zeros(model.parameters, dtype=np.float32)
+    (out,) = Interpreter(bundle.infer_one).run([flat, np.zeros((1, *manifest.inputs), dtype=np.float32)])
+    assert out.size == manifest.outputs
+    return True
+
+
+def bundle_seeds() -> Iterator[bytes]:
+    small = ModelSpec(kind="mlp", sizes=(6, 4, 3))
+    for made in (
+        bundle_of(small),
+        with_values(bundle_of(small)),
+        with_noise(bundle_of(small)),
+        with_preparation(bundle_of(small), samples=2),
+        slow(bundle_of(small), nodes=2, side=32),
+        bundle_of(ModelSpec(kind="cnn1d", sizes=(64, 4, 3))),
+    ):
+        yield b"\x00" + msgspec.msgpack.encode(made)
+        yield bytes([UNSEALED]) + bundles.to_bytes(made)

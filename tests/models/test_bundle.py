@@ -7,11 +7,13 @@ import hashlib
 import msgspec
 import numpy as np
 import pytest
-from bundles import BATCH, brought, bundle_of
+from bundles import BATCH, brought, bundle_of, with_noise, with_preparation, with_values
 from fedmq_compression.frame import deflate
-from fedmq_edge_node.runtimes import NumpyEngine, available_engines, make_engine
-from fedmq_models.bundle import MAX_CONTENT_BYTES, Bundle, BundleError, from_bytes, to_bytes
-from fedmq_models.graph import Node, Tensor
+from fedmq_edge_node.runtimes import NumpyEngine, available_engines, make_engine, make_preparation
+from fedmq_models.bundle import MAX_CONTENT_BYTES, Bundle, BundleError, from_bytes, start_of, to_bytes
+from fedmq_models.graph import GraphError, Node, Tensor
+from fedmq_models.interpreter import Interpreter
+from fedmq_models.standalone import chained, standalone
 from fedmq_protocol.task import MAX_BUNDLE_BYTES, ModelSpec, initial_steps, to_parameters
 
 MODEL = ModelSpec(kind="mlp", sizes=(22, 8, 3))
@@ -41,6 +43,51 @@ def test_a_bundle_comes_back_as_it_was() -> None:
 def test_a_bundle_of_a_small_model_takes_few_bytes() -> None:
     assert len(to_bytes(bundle_of(MODEL))) < 3000
     assert len(to_bytes(bundle_of(ModelSpec(kind="cnn1d", sizes=(1024, 16, 32, 64, 4))))) < 6000
+
+
+def test_initial_parameters_come_back_as_they_were_to_half_a_step() -> None:
+    bundle = from_bytes(to_bytes(with_values(bundle_of(MODEL))))
+    _, model = brought(bundle)
+    assert bundle.values is not None
+    for grid_bits in (12, 20):
+        found = to_parameters(start_of(model, 3, grid_bits, bundle), grid_bits)
+        assert np.abs(found - bundle.values).max() <= 2.0 ** -(grid_bits + 1)
+
+
+def test_a_start_that_no_bundle_holds_is_drawn_from_the_seed() -> None:
+    _, model = brought(bundle_of(MODEL))
+    for bundle in (None, bundle_of(MODEL)):
+        assert np.array_equal(start_of(model, 3, 12, bundle), initial_steps(model, 3, 12))
+
+
+@pytest.mark.parametrize(
+    ("initial", "why"),
+    [
+        (bytes(4), "expected initial parameters of 844 bytes, got 4"),
+        (bytes(843), "expected initial parameters of 844 bytes, got 843"),
+        (np.full(211, np.nan, dtype="<f4").tobytes(), "between -1000 and 1000"),
+        (np.full(211, -np.inf, dtype="<f4").tobytes(), "between -1000 and 1000"),
+        (np.full(211, 1e4, dtype="<f4").tobytes(), "between -1000 and 1000"),
+    ],
+)
+def test_initial_parameters_that_are_none_are_refused(initial: bytes, why: str) -> None:
+    with pytest.raises(BundleError, match=why):
+        from_bytes(unchecked(msgspec.structs.replace(bundle_of(MODEL), initial=initial)))
+
+
+def test_initial_parameters_that_are_too_large_for_the_grid_are_refused_with_what_to_do() -> None:
+    _, model = brought(bundle_of(MODEL))
+    bundle = msgspec.structs.replace(bundle_of(MODEL), initial=np.full(211, 65, dtype="<f4").tobytes())
+    assert start_of(model, 0, 12, bundle).max() == 65 << 12
+    with pytest.raises(BundleError, match=r"up to 64 with task\.grid_bits = 24, got 65: lower"):
+        start_of(model, 0, 24, bundle)
+
+
+def test_more_initial_parameters_than_a_bundle_takes_are_refused_with_what_to_do() -> None:
+    large = bundle_of(ModelSpec(kind="softmax", sizes=(4096, 600)))
+    assert len(to_bytes(large)) < 3000
+    with pytest.raises(BundleError, match="of them initial parameters: draw these"):
+        to_bytes(with_values(large))
 
 
 @pytest.mark.parametrize("engine", available_engines())
@@ -75,6 +122,25 @@ def test_what_is_not_trainable_has_no_gradient() -> None:
     )
     assert not gradient[: first.block.count].any()
     assert gradient[first.block.count :].any()
+
+
+def test_what_is_drawn_for_a_step_depends_on_its_windows_and_can_be_drawn_again() -> None:
+    plain, noisy = bundle_of(MODEL), with_noise(bundle_of(MODEL))
+    _, model = brought(noisy)
+    flat, w = to_parameters(initial_steps(model, 0, 12), 12), np.ones(BATCH, dtype=np.float32)
+    y = np.zeros(BATCH, dtype=np.int64)
+    two = [np.random.default_rng(seed).normal(size=(BATCH, 22)).astype(np.float32) for seed in (0, 1)]
+
+    def drawn(x: np.ndarray, flat: np.ndarray) -> float:
+        with_it, without = (make_engine(model, "numpy", b).loss_grad(flat, x, y, w)[1] for b in (noisy, plain))
+        return with_it - without
+
+    first = drawn(two[0], flat)
+    assert first == pytest.approx(0.5, abs=0.2)
+    assert drawn(two[0], flat) == first
+    assert drawn(two[1], flat) != pytest.approx(first, abs=1e-4)
+    assert drawn(two[0][::-1].copy(), flat) != pytest.approx(first, abs=1e-4)
+    assert drawn(two[0], flat + np.float32(1e-3)) != pytest.approx(first, abs=1e-4)
 
 
 def test_a_batch_that_the_graphs_are_not_made_for_is_refused() -> None:
@@ -145,6 +211,65 @@ def test_graphs_that_are_not_what_the_manifest_says_are_refused() -> None:
     swapped = msgspec.structs.replace(bundle, infer=bundle.infer_one)
     with pytest.raises(BundleError, match="graph 'infer': expected the inputs"):
         from_bytes(unchecked(swapped))
+
+
+@pytest.mark.parametrize("engine", available_engines())
+def test_a_bundle_makes_its_own_features_of_raw_windows(engine: str) -> None:
+    bundle = from_bytes(to_bytes(with_preparation(bundle_of(MODEL))))
+    preparation = make_preparation(bundle, engine)
+    assert preparation is not None
+    windows = np.random.default_rng(2).normal(size=(5, 16)).astype(np.float32)
+    mixed = np.random.default_rng(1).normal(size=(16, 22)).astype(np.float32)
+    assert preparation.features == 22
+    assert np.abs(preparation.run(windows) - (windows * windows) @ mixed).max() < 1e-4
+    assert make_preparation(bundle_of(MODEL), engine) is None
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_preparation_can_go_before_a_trained_model_in_one_graph(scaled: bool) -> None:
+    bundle = with_preparation(bundle_of(MODEL))
+    _, model = brought(bundle)
+    preparation = make_preparation(bundle, "numpy")
+    assert preparation is not None
+    assert bundle.prepare is not None
+    rng = np.random.default_rng(3)
+    flat = to_parameters(initial_steps(model, 0, 12), 12)
+    window = rng.normal(size=(1, 16)).astype(np.float32)
+    mean, scale = np.zeros(22, dtype=np.float32), np.ones(22, dtype=np.float32)
+    if scaled:
+        mean, scale = rng.normal(size=22).astype(np.float32), rng.uniform(2, 3, 22).astype(np.float32)
+    alone = standalone(bundle.infer_one, flat, mean, scale) if scaled else standalone(bundle.infer_one, flat)
+    (out,) = Interpreter(chained(bundle.prepare, alone)).run([window])
+    features = (preparation.run(window) - mean) / scale
+    limited = np.clip(features, -8, 8) if scaled else features
+    assert np.abs(out - NumpyEngine(MODEL).infer(flat, limited)).max() < 1e-5
+    with pytest.raises(GraphError, match="expected a graph that takes"):
+        chained(bundle.prepare, bundle.infer_one)
+
+
+def test_features_that_are_not_finite_are_told() -> None:
+    preparation = make_preparation(with_preparation(bundle_of(MODEL)), "numpy")
+    assert preparation is not None
+    with pytest.raises(GraphError, match="not finite"):
+        preparation.run(np.full((1, 16), 1e30, dtype=np.float32))
+
+
+def test_a_preparation_that_does_not_fit_its_windows_or_its_model_is_refused() -> None:
+    bundle = with_preparation(bundle_of(MODEL))
+    with pytest.raises(BundleError, match="graph 'prepare': expected the outputs"):
+        from_bytes(sealed_with(bundle, samples=8, features=21))
+    with pytest.raises(BundleError, match="graph 'prepare': expected the inputs"):
+        from_bytes(sealed_with(bundle, samples=9, features=22))
+    with pytest.raises(BundleError, match="expected a graph 'prepare' with"):
+        from_bytes(unchecked(msgspec.structs.replace(bundle, prepare=None)))
+    with pytest.raises(BundleError, match="expected a graph 'prepare' with"):
+        from_bytes(unchecked(msgspec.structs.replace(bundle_of(MODEL), prepare=bundle.prepare)))
+
+
+def sealed_with(bundle: Bundle, *, samples: int, features: int) -> bytes:
+    """Whose preparation is for other windows, or another model."""
+    other = with_preparation(bundle_of(ModelSpec(kind="mlp", sizes=(features, 8, 3))), samples=samples)
+    return unchecked(msgspec.structs.replace(bundle, prepare=other.prepare))
 
 
 def test_a_node_may_only_use_what_comes_before_it() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fedmq_edge_node.runtimes import ENGINES, available_engines, load_tflite
+from fedmq_edge_node.watchdog import Watch
 from fedmq_models.build import Builder
 from fedmq_models.builtin import grad_graph, infer_graph
 from fedmq_models.graph import OPERATORS, Graph, GraphError
@@ -48,7 +49,8 @@ def load(name: str, graph: Graph) -> Any:
     """Makes the graph runnable, or skips where the engine has no such operator, which its error must name."""
     refused = ""
     try:
-        return loader(name)(graph, tuple(f"out{place}" for place in range(len(graph.outputs))))
+        run = loader(name)(graph, tuple(f"out{place}" for place in range(len(graph.outputs))))
+        return lambda given: run(given, Watch())
     except GraphError as error:
         refused = str(error)
     assert any(f"({node.op})" in refused for node in graph.nodes), refused

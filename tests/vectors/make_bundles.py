@@ -42,7 +42,7 @@ def main() -> None:
         module = make()
         rng = np.random.default_rng(len(name))
         x = rng.normal(size=(BATCH, *sample)).astype(np.float32)
-        bundle = build(module, name=name, loss=loss, example=x, batch=BATCH)  # type: ignore[arg-type]
+        bundle = build(module, name=name, loss=loss, example=x, batch=BATCH, initial="seed")  # type: ignore[arg-type]
         assert not bundle.manifest.noise
         data = to_bytes(bundle)
         model = bundle.model(hashlib.sha256(data).digest(), len(data))
