@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ __all__ = [
     "Kind",
     "advice",
     "bundle_windowing",
+    "own_values",
     "raw_windowing",
     "round_settings",
     "task_of",
@@ -125,6 +126,20 @@ def task_settings(
         recipe=replace(recipe, **given),
         codec=own if dial is None else replace(own, dial=dial),
     )
+
+
+def own_values(kind: Kind, *, fraction: float) -> dict[str, Any]:
+    """What suits a built-in kind better than the settings' defaults, as keys of the coordinator's file; `fraction` is
+    `rounds.fraction`: below 1 momentum breaks training."""
+    task: dict[str, Any] = {"hidden": list(HIDDEN[kind])}
+    if kind in RECIPES:
+        task["recipe"] = asdict(RECIPES[kind])
+    if kind in KIND_CODECS:
+        task["codec"] = asdict(KIND_CODECS[kind])
+    if kind == "cnn1d":
+        task["windowing"] = {"features": RAW, "scaling": "none", "samples": RAW_SAMPLES, "hop": RAW_SAMPLES // 2}
+    momentum = SERVER_MOMENTUM.get(kind, 0.0) if fraction == 1 else 0.0
+    return {"task": task, "rounds": {"server_momentum": momentum}}
 
 
 def advice(manifest: Manifest) -> dict[str, Any]:

@@ -164,27 +164,28 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
 
 def load_coordinator(path: Path | None, overrides: Sequence[str] = ()) -> CoordinatorSettings:
-    """Settings of a coordinator. Where they say nothing of a task's windowing, recipe or codec, its bundle's author
-    does. Raises SettingsError, and ValueError for a bundle that is none."""
+    """Settings of a coordinator. Where they say nothing of a task's layers, windowing, recipe or codec, its kind does, or
+    its bundle's author. Raises SettingsError, and ValueError for a bundle that is none."""
     from fedmq_coordinator.settings import CoordinatorSettings
 
     settings = load(CoordinatorSettings, path, overrides)
-    return settings if settings.task.bundle is None else load(CoordinatorSettings, path, overrides, _below(settings))
+    return load(CoordinatorSettings, path, overrides, _below(settings))
 
 
 def _load_more(path: Path) -> MoreTaskSettings:
     from fedmq_coordinator.settings import MoreTaskSettings
 
     settings = load(MoreTaskSettings, path)
-    return settings if settings.task.bundle is None else load(MoreTaskSettings, path, (), _below(settings))
+    return load(MoreTaskSettings, path, (), _below(settings))
 
 
 def _below(settings: CoordinatorSettings | MoreTaskSettings) -> dict[str, Any]:
     from fedmq_models.bundle import from_bytes
 
-    from fedmq.defaults import advice
+    from fedmq.defaults import advice, own_values
 
-    assert settings.task.bundle is not None  # whoever calls has looked
+    if settings.task.bundle is None:
+        return own_values(settings.task.kind, fraction=settings.rounds.fraction)
     return {"task": advice(from_bytes(read_bundle(settings.task.bundle)).manifest)}
 
 

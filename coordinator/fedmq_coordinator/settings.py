@@ -243,7 +243,8 @@ class TaskSettings(Table):
             " looks like"
             ' and scores how far a window is from that, "regressor" says how long a machine will run on, "cnn1d" learns'
             ' from raw windows (features = "raw") with convolutions, and its hidden layers are their channels; "graph"'
-            " is your own, from a bundle.",
+            " is your own, from a bundle. Where this table, those below it and rounds.server_momentum say nothing, a"
+            " kind has its own values: autoencoder, regressor and cnn1d others than the defaults that stand here.",
         ),
     ] = "mlp"
     bundle: Annotated[

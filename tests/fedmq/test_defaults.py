@@ -14,8 +14,9 @@ from bench.bytes_to_accuracy import at_level, summary
 from bench.recipe import Record, reached, summed_up
 from fedmq.baselines import local_only, pooled
 from fedmq.bench.training import play, prepare, task_for
-from fedmq.defaults import CODECS, task_of, task_settings
+from fedmq.defaults import CODECS, Kind, raw_windowing, task_of, task_settings
 from fedmq.demo import DemoError, DemoOptions, open_fleet
+from fedmq.programs import load_coordinator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORDINGS = Path(os.environ.get("FEDMQ_DATA", REPOSITORY.parent / "shared" / "data")) / "cwru"
@@ -210,6 +211,35 @@ def test_a_regressor_has_its_own_recipe_and_a_wish_goes_before_it() -> None:
     assert (made.recipe.optimizer, made.windowing.remaining_most) == ("adam", 125.0)
     wished = task_settings(name="engines", kind="regressor", classes=(), windowing=windowing, learning_rate=0.01)
     assert wished.recipe == replace(settings.recipe, learning_rate=0.01)
+
+
+def coordinator_file(directory: Path, text: str) -> Path:
+    path = directory / "coordinator.toml"
+    path.write_text(f'state_dir = "{directory / "state"}"\n{text}', encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["mlp", "autoencoder", "cnn1d"])
+def test_a_kind_named_in_a_file_is_the_task_that_the_demo_makes(kind: Kind, tmp_path: Path) -> None:
+    classes = "" if kind == "autoencoder" else 'classes = ["normal", "ball"]\n'
+    read = load_coordinator(coordinator_file(tmp_path, f'[task]\nname = "t"\nkind = "{kind}"\n{classes}'))
+    own = WindowingSettings()
+    windowing = raw_windowing(own) if kind == "cnn1d" else own
+    made = task_settings(name="t", kind=kind, classes=("normal", "ball"), windowing=windowing)
+    assert read.task == made
+    assert read.rounds.server_momentum == (0.9 if kind == "cnn1d" else 0.0)
+
+
+def test_what_a_file_states_goes_before_what_suits_the_kind(tmp_path: Path) -> None:
+    stated = (
+        '[task]\nname = "t"\nkind = "cnn1d"\nclasses = ["a", "b"]\nhidden = [8, 8]\n[task.windowing]\nsamples = 2048\n'
+        "[task.codec]\nup_bits = 8\n[rounds]\nfraction = 0.5\n"
+    )
+    read = load_coordinator(coordinator_file(tmp_path, stated), ["task.recipe.learning_rate=0.5"])
+    assert (read.task.hidden, read.task.recipe.learning_rate, read.task.recipe.batch_size) == ((8, 8), 0.5, 32)
+    assert (read.task.windowing.samples, read.task.windowing.features) == (2048, "raw")
+    assert (read.task.codec.up_bits, read.task.codec.down_bits) == (8, 4)
+    assert read.rounds.server_momentum == 0, "below full participation momentum breaks training"
 
 
 def test_a_regressor_goes_with_lives_and_with_nothing_else() -> None:
