@@ -164,8 +164,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 
 
 def load_coordinator(path: Path | None, overrides: Sequence[str] = ()) -> CoordinatorSettings:
-    """Settings of a coordinator. Where they say nothing of a task's layers, windowing, recipe or codec, its kind does, or
-    its bundle's author. Raises SettingsError, and ValueError for a bundle that is none."""
+    """Settings of a coordinator. Where they say nothing of a task's layers, windowing, recipe or codec, its kind does,
+    or its bundle's author. Raises SettingsError, and ValueError for a bundle that is none."""
     from fedmq_coordinator.settings import CoordinatorSettings
 
     settings = load(CoordinatorSettings, path, overrides)
