@@ -14,12 +14,14 @@ import io
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_models.graph import Graph, GraphError
+from fedmq_models.build import Builder, Value
+from fedmq_models.graph import Graph, GraphError, Node
 from fedmq_models.tflite_format import SIGNATURE, to_tflite
 
 __all__ = [
@@ -59,7 +61,7 @@ class Calibration:
             raise ValueError("expected windows to take the integers' ranges from, got none")
         (name, tensor), *_ = graph.inputs
         given = windows.reshape(-1, *tensor.shape)
-        self.in_float = to_tflite(graph, output_names=("out",))
+        self.in_float = to_tflite(_pairwise(graph), output_names=("out",))
         with _silence():
             # Its own habit is a moving average, which forgets the recordings that came first.
             ranges = calibrator.Calibrator(self.in_float, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
@@ -87,6 +89,34 @@ def _silence() -> Iterator[None]:
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
+
+
+MOST_COMPARED = 16
+
+
+def _pairwise(graph: Graph) -> Graph:
+    """The same with the largest of a few found two by two, as the quantizer knows it: it has no REDUCE_MAX."""
+    b = Builder()
+    values = [b.input(name, tensor.dtype, tensor.shape) for name, tensor in graph.inputs]
+    values += [b.constant(constant.array()) for constant in graph.constants]
+    for node in graph.nodes:
+        given = [values[number] for number in node.inputs]
+        whole = b.node(node.op, *given, **node.attributes)
+        values.append(_largest(b, given[0], node, b.shape(whole)) if node.op == "ReduceMax" else whole)
+    return b.graph(*(values[number] for number in graph.outputs))
+
+
+def _largest(b: Builder, x: Value, node: Node, shape: tuple[int, ...]) -> Value:
+    """ReduceMax by slices; of more than `MOST_COMPARED` it stays as it is."""
+    axes = node.attributes["axes"]
+    assert isinstance(axes, tuple)
+    for axis in axes:
+        count = b.shape(x)[axis]
+        if count > MOST_COMPARED:
+            return b.node(node.op, x, **node.attributes)
+        parts = [b.node("Slice", x, starts=(n,), ends=(n + 1,), axes=(axis,), steps=(1,)) for n in range(count)]
+        x = reduce(lambda one, other: b.node("Max", one, other), parts)
+    return b.reshape(x, *shape)
 
 
 _ALL = ("*",)
