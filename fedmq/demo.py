@@ -47,7 +47,7 @@ __all__ = ["DemoError", "DemoOptions", "open_fleet", "run"]
 FEDERATION = "demo"
 POLL_SECONDS = 0.1
 START_SECONDS = 60.0
-LEAVE_SECONDS = 15.0
+LEAVE_SECONDS = 30.0
 
 
 PERSONAL = PersonalSettings()
@@ -436,7 +436,7 @@ class _Plant:
             child.look()
             child.process.send_signal(signal.SIGTERM)
         for child in gateways:
-            status = child.process.wait(LEAVE_SECONDS)
+            status = self._left(child)
             if status != 0:
                 raise DemoError(f"{child.name} left with status {status}:\n{_tail(child.log)}")
         until = time.monotonic() + LEAVE_SECONDS
@@ -447,7 +447,16 @@ class _Plant:
         ledger.close()
         coordinator.look()
         coordinator.process.send_signal(signal.SIGTERM)
-        coordinator.process.wait(LEAVE_SECONDS)
+        self._left(coordinator)
+
+    def _left(self, child: _Child) -> int:
+        """The status with which it ended."""
+        try:
+            return child.process.wait(LEAVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise DemoError(
+                f"{child.name} did not end within {LEAVE_SECONDS:.0f} s of being asked to:\n{_tail(child.log)}"
+            ) from None
 
     def _wait(self, ready: Callable[[], bool], what: str) -> None:
         until = time.monotonic() + START_SECONDS
