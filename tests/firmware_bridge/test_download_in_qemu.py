@@ -76,9 +76,10 @@ class Gateway:
 
     def reset(self) -> None:
         """What is under way from before is taken first, so that the rest is of the new start."""
+        counts = self.line.sensors[SENSOR].counts
+        restarts = counts.restarts
         reset(self.folder)
-        hellos = self.line.sensors[SENSOR].counts.hellos
-        while self.line.sensors[SENSOR].counts.hellos == hellos:
+        while counts.restarts == restarts:
             self.read(1.0)
         self.scores.clear()
 

@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,12 @@ def shaft(inputs: int, count: int, rng: np.random.Generator) -> np.ndarray:
     axes = np.arange(CHANNELS)[None, None, :]
     values = 400 * np.sin(2 * np.pi * (n + 16 * axes) / 64) + rng.normal(scale=30, size=(count, inputs // CHANNELS, 3))
     return np.rint(values).astype(np.int16).reshape(count, inputs)
+
+
+def mended(data: bytes) -> bytes:
+    """With the length and the checksum that belong to it."""
+    data = data[:8] + struct.pack("<I", len(data)) + data[12:-4]
+    return data + struct.pack("<I", zlib.crc32(data))
 
 
 def build(words: list[str]) -> None:
