@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cobs import cobs
 from fedmq_firmware_bridge.downloads import CHUNK_BYTES, Order, Outcome, order, read_ack
 from fedmq_firmware_bridge.frames import MAX_PAYLOAD, Decoder, Opaque, encode
 from fedmq_firmware_bridge.scores import read_score
@@ -96,6 +97,17 @@ def test_a_golden_conversation_is_answered_byte_for_byte_and_its_scores_are_sent
         assert sensor.feed(bytes.fromhex(turn["order"])).hex() == turn["ack"]
     for number, (window, sent) in enumerate(zip(first["windows"], GOLDEN["scores"], strict=True)):
         assert sensor.score(number * 1_000_000, np.array(window)).hex() == sent
+
+
+def test_the_example_of_the_documentation_is_of_the_golden_conversation() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "frames.md").read_text(encoding="utf-8")
+    part = text.split("### One order and its ack, byte by byte")[1].split("###")[0]
+    told = bytes.fromhex(" ".join(line[4:46] for line in part.splitlines() if line.startswith("    ")))
+    bodies = [
+        tuple(cobs.decode(bytes.fromhex(turn[what])[:-1])[:-6] for what in ("order", "ack"))
+        for turn in GOLDEN["conversation"]
+    ]
+    assert told in [one + answer for one, answer in bodies]
 
 
 @pytest.mark.parametrize("kind", KINDS)
