@@ -186,7 +186,12 @@ class Download:
         if self._progress_at is None:
             self._progress_at = now
         if now - self._progress_at >= PATIENCE_S:
-            self._fail(f"no progress within {PATIENCE_S:g} s while {self.stage.value}, {self.received:,} bytes there")
+            self._fail(
+                f"no answer within {PATIENCE_S:g} s: is sensor {self.sensor} on this line, and does its firmware take "
+                "models?"
+                if self.stage is Stage.ASKING
+                else f"no progress within {PATIENCE_S:g} s while {self.stage.value}, {self.received:,} bytes there"
+            )
             return []
         if self._waits_for is not None:
             self.repeated_frames += 1

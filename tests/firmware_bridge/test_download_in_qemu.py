@@ -116,6 +116,37 @@ def spoilt(image: SensorImage) -> bytes:
     return bytes(data)
 
 
+def test_on_a_line_that_damages_every_fourth_order_and_loses_every_fifth_answer_it_comes_into_force(
+    gateway: Gateway,
+) -> None:
+    image = image_for_qemu("mlp")
+    written, answers = 0, 0
+
+    def write(data: bytes) -> None:
+        nonlocal written
+        written += 1
+        gateway.uart.sendall(data if written % 4 else data[:9] + data[10:])
+
+    def read(seconds: float) -> list[Frame]:
+        nonlocal answers
+        kept = []
+        for frame in gateway.read(seconds):
+            answers += frame_is_ack(frame)
+            if not (frame_is_ack(frame) and answers % 5 == 0):
+                kept.append(frame)
+        return kept
+
+    download = Download(sensor=SENSOR, image=to_bytes(image))
+    drive(download, write, read, time.monotonic)
+    assert (download.stage, download.reason) == (Stage.IN_FORCE, "")
+    assert download.repeated_frames >= 4
+    assert_of(image, gateway.next_scores())
+
+
+def frame_is_ack(frame: Frame) -> bool:
+    return isinstance(frame, Opaque) and frame.kind == 0x04
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_of_a_model_that_came_down_the_line_are_bit_for_bit_the_gateways(gateway: Gateway, kind: str) -> None:
     image = image_for_qemu(kind)

@@ -178,6 +178,27 @@ def test_a_model_for_another_sensor_is_refused(sensor: CSensor, other: dict[str,
     assert (sensor.active is None) == (outcome is not Outcome.DONE)
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("(half + product) >> unit[8]", "product >> unit[8]"),
+        ("int32_t sum = i32_at(row);", "int32_t sum = 0;"),
+        ("layer + 1u < m->layers ? 0 : -LIMIT", "0"),
+        ("sum += apart * apart", "sum += apart"),
+    ],
+)
+def test_a_machine_that_computes_otherwise_refuses_every_model(right: str, wrong: str, tmp_path: Path) -> None:
+    text = (LIBRARY / "fedmq_model.c").read_text(encoding="ascii")
+    assert text.count(right) == 1
+    (tmp_path / "fedmq_model.c").write_text(text.replace(right, wrong), encoding="ascii")
+    firmware = tuple(tmp_path / path.name if path.name == "fedmq_model.c" else path for path in SOURCES)
+    broken = CSensor(tmp_path, firmware)
+    data = bytes.fromhex(GOLDEN["images"][0]["image"])
+    broken.start(step=int.from_bytes(data[28:32], "little"))
+    assert outcome_of(broken, data) is Outcome.SELF_TEST
+    assert broken.active is None
+
+
 # --- sanitizers ------------------------------------------------------------------------------------------------------
 
 

@@ -81,10 +81,10 @@ class CSensor:
     ROOM = 32768
     WORK = 8192
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, firmware: tuple[Path, ...] = SOURCES) -> None:
         library = directory / "sensor.so"
         harness = Path(__file__).parent / "models_c" / "sensor.c"
-        sources = [str(path) for path in (*SOURCES, harness)]
+        sources = [str(path) for path in (*firmware, harness)]
         build(
             ["gcc", *STRICT, "-O1", "-g", *UNDEFINED, "-shared", "-fPIC", f"-I{LIBRARY}", *sources, "-o", str(library)]
         )
