@@ -35,6 +35,9 @@ have no float. What it takes are scaled features; FILE.json beside it says how t
 worth. It needs pip install 'fedmq[export]'. --c-int8 makes one C99 file in 8-bit integers for microcontrollers, with
 the scaling folded in: no float, no allocation, no library. Its comment says how it is used. The ranges of both come
 from recordings (--calibrate), and on recordings (--compare) each is compared with the model as it was trained.
+
+--sensor-image makes the same integers as data, for a sensor that takes models over its line and runs them on its own
+samples: docs/frames.md. It is for tasks that learn from raw samples, and needs --sample-scale.
 """
 
 _EPILOG = """\
@@ -42,6 +45,7 @@ examples:
   fedmq export --onnx model.onnx --tflite model.tflite --state /var/lib/fedmq/coordinator
   fedmq export --tflite-int8 model.tflite --state /var/lib/fedmq/coordinator --calibrate recordings --compare others
   fedmq export --c-int8 model.c --state /var/lib/fedmq/coordinator --calibrate recordings
+  fedmq export --sensor-image model.img --sample-scale 0.03824 --state DIR --calibrate recordings
   fedmq export --c-int8 pump.c --prefix pump --task pumps --version 40 --state DIR --calibrate recordings
 
 recordings holds <label>/<name>.npy, .csv or .wav, as a gateway's data_dir does. A few minutes of each condition that
@@ -74,13 +78,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     formats.add_argument("--tflite", type=Path, metavar="FILE", help="TFLite in float32, for one window")
     formats.add_argument("--tflite-int8", type=Path, metavar="FILE", help="TFLite in integers alone, for one window")
     formats.add_argument("--c-int8", type=Path, metavar="FILE", help="one C99 file, in 8-bit integers")
+    formats.add_argument(
+        "--sensor-image", type=Path, metavar="FILE", help="8-bit integers as data, for a sensor's slot"
+    )
     which = export.add_argument_group("which model")
     which.add_argument(
         "--state", type=Path, required=True, metavar="DIR", help="the coordinator's state directory (its state_dir)"
     )
     which.add_argument("--task", metavar="NAME", help="of this task (default: the only one)")
     which.add_argument("--version", type=_version, metavar="N", help="of the lineage in force (default: the newest)")
-    integers = export.add_argument_group("with --tflite-int8 and --c-int8")
+    integers = export.add_argument_group("with --tflite-int8, --c-int8 and --sensor-image")
     integers.add_argument(
         "--calibrate", type=Path, metavar="DIR", help="recordings that ranges are taken from (needed)"
     )
@@ -95,6 +102,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default="fedmq",
         metavar="NAME",
         help="that every name in the C file begins with (default: fedmq)",
+    )
+    integers.add_argument(
+        "--sample-scale",
+        type=float,
+        metavar="UNITS",
+        help="what one step of the sensor's samples is worth, in the units of the recordings (--sensor-image needs it)",
     )
     export.set_defaults(run=_export)
 
@@ -416,6 +429,59 @@ def _c_int8(source: Source, target: Path, arguments: argparse.Namespace) -> Iter
     return agreement
 
 
+# -- a sensor's image --------------------------------------------------------------------------------------------
+
+
+def _sensor_image(source: Source, target: Path, arguments: argparse.Namespace) -> Iterable[str]:
+    import numpy as np
+    from fedmq_edge_node.samples import RAW
+    from fedmq_models import int8
+    from fedmq_models.sensor_image import SensorImage, image_id, to_bytes
+
+    task, scaler = source.task, source.scaler
+    windowing = task.windowing
+    if task.model.kind not in INTEGER_KINDS:
+        raise ValueError(
+            f"--sensor-image: expected a model of {', '.join(INTEGER_KINDS)}, the task has {task.model.kind}"
+        )
+    if windowing.features != RAW:
+        raise ValueError(
+            f"--sensor-image: expected a task that learns from raw samples (task.windowing.features = {RAW!r}), since "
+            f"a sensor computes no features; the task has {windowing.features!r}"
+        )
+    if arguments.sample_scale is None:
+        raise ValueError("--sensor-image needs --sample-scale UNITS: what one step of the sensor's samples is worth")
+    step = float(np.float32(arguments.sample_scale))
+    windows = _windows(task, arguments, "--sensor-image")
+    x, y = windows.x, windows.y.astype(np.int64)
+    mean, scale = (None, None) if scaler is None else (scaler.mean, scaler.scale)
+    model = int8.quantize(task.model, source.flat, mean, scale, windows.calibrate, step=step)
+    image = SensorImage(
+        model=model,
+        version=source.version,
+        digest=source.digest[:8],
+        rate_mhz=round(windowing.sampling_rate_hz * 1000),
+        sample_scale=step,
+        channels=windowing.channels,
+        hop=max(windowing.hop, windowing.samples),
+    )
+    data = to_bytes(image)
+    agreement = [
+        windows.told,
+        *(_classes_agree(source, model, x, y, step) if task.classes else _scores_agree(source, model, x, y, step)),
+        f"takes {windowing.samples:,} samples of {windowing.channels} channels at {windowing.sampling_rate_hz:g} Hz, "
+        f"{step:.9g} a step, {image.hop:,} samples from window to window",
+        f"id {image_id(data):#010x}, {len(data):,} bytes in a slot, {_work_bytes(model):,} bytes of RAM",
+    ]
+    target.write_bytes(data)
+    return agreement
+
+
+def _work_bytes(model: Int8Model) -> int:
+    """That `fedmq_model.c` runs it in: its inputs, and two buffers as wide as the widest layer."""
+    return model.spec.sizes[0] + 2 * max(model.spec.sizes[1:])
+
+
 INTEGER_KINDS = ("softmax", "mlp", "autoencoder")
 """Models whose integers are known to keep what they say."""
 
@@ -441,26 +507,35 @@ def _floats(source: Source, x: NDArray[np.float32]) -> tuple[NDArray[np.float32]
     return scaled, np.concatenate(parts)
 
 
-def _integers(model: Int8Model, x: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
-    """The same in integers."""
+def _integers(
+    model: Int8Model, x: NDArray[np.float32], step: float | None = None
+) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """The same in integers; of samples in whole steps where there is a `step`."""
+    import numpy as np
     from fedmq_models import int8
 
+    if step is not None:
+        x = np.clip(np.rint(x / step), -(2**15), 2**15 - 1).astype(np.float32)
     given = int8.quantize_inputs(model, int8.to_fixed(model, x))
     return given, int8.reference(model, given)
 
 
-def _classes_agree(source: Source, model: Int8Model, x: NDArray[np.float32], y: NDArray[np.int64]) -> list[str]:
+def _classes_agree(
+    source: Source, model: Int8Model, x: NDArray[np.float32], y: NDArray[np.int64], step: float | None = None
+) -> list[str]:
     from fedmq_models import int8
 
     expected = _floats(source, x)[1].argmax(axis=1)
-    found = int8.classes(_integers(model, x)[1])
+    found = int8.classes(_integers(model, x, step)[1])
     return [
         f"agreement {_percent((found == expected).mean())} of windows are given the same class as in float",
         f"accuracy {_percent((found == y).mean())}, in float {_percent((expected == y).mean())}",
     ]
 
 
-def _scores_agree(source: Source, model: Int8Model, x: NDArray[np.float32], y: NDArray[np.int64]) -> list[str]:
+def _scores_agree(
+    source: Source, model: Int8Model, x: NDArray[np.float32], y: NDArray[np.int64], step: float | None = None
+) -> list[str]:
     import numpy as np
     from fedmq_edge_node.runtimes import anomaly_score
     from fedmq_edge_node.trainer import area_under_curve
@@ -468,7 +543,7 @@ def _scores_agree(source: Source, model: Int8Model, x: NDArray[np.float32], y: N
 
     scaled, reconstruction = _floats(source, x)
     expected = anomaly_score(scaled, reconstruction).astype(np.float64)
-    given, out = _integers(model, x)
+    given, out = _integers(model, x, step)
     found = int8.anomaly_score(given, out) * (model.input_scale**2 / model.spec.sizes[0])
     apart = np.abs(found - expected) / np.maximum(expected, RELATIVE_FLOOR)
     lines = [f"agreement anomaly scores differ from float by {_percent(float(np.median(apart)))} (median)"]
@@ -488,5 +563,6 @@ _WRITERS: dict[str, Callable[[Source, Path, argparse.Namespace], Iterable[str]]]
     "tflite": _tflite,
     "tflite_int8": _tflite_int8,
     "c_int8": _c_int8,
+    "sensor_image": _sensor_image,
 }
 """By the name of the option: writes the file, and gives back what to say of it."""

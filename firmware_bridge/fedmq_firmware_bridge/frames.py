@@ -77,17 +77,17 @@ class FrameError(ValueError):
 
 
 class Kind(IntEnum):
-    """What a payload is. From 0x80 on: towards the sensor. The reserved ones travel as `Opaque`."""
+    """What a payload is. From 0x80 on: towards the sensor. Those of models travel as `Opaque`."""
 
     HELLO = 0x01
     SAMPLES = 0x02
     SCORE = 0x03
-    """Reserved: what a model on the sensor found."""
+    """What a model on the sensor found: `scores`."""
     ACK = 0x04
-    """Reserved: a chunk of a model has arrived, or what is wrong with it."""
+    """What came of an order: `downloads`."""
     ASK_HELLO = 0x81
     MODEL_CHUNK = 0x82
-    """Reserved: a part of a model for the sensor."""
+    """An order, such as a chunk of a model: `downloads`."""
 
 
 @dataclass(frozen=True, kw_only=True)

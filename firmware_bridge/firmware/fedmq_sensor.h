@@ -45,7 +45,8 @@ enum {
     FEDMQ_CHANNELS_MAX = 16
 };
 
-/* What a payload is. From 0x80 on: towards the sensor. The others up to 0x0F and 0x8F are reserved. */
+/* What a payload is. From 0x80 on: towards the sensor. Those of models are in fedmq_slots.h; the others up to 0x0F and
+   0x8F are reserved. */
 enum {
     FEDMQ_HELLO = 0x01,
     FEDMQ_SAMPLES = 0x02,

@@ -138,14 +138,27 @@ class Int8Model:
 # -- quantization ----------------------------------------------------------------------------------------------
 
 
-def quantize(spec: ModelSpec, flat: Floats, mean: Floats | None, scale: Floats | None, windows: Floats) -> Int8Model:
+def quantize(
+    spec: ModelSpec,
+    flat: Floats,
+    mean: Floats | None,
+    scale: Floats | None,
+    windows: Floats,
+    *,
+    step: float = 1.0,
+) -> Int8Model:
     """Parameters `(P,)` float32 and a scaler `(inputs,)` float32 each, or None, to 8-bit integers.
 
     windows: `(n, inputs)` float32, features before scaling, from all conditions that the model will meet: the largest
-    activations on them become the ranges, and what lies beyond is cut off. Raises ValueError for what does not fit, or
-    is not finite.
+    activations on them become the ranges, and what lies beyond is cut off. step: what the firmware's features are
+    counted in, in units of `windows`; a sensor's samples are whole steps of its own. Raises ValueError for what does
+    not fit, or is not finite.
     """
     centre, spread = _checked(spec, flat, mean, scale, windows)
+    if not (math.isfinite(step) and step > 0):
+        raise ValueError(f"expected a step above 0, got {step:g}")
+    if step != 1.0:
+        windows, centre, spread = (windows / step).astype(np.float32), centre / step, spread / step
     dense = _dense(spec, flat)
     largest = np.max([_largest(dense, centre, spread, part) for part in _batches(windows)], axis=0)
     # What an autoencoder is to find lies beyond its healthy windows, and must not be clipped where training did not.

@@ -12,6 +12,7 @@ function and its seeds, and name both in `decoders`.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import struct
 import sys
@@ -35,8 +36,9 @@ from fedmq_compression.integers import layouts
 from fedmq_compression.pipeline import CodecSpec, decode, decode_integers, encode, encode_integers
 from fedmq_edge_node.memory import GatewayState
 from fedmq_edge_node.work import ModelMismatch, advance, catch_up
-from fedmq_firmware_bridge import frames, readings
+from fedmq_firmware_bridge import downloads, frames, readings, scores
 from fedmq_models import bundle as bundles
+from fedmq_models import sensor_image
 from fedmq_models.interpreter import Interpreter
 from fedmq_protocol.messages import (
     AskChunks,
@@ -119,6 +121,8 @@ def decoders() -> dict[str, Decoder]:
         Decoder(name="frame", chosen=1, read=read_frame, seeds=tuple(frame_seeds())),
         # What it takes is run once, too.
         Decoder(name="bundle", chosen=1, read=read_bundle, seeds=tuple(bundle_seeds()), units=lambda data: 1 << 17),
+        Decoder(name="image", chosen=1, read=read_image, seeds=tuple(image_seeds())),
+        Decoder(name="answer", chosen=1, read=read_answer, seeds=tuple(answer_seeds())),
     )
     return {decoder.name: decoder for decoder in made}
 
@@ -740,3 +744,67 @@ def bundle_seeds() -> Iterator[bytes]:
     ):
         yield b"\x00" + msgspec.msgpack.encode(made)
         yield bytes([UNSEALED]) + bundles.to_bytes(made)
+
+
+# --- models on sensors -----------------------------------------------------------------------------------------------
+
+
+GOLDEN = Path(__file__).parents[1] / "vectors" / "downloads.json"
+
+
+def read_image(data: bytes) -> bool:
+    """A model as data, its length and checksum mended; what is taken computes, and can be written again."""
+    if not data:
+        return False
+    body = data[1:]
+    if not data[0] & UNSEALED and len(body) >= 12:
+        body = body[:8] + struct.pack("<I", len(body) + 4) + body[12:]
+        body += struct.pack("<I", zlib.crc32(body))
+    try:
+        image = sensor_image.from_bytes(body)
+    except sensor_image.ImageError:
+        return False
+    windows = np.zeros((3, image.samples, image.channels), dtype=np.int16)
+    windows[1:] = np.array([-32768, 32767], dtype=np.int16)[:, None, None]
+    outputs, found = image.run(windows)
+    assert outputs.min() >= -127
+    assert found.min() >= 0
+    again = sensor_image.from_bytes(sensor_image.to_bytes(image))
+    assert np.array_equal(again.run(windows)[0], outputs)
+    return True
+
+
+def image_seeds() -> Iterator[bytes]:
+    for golden in json.loads(GOLDEN.read_text(encoding="ascii"))["images"]:
+        data = bytes.fromhex(golden["image"])
+        yield b"\0" + data[:-4]
+        yield bytes([UNSEALED]) + data
+
+
+def read_answer(data: bytes) -> bool:
+    """Kind and payload of what a sensor says: an ack, of which a download makes the next order, or a score."""
+    if not data:
+        return False
+    kind = frames.Kind.SCORE if data[0] & 1 else frames.Kind.ACK
+    frame = frames.Opaque(kind=kind, sensor=3, sequence=0, payload=data[1 : 1 + frames.MAX_PAYLOAD])
+    download = downloads.Download(sensor=3, image=bytes(600) + struct.pack("<I", zlib.crc32(bytes(600))), sequence=1000)
+    download.due(0.0)
+    download.take(frame, 0.1)
+    assert 0 <= download.received <= len(download.image)
+    for ordered in download.due(0.2):
+        assert len(ordered.payload) <= 12 + downloads.CHUNK_BYTES
+    try:
+        if kind == frames.Kind.ACK:
+            downloads.read_ack(frame)
+        else:
+            assert np.isfinite(scores.read_score(frame).values).all()
+    except frames.FrameError:
+        return False
+    return True
+
+
+def answer_seeds() -> Iterator[bytes]:
+    golden = json.loads(GOLDEN.read_text(encoding="ascii"))
+    sent = [(b"\0", turn["ack"]) for turn in golden["conversation"]] + [(b"\1", score) for score in golden["scores"]]
+    for first, encoded in sent:
+        yield first + cobs.decode(bytes.fromhex(encoded)[:-1])[10:-6]

@@ -168,6 +168,10 @@ def test_an_older_version_is_exported_also_where_its_file_is_gone(site: Site, tm
         (("--c-int8", "OUT", "--task", "faults", "--calibrate", "nowhere"), "expected a folder of recordings"),
         (("--c-int8", "OUT", "--task", "faults", "--calibrate", "HERE", "--prefix", "9"), "expected a prefix"),
         (("--tflite-int8", "OUT", "--task", "faults"), "--tflite-int8 needs --calibrate DIR"),
+        (
+            ("--sensor-image", "OUT", "--task", "faults", "--sample-scale", "1", "--calibrate", "HERE"),
+            "expected a task that learns from raw samples",
+        ),
         (("--c-int8", "OUT", "--task", "faults", "--calibrate", "HERE", "--compare", "nowhere"), "expected a folder"),
         (("--c-int8", "OUT/x/y.c", "--task", "faults", "--calibrate", "HERE"), "No such file or directory"),
     ],

@@ -41,6 +41,31 @@ void board_sleep(void)
     __asm__ volatile("wfi" ::: "memory");
 }
 
+/* --- flash -------------------------------------------------------------------------------------------------------- */
+
+/* Memory that QEMU keeps through a reset stands for it, and takes bits away only, as flash does. */
+static uint8_t slots[2][BOARD_SLOT] __attribute__((section(".slots")));
+
+const uint8_t *const board_slot[2] = {slots[0], slots[1]};
+
+int board_erase(void *context, int slot)
+{
+    (void)context;
+    for (size_t i = 0; i < BOARD_SLOT; i++) {
+        slots[slot][i] = 0xFF;
+    }
+    return 0;
+}
+
+int board_write(void *context, int slot, uint32_t at, const uint8_t *bytes, size_t length)
+{
+    (void)context;
+    for (size_t i = 0; i < length; i++) {
+        slots[slot][at + i] &= bytes[i];
+    }
+    return 0;
+}
+
 static void uart_received(void)
 {
     uart[UART_INTERRUPT] = RX_INTERRUPT;

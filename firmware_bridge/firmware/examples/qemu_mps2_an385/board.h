@@ -14,6 +14,12 @@ void board_send(const uint8_t *bytes, size_t length);
 /* Sleeps until an interrupt. */
 void board_sleep(void);
 
+/* Two slots of BOARD_SLOT bytes that outlast a restart, readable as memory. Erase and write as fedmq_slots.h wants them. */
+enum { BOARD_SLOT = 64 * 1024 };
+extern const uint8_t *const board_slot[2];
+int board_erase(void *context, int slot);
+int board_write(void *context, int slot, uint32_t at, const uint8_t *bytes, size_t length);
+
 /* main.c has these; the board calls them from interrupts. */
 void on_tick(void);
 void on_byte(uint8_t byte);
