@@ -106,7 +106,9 @@ def test_the_wheel_holds_what_is_not_python_and_no_tests(wheel: Path) -> None:
     maps = ROOT / "firmware_bridge" / "fedmq_firmware_bridge" / "maps"
     shipped = sorted(path.name for path in maps.iterdir())
     assert shipped
-    assert sorted(name for name in names if "/maps/" in name) == [f"fedmq_firmware_bridge/maps/{one}" for one in shipped]
+    assert sorted(name for name in names if "/maps/" in name) == [
+        f"fedmq_firmware_bridge/maps/{one}" for one in shipped
+    ]
     packages = {name.partition("/")[0] for name in names if name.endswith("/py.typed")}
     assert packages == {path.parent.name for path in ROOT.glob("*/py.typed")} | {
         path.parent.name for path in ROOT.glob("*/fedmq_*/py.typed")

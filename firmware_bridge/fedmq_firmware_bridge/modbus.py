@@ -14,6 +14,8 @@ Rules:
 from __future__ import annotations
 
 import logging
+import os
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -82,14 +84,26 @@ class ModbusSource:
             response = method(read.address, count=read.count, device_id=request.device.address)
         except (ConnectionException, OSError) as error:
             client.close()
-            raise PortError(str(error)) from None
-        except ModbusException:
+            raise PortError(_why(self.line.port, error)) from None
+        except (ModbusException, struct.error):
+            # Up to 3.10 at least, pymodbus trips over some frames that are whole and nonsense.
             return Failure.GARBLED if client.heard else Failure.SILENT
         if response.function_code == function | 0x80:
             return Refused(response.exception_code)
         if response.function_code != function or len(response.registers) != read.count:
             return Failure.GARBLED
         return tuple(response.registers)
+
+
+def _why(port: str, error: Exception) -> str:
+    """Why the port cannot be used: pymodbus does not say."""
+    if "://" in port:
+        return str(error)
+    if not os.path.exists(port):
+        return "no such port: is the adapter plugged in?"
+    if not os.access(port, os.R_OK | os.W_OK):
+        return "no permission to read and write it: this user has to be in its group, often dialout"
+    return f"cannot be used; another program may have it open ({error})"
 
 
 def _client(line: ModbusLine) -> Any:

@@ -230,6 +230,9 @@ def test_an_answer_after_exceptions_ends_their_rest() -> None:
     run.says.clear()
     run.until(100.0)
     assert np.diff(run.times(1)[-20:]) == pytest.approx(1.0)
+    run.says[1] = Refused(6)
+    run.until(101.5)
+    assert np.diff(run.times(1)[-2:]) == pytest.approx(1.0, abs=2 * TOOK)
 
 
 def test_garbled_answers_are_told_from_silence() -> None:
