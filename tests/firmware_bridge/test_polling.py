@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +28,8 @@ from fedmq_firmware_bridge.registers import Channel, Group, RegisterMap
 from fedmq_firmware_bridge.tables import TableError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TIMEOUT = 0.2
 TOOK = 0.03
@@ -317,6 +321,17 @@ device = []
         "modbus[1].device[2].machine",
         "modbus[2].device",
     }
+
+
+def test_the_documentation_shows_settings_and_a_map_that_are_right(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "modbus.md").read_text(encoding="utf-8")
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^(?:    .*)?\n)+", text, re.MULTILINE)]
+    (settings,) = (block for block in blocks if block.strip().startswith("[[modbus]]"))
+    (own,) = (block for block in blocks if block.strip().startswith("title ="))
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "our-own.toml").write_text(own, encoding="utf-8")
+    (made,) = lines_of(settings, tmp_path)
+    assert [device.registers.title for device in made.devices] == ["WitMotion WTVB01-485", "Our sensor"]
 
 
 @pytest.mark.parametrize("text", ["modbus = 3", "modbus = [3]", "[modbus]", "[[modbus]]\nport = 'a'\ndevice = [3]"])
