@@ -126,8 +126,11 @@ def _client(line: ModbusLine) -> Any:
 
         def recv(self, size: int | None) -> bytes:
             """What comes next until the deadline; nothing, once it is over: pymodbus then gives up."""
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                return b""
             port: Any = self.socket
-            port.timeout = max(0.0, self.deadline - time.monotonic())
+            port.timeout = left
             received: bytes = port.read(1)
             if received:
                 received += port.read(port.in_waiting)

@@ -8,7 +8,7 @@ import os
 import select
 import threading
 import tty
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,7 +98,7 @@ def serving(devices: Sequence[Any], port: str, baud: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def scripted(answer: Callable[[bytes], Sequence[bytes]], over: threading.Event | None = None) -> Iterator[str]:
+def scripted(answer: Callable[[bytes], Iterable[bytes]], over: threading.Event | None = None) -> Iterator[str]:
     """A port at whose other end a script answers each request with pieces, some milliseconds apart."""
     near, near_end = os.openpty()
     leave, left = os.pipe()
