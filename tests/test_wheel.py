@@ -80,12 +80,35 @@ def test_the_installed_command_renders_the_configuration_that_is_shipped(install
     assert "listener 1883 127.0.0.1" in (tmp_path / "rendered" / "mosquitto.conf").read_text(encoding="utf-8")
 
 
+def test_the_installed_register_maps_can_be_read(installed: Path, tmp_path: Path) -> None:
+    program = """
+from fedmq_firmware_bridge.registers import included_maps, load
+print(len([load(name) for name in included_maps()]))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+    )
+    maps = ROOT / "firmware_bridge" / "fedmq_firmware_bridge" / "maps"
+    assert int(ended.stdout) == len(list(maps.glob("*.toml"))) > 0
+
+
 def test_the_wheel_holds_what_is_not_python_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assets = sorted(path.name for path in (ROOT / "coordinator" / "fedmq_coordinator" / "assets").iterdir())
     assert assets
     for asset in assets:
         assert f"fedmq_coordinator/assets/{asset}" in names
+    maps = ROOT / "firmware_bridge" / "fedmq_firmware_bridge" / "maps"
+    shipped = sorted(path.name for path in maps.iterdir())
+    assert shipped
+    assert sorted(name for name in names if "/maps/" in name) == [
+        f"fedmq_firmware_bridge/maps/{one}" for one in shipped
+    ]
     packages = {name.partition("/")[0] for name in names if name.endswith("/py.typed")}
     assert packages == {path.parent.name for path in ROOT.glob("*/py.typed")} | {
         path.parent.name for path in ROOT.glob("*/fedmq_*/py.typed")
