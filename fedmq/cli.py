@@ -30,6 +30,8 @@ examples:
   fedmq broker                                     a broker for development, Mosquitto where it is installed
   fedmq coordinator --config coordinator.toml      opens rounds, aggregates, keeps the ledger
   fedmq gateway --config gateway.toml              trains on its own recordings when its gates allow
+  fedmq bridge probe                               what sensors talk on serial ports, and at which rate
+  fedmq bridge run --config bridge.toml            keeps what they say for a gateway to learn from
   fedmq report --state /var/lib/fedmq --html savings.html
   fedmq task list --state /var/lib/fedmq           several tasks: how each stands; pause, promote, roll back
   fedmq export --c-int8 model.c --state /var/lib/fedmq --calibrate DIR      a model for a microcontroller
@@ -154,8 +156,12 @@ def _parser() -> argparse.ArgumentParser:
     from fedmq.tasks import add_parser as add_task
 
     add_task(commands)
+    from fedmq.bridge.command import add_label
+    from fedmq.bridge.command import add_parser as add_bridge
     from fedmq.export import add_parser as add_export
 
+    add_bridge(commands)
+    add_label(commands)
     add_export(commands)
     _add_demo(commands)
     _add_simulate(commands)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fedmq_coordinator.run import Score
     from fedmq_coordinator.service import Coordinator, TaskPlan
     from fedmq_coordinator.settings import CoordinatorSettings, RoundSettings, TaskSettings
-    from fedmq_edge_node.service import Gateway
+    from fedmq_edge_node.service import Gateway, Source
     from fedmq_edge_node.settings import GatewaySettings
     from numpy.typing import NDArray
 
@@ -68,7 +68,6 @@ def connection_of(settings: ConnectionSettings, client_id: str) -> Connection:
 
 def build_gateway(settings: GatewaySettings) -> Gateway:
     """A gateway, not running yet. Raises ValueError for recordings, a memory or vitals that cannot be used."""
-    from fedmq_edge_node.folder import Folder
     from fedmq_edge_node.memory import Memory
     from fedmq_edge_node.proving import prover
     from fedmq_edge_node.runtimes import available_engines, make_engine, unknown_engine
@@ -92,7 +91,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         federation=federation,
         session=session,
         memory=Memory(settings.state_dir / "gateway.sqlite"),
-        source=Folder(settings.data_dir),
+        source=_source(settings),
         vitals=reader.read,
         limits=settings.gates,
         monotonic=time.monotonic,
@@ -107,6 +106,26 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         prove=prover(settings.engine),
         engines=available_engines() if settings.engine == "auto" else (settings.engine,),
         crash_point=crash_point(CRASH_POINTS),
+    )
+
+
+def _source(settings: GatewaySettings) -> Source:
+    """Raises SampleError."""
+    if settings.data_dir is not None:
+        from fedmq_edge_node.folder import Folder
+
+        return Folder(settings.data_dir)
+    from fedmq_edge_node.sensors import Sensors
+
+    bridge = settings.bridge
+    assert bridge.store is not None  # the settings saw to it
+    return Sensors(
+        bridge.store,
+        unix=time.time,
+        machines=bridge.machines,
+        fresh_seconds=bridge.fresh_seconds,
+        windows=bridge.most_windows,
+        renew_seconds=bridge.renew_seconds,
     )
 
 

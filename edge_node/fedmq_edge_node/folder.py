@@ -34,5 +34,9 @@ class Folder:
         """Whether a recording came, went or grew since the last `load`."""
         return self._look() != self._seen
 
+    def silent(self) -> str:
+        """Nothing is expected to come into a folder."""
+        return ""
+
     def _look(self) -> tuple[tuple[str, int, int], ...]:
         return tuple((str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in list_recordings(self._directory))

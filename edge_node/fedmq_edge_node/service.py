@@ -21,6 +21,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 from random import Random
+from typing import Protocol
 
 import msgspec
 from fedmq_models.bundle import Bundle
@@ -60,19 +61,18 @@ from fedmq_protocol.session import (
     Will,
 )
 from fedmq_protocol.settings import SettingsError
-from fedmq_protocol.task import ModelSpec, Task
+from fedmq_protocol.task import ModelSpec, Task, Windowing
 from fedmq_protocol.topics import Channel, Direction, gateway_filters, parse, spec, topic
 
 from fedmq_edge_node import work
 from fedmq_edge_node.bundles import ASK_AGAIN_SECONDS, Shelf
-from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.gates import Budget, Limits, Vitals, check
 from fedmq_edge_node.job import Job, Retry
 from fedmq_edge_node.memory import GatewayState, InService, Memory
 from fedmq_edge_node.runtimes import Engine, available_engines, make_engine
 from fedmq_edge_node.samples import SampleError, Samples
 
-__all__ = ["CRASH_POINTS", "Gateway", "will"]
+__all__ = ["CRASH_POINTS", "Gateway", "Source", "will"]
 
 log = logging.getLogger("fedmq.gateway")
 
@@ -106,6 +106,22 @@ CHUNKS_LOOK_SECONDS = 0.05
 """While chunks wait for the connection, how often it is looked whether it takes more."""
 
 
+class Source(Protocol):
+    """Where a gateway's windows come from: a `folder` of recordings, or the `sensors` of a bridge. All raise
+    SampleError where it cannot be read."""
+
+    def signal_samples(self) -> dict[str, int]:
+        """Samples of signal by label."""
+
+    def load(self, windowing: Windowing, classes: tuple[str, ...], healthy: str) -> Samples: ...
+
+    def changed(self) -> bool:
+        """Whether there is something new since the last `load`."""
+
+    def silent(self) -> str:
+        """What should have been heard of and was not, in words; empty where nothing is amiss."""
+
+
 def will(federation: str, name: str, nonce: bytes) -> Will:
     """What the broker says for a gateway that is gone without a word."""
     return Will(
@@ -128,7 +144,7 @@ class Gateway:
         federation: str,
         session: Session,
         memory: Memory,
-        source: Folder,
+        source: Source,
         vitals: Callable[[], Vitals],
         limits: Limits,
         monotonic: Callable[[], float],
@@ -599,6 +615,12 @@ class Gateway:
             # A file of vitals that is being written just now: all that is known is that nothing is known.
             log.warning("vitals cannot be read: %s", error)
             vitals = Vitals()
+        try:
+            silent = self._source.silent()
+        except SampleError as error:
+            silent = str(error)
+        if silent:
+            log.warning("%s", silent)
         return check(
             vitals,
             self._limits,
@@ -607,6 +629,7 @@ class Gateway:
             bytes_month=bytes_month,
             windows=windows,
             min_windows=min_windows,
+            silent=silent,
         )
 
     def count_budget(self) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Protocol
 
 import numpy as np
 from fedmq_coordinator.aggregate import WeightedMean
@@ -27,7 +26,7 @@ from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import GatewayState, Memory
 from fedmq_edge_node.runtimes import Engine
 from fedmq_edge_node.samples import Samples
-from fedmq_edge_node.service import Gateway
+from fedmq_edge_node.service import Gateway, Source
 from fedmq_edge_node.trainer import optimizer
 from fedmq_protocol.session import Session
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
@@ -39,7 +38,6 @@ __all__ = [
     "FEDERATION",
     "DrawnEngine",
     "DrawnSource",
-    "Source",
     "TimedEngine",
     "make_coordinator",
     "make_gateway",
@@ -49,16 +47,6 @@ __all__ = [
 FEDERATION = "sim"
 NO_LIMITS = Limits()
 Floats = NDArray[np.float32]
-
-
-class Source(Protocol):
-    """A gateway's recordings, as `Folder` gives them."""
-
-    def signal_samples(self) -> dict[str, int]: ...
-
-    def load(self, windowing: Windowing, classes: tuple[str, ...], healthy: str) -> Samples: ...
-
-    def changed(self) -> bool: ...
 
 
 @dataclass(kw_only=True)
@@ -88,6 +76,9 @@ class DrawnSource:
 
     def changed(self) -> bool:
         return False
+
+    def silent(self) -> str:
+        return ""
 
 
 @lru_cache(maxsize=64)
@@ -253,7 +244,7 @@ def make_gateway(
         federation=FEDERATION,
         session=session,
         memory=_Memory(Path("gateway.sqlite"), disk, doings),
-        source=source,  # type: ignore[arg-type]
+        source=source,
         vitals=vitals,
         limits=NO_LIMITS if limits is None else limits,
         monotonic=monotonic,

@@ -23,11 +23,11 @@ from fedmq_coordinator.settings import CoordinatorSettings, RoundSettings
 from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.runtimes import Engine, make_engine
 from fedmq_edge_node.samples import Samples
+from fedmq_edge_node.service import Source
 from fedmq_protocol.settings import load
 from fedmq_protocol.task import Task, Windowing
 
 from fedmq.simulate import sizing
-from fedmq.simulate.fleet import Source
 from fedmq.simulate.network import Shape
 from fedmq.simulate.schedules import scenario_of
 from fedmq.simulate.shrink import Story, read, shortest
@@ -289,6 +289,9 @@ class _Loaded:
 
     def changed(self) -> bool:
         return False
+
+    def silent(self) -> str:
+        return ""
 
 
 @contextmanager

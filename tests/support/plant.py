@@ -66,6 +66,7 @@ class FakeFolder:
         self.windows = windows
         self.fresh = False
         self.broken = False
+        self.missed = ""
 
     def _check(self) -> None:
         if self.broken:
@@ -83,6 +84,9 @@ class FakeFolder:
     def changed(self) -> bool:
         self._check()
         return self.fresh
+
+    def silent(self) -> str:
+        return self.missed
 
 
 class Plant:
