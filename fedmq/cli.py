@@ -210,11 +210,13 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     data.add_argument(
         "--data",
         default="sim",
-        metavar="sim|cwru:DIR|gearbox:DIR|cmapss:DIR|digits|DIR",
+        metavar="sim|cwru:DIR|gearbox:DIR|cmapss:DIR|digits|serial:PORT|DIR",
         help="sim: simulated bearings; cwru:DIR: recordings of the CWRU Bearing Data Center, as .npz or .mat; "
         "gearbox:DIR: four accelerometers on a gearbox (OEDI 623), a .npz and a gateway for each load; digits: "
         "scikit-learn's handwritten digits, dealt out unevenly by --seed (needs scikit-learn); cmapss:DIR: NASA's "
-        "turbofan engines, run to failure (for --model regressor); DIR: your own, as "
+        "turbofan engines, run to failure (for --model regressor); serial:PORT: a sensor on a serial port or Unix"
+        " socket, live through a bridge, and a gateway for each of serial:LABEL=PORT,LABEL=PORT (without labels for"
+        " --model autoencoder); DIR: your own, as "
         "DIR/<gateway>/<label>/*.{npy,csv,wav} (default: sim)",
     )
     data.add_argument(
@@ -243,6 +245,9 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         type=_rate,
         metavar="N",
         help="for a regressor on your own recordings, which run to failure: samples of life left that it tells apart",
+    )
+    data.add_argument(
+        "--collect", type=_positive, default=64, metavar="N", help="windows of each serial port to begin with (64)"
     )
     demo.add_argument("--rounds", type=_positive, default=40, help="training rounds (default: 40)")
     demo.add_argument("--gateways", type=_positive, help="how many (sim: 7, digits: 8; others have what is there)")

@@ -32,6 +32,7 @@ from fedmq_edge_node.samples import RAW, UNLABELLED, load, load_test
 from fedmq_models.bundle import from_bytes
 
 from fedmq.baselines import local_only, pooled
+from fedmq.bridge.ports import SERIAL, Collecting, parse_ports
 from fedmq.data import Fleet, Split, cmapss, cwru, digits, gearbox, lay_out, own_folder
 from fedmq.defaults import SERVER_MOMENTUM, Kind, task_settings
 from fedmq.programs import ledger_path, load_task, read_bundle
@@ -65,6 +66,7 @@ class DemoOptions:
     window: int | None = None
     hop: int | None = None
     remaining_most: float | None = None
+    collect: int = 64
     rounds: int = 40
     gateways: int | None = None
     seed: int = 0
@@ -109,12 +111,26 @@ def run(options: DemoOptions) -> int:
     """The whole demo; returns its exit status."""
     began = time.monotonic()
     screen = Screen(progress=options.progress)
-    fleet = open_fleet(options)
+    ports = parse_ports(options.data) if options.data.startswith(SERIAL) else ()
+    fleet = None if ports else open_fleet(options)
     directory = options.directory or Path("runs") / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise DemoError(f"{directory} is not empty: name another --directory, for a run starts from nothing")
     directory = directory.resolve()
+    with contextlib.ExitStack() as bridges:
+        stores: dict[str, Path] = {}
+        if fleet is None:
+            collecting = bridges.enter_context(Collecting(ports, directory / "bridges"))
+            fleet = open_fleet(options, collecting.fleet(screen.say))
+            collecting.wait(fleet.windowing, options.collect, screen.say)
+            stores = collecting.stores
+        return _run(options, screen, fleet, stores, directory, began)
+
+
+def _run(
+    options: DemoOptions, screen: Screen, fleet: Fleet, stores: dict[str, Path], directory: Path, began: float
+) -> int:
     folders = lay_out(fleet, directory / "plant")
     _say_data(screen, fleet)
     with choose(options.broker, BrokerSettings(federation=FEDERATION), directory=directory / "broker") as broker:
@@ -125,7 +141,9 @@ def run(options: DemoOptions) -> int:
             if options.gates == "healthy"
             else "gates: this machine's own vitals"
         )
-        plant = _Plant(fleet=fleet, options=options, directory=directory, host=about.host, port=about.port)
+        plant = _Plant(
+            fleet=fleet, options=options, stores=stores, directory=directory, host=about.host, port=about.port
+        )
         with plant.running():
             plant.shut_down(plant.watch(screen))
     ledger = Ledger(ledger_path(plant.state), read_only=True)
@@ -145,9 +163,15 @@ def run(options: DemoOptions) -> int:
     return 0
 
 
-def open_fleet(options: DemoOptions) -> Fleet:
-    """The recordings that `--data` names, and how they are cut. Raises ValueError for what cannot be used."""
-    fleet = _find_fleet(options)
+def open_fleet(options: DemoOptions, found: Fleet | None = None) -> Fleet:
+    """The recordings that `--data` names, or those that were found, and how they are cut. Raises ValueError for what
+    cannot be used."""
+    fleet = found or _find_fleet(options)
+    if found is not None and not fleet.classes and options.model != "autoencoder":
+        raise DemoError(
+            f"--data {options.data}: only --model autoencoder learns from signal without labels; give each port one,"
+            " as in serial:normal=PATH,knocking=PATH"
+        )
     if options.model == "cnn1d" or options.bundle is not None:
         raw = replace(fleet.windowing, features=RAW, scaling="none", samples=RAW_SAMPLES, hop=RAW_SAMPLES // 2)
         fleet = replace(fleet, windowing=raw)
@@ -213,7 +237,8 @@ def _say_data(screen: Screen, fleet: Fleet) -> None:
         screen.say(f"  {fleet.remark}")
     for gateway in fleet.gateways:
         labels = sorted({recording.label for recording in gateway.recordings})
-        screen.say(f"  {gateway.name}: {len(gateway.recordings)} recordings of {', '.join(labels)}")
+        if labels:
+            screen.say(f"  {gateway.name}: {len(gateway.recordings)} recordings of {', '.join(labels)}")
     if fleet.test is not None:
         screen.say(f"  test set, which no gateway has: {len(fleet.test)} recordings")
 
@@ -224,6 +249,8 @@ class _Plant:
 
     fleet: Fleet
     options: DemoOptions
+    stores: dict[str, Path]
+    """Of bridges, by gateway; the others have folders."""
     directory: Path
     host: str
     port: int
@@ -288,16 +315,18 @@ class _Plant:
         if self.options.gates == "healthy":
             (folder / "vitals.toml").write_text(HEALTHY_VITALS, encoding="utf-8")
             vitals = {"vitals_file": "vitals.toml"}
+        store = self.stores.get(name)
         config = folder / "gateway.toml"
         config.write_text(
             _toml(
                 {
                     "name": name,
-                    "data_dir": str(self.directory / "plant" / name),
+                    "data_dir": None if store is not None else str(self.directory / "plant" / name),
                     "state_dir": "state",
                     **vitals,
                     "engine": self.options.engine,
                     "ask_jitter_seconds": 0.2,
+                    **({"bridge": {"store": str(store)}} if store is not None else {}),
                     "connection": self._connection(),
                 }
             ),

@@ -483,7 +483,7 @@ class Recorder(Store):
         if over <= 0:
             return 0
         rows = self._execute(
-            "SELECT id, bytes, EXISTS (SELECT 1 FROM labels WHERE labels.machine = runs.machine "
+            "SELECT batches.id, bytes, EXISTS (SELECT 1 FROM labels WHERE labels.machine = runs.machine "
             "AND from_at < ended_at AND to_at > taken_at AND label != ?) "
             "FROM batches JOIN runs ON runs.id = batches.run ORDER BY batches.id",
             (UNLABELLED,),
