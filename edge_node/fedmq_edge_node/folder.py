@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedmq_protocol.messages import SensorHealth
 from fedmq_protocol.task import Windowing
 
 from fedmq_edge_node.samples import Samples, list_recordings, load, signal_lengths
@@ -37,6 +38,9 @@ class Folder:
     def silent(self) -> str:
         """Nothing is expected to come into a folder."""
         return ""
+
+    def health(self) -> tuple[SensorHealth, ...]:
+        return ()
 
     def _look(self) -> tuple[tuple[str, int, int], ...]:
         return tuple((str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in list_recordings(self._directory))

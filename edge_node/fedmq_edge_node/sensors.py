@@ -19,7 +19,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from fedmq_firmware_bridge.health import states
 from fedmq_firmware_bridge.store import Piece, Run, Store, StoreError
+from fedmq_protocol.messages import SensorHealth
 from fedmq_protocol.task import Windowing
 from numpy.typing import NDArray
 
@@ -44,6 +46,9 @@ RECORDING_WINDOWS = 16
 """A recording is so many windows at least, so that there are some on both sides of its cut."""
 GROWTH = 1.25
 """While a store is young, windows are cut anew when there is a quarter more."""
+
+MOST_TOLD = 16
+"""Sensors in a birth."""
 
 IN_G = {"m/s2": 1 / 9.80665, "m/s^2": 1 / 9.80665, "mg": 1e-3}
 """What an acceleration is multiplied by: as a folder's recordings are, `vibration-1` is in g."""
@@ -135,6 +140,30 @@ class Sensors:
             if (silent := now - max(run.ended_at, last.get(sensor, 0.0))) > self._fresh_seconds
         ]
         return f"silent: {', '.join(dead)}; limit {self._fresh_seconds:g} s" if dead else ""
+
+    def health(self) -> tuple[SensorHealth, ...]:
+        """Of sensors on the machines that it learns from, those that are not well first: a birth may not hold all."""
+        with _told():
+            reports = self._store.reports()
+        mine = [
+            report
+            for report in reports.get("sensors", ())
+            if report["channels"] and (not self._machines or report["machine"] in self._machines)
+        ]
+        mine.sort(key=lambda report: not states(report, reports["at"]))
+        now = self._unix()
+        return tuple(
+            SensorHealth(
+                name=report["name"][:16],
+                rate_pct=min(1000, round(100 * (report["achieved_hz"] or 0.0) / report["promised_hz"])),
+                silent_seconds=min(1 << 32, max(0, round(now - report["last_seen_at"]))),
+                lost_frames=report["lost_frames"],
+                failed=reports["sources"][report["source"]]["failed"],
+                clipping="clipping" in states(report, now),
+                flat="flat" in states(report, now),
+            )
+            for report in mine[:MOST_TOLD]
+        )
 
     def _runs(self) -> list[Run]:
         return [

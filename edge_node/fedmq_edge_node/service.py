@@ -41,6 +41,7 @@ from fedmq_protocol.messages import (
     Receipt,
     RoundKind,
     RoundPlan,
+    SensorHealth,
     Statistics,
     Trial,
     Update,
@@ -120,6 +121,9 @@ class Source(Protocol):
 
     def silent(self) -> str:
         """What should have been heard of and was not, in words; empty where nothing is amiss."""
+
+    def health(self) -> tuple[SensorHealth, ...]:
+        """How the sensors are that it comes from; empty where there are none."""
 
 
 def will(federation: str, name: str, nonce: bytes) -> Will:
@@ -499,11 +503,19 @@ class Gateway:
             log.error("%s", error)
         return self._counted
 
+    def _sensor_health(self) -> tuple[SensorHealth, ...]:
+        try:
+            return self._source.health()
+        except SampleError as error:
+            log.error("%s", error)
+            return ()
+
     # -- what goes out -----------------------------------------------------------------------------------------
 
     def _birth(self) -> Birth:
         row = spec(Direction.UP, Channel.STATUS)
         held = [job.held for job in self._jobs.values()]
+        sensors = list(self._sensor_health())
         while True:
             birth = Birth(
                 nonce=self._nonce,
@@ -514,11 +526,12 @@ class Gateway:
                 received=self._session.bytes_received,
                 held=tuple(held),
                 tags=self._tags,
+                sensors=tuple(sensors),
             )
-            # Of a task that it does not hear of, the coordinator tells everything.
-            if not held or len(to_bytes(birth)) <= row.max_bytes:
+            if not (held or sensors) or len(to_bytes(birth)) <= row.max_bytes:
                 return birth
-            held.pop()
+            # Of a task that it does not hear of, the coordinator tells everything; of a sensor, people ask the bridge.
+            (sensors or held).pop()
 
     def _leave_message(self) -> Leave:
         return Leave(

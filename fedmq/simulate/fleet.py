@@ -28,6 +28,7 @@ from fedmq_edge_node.runtimes import Engine
 from fedmq_edge_node.samples import Samples
 from fedmq_edge_node.service import Gateway, Source
 from fedmq_edge_node.trainer import optimizer
+from fedmq_protocol.messages import SensorHealth
 from fedmq_protocol.session import Session
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 from numpy.typing import NDArray
@@ -79,6 +80,9 @@ class DrawnSource:
 
     def silent(self) -> str:
         return ""
+
+    def health(self) -> tuple[SensorHealth, ...]:
+        return ()
 
 
 @lru_cache(maxsize=64)

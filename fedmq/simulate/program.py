@@ -24,6 +24,7 @@ from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.runtimes import Engine, make_engine
 from fedmq_edge_node.samples import Samples
 from fedmq_edge_node.service import Source
+from fedmq_protocol.messages import SensorHealth
 from fedmq_protocol.settings import load
 from fedmq_protocol.task import Task, Windowing
 
@@ -292,6 +293,9 @@ class _Loaded:
 
     def silent(self) -> str:
         return ""
+
+    def health(self) -> tuple[SensorHealth, ...]:
+        return ()
 
 
 @contextmanager

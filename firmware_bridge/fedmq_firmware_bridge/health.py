@@ -40,7 +40,6 @@ class Watch:
     info: SensorInfo | None = None
     promised_hz: float = 0.0
     seen_at: float | None = None
-    _begun_at: float = 0.0
     _samples: int = 0
     _clipped: int = 0
     _marks: deque[tuple[float, int, int]] = field(default_factory=deque)
@@ -53,8 +52,8 @@ class Watch:
         stretch = heard.stretch
         values = stretch.values
         if self.seen_at is None:
-            self._begun_at = now
-            self._marks.append((now, 0, 0))
+            # What comes first was taken before it came.
+            self._marks.append((now - len(values) / stretch.rate_hz, 0, 0))
         self.info, self.promised_hz, self.seen_at = heard.sensor, stretch.rate_hz, now
         low, high = values.min(axis=0), values.max(axis=0)
         self._samples += len(values)

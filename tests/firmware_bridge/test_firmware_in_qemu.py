@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,10 @@ import numpy as np
 import pytest
 from fedmq_firmware_bridge.frames import AskHello, Decoder, Hello, encode
 from fedmq_firmware_bridge.readings import Line, Stretch
+from qemu import build, emulated
 
 pytestmark = pytest.mark.slow
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "firmware_bridge" / "firmware" / "examples" / "qemu_mps2_an385"
-LIBRARY = EXAMPLE.parents[1]
 FRAMES = 2000
 SAMPLE_HZ = 62_500
 """Twenty times the example's own, so that 2,000 frames take 2 s. Emulated time is this machine's, which may be busy:
@@ -26,36 +23,16 @@ the sensor's FIFO is made so deep that a late firmware loses no sample."""
 
 @pytest.fixture(scope="module")
 def firmware(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for tool in ("arm-none-eabi-gcc", "qemu-system-arm", "make"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"needs {tool}: apt-get install gcc-arm-none-eabi qemu-system-arm make")
-    directory = tmp_path_factory.mktemp("firmware")
-    shutil.copytree(LIBRARY, directory / "firmware", ignore=shutil.ignore_patterns("*.elf"))
-    example = directory / "firmware" / "examples" / EXAMPLE.name
-    defines = f"DEFINES=-DSAMPLE_HZ={SAMPLE_HZ} -DFIFO_DEPTH=1000000"
-    ended = subprocess.run(["make", "-C", str(example), defines], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert "warning" not in ended.stderr
-    return example / "sensor.elf"
+    return build(tmp_path_factory.mktemp("firmware"), SAMPLE_HZ=SAMPLE_HZ, FIFO_DEPTH=1_000_000)
 
 
 @pytest.fixture
 def line(firmware: Path, tmp_path: Path) -> Iterator[socket.socket]:
-    """The firmware's UART. It starts as somebody connects, so that not one byte is missed."""
     path = tmp_path / "uart"
-    serial = ["-serial", f"unix:{path},server=on,wait=on"]
-    words = ["qemu-system-arm", "-M", "mps2-an385", "-display", "none", "-monitor", "none", "-kernel", str(firmware)]
-    emulator = subprocess.Popen([*words, *serial], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert emulator.stdout is not None
-        assert "waiting for connection" in emulator.stdout.readline()
-        with socket.socket(socket.AF_UNIX) as connected:
-            connected.settimeout(60)
-            connected.connect(str(path))
-            yield connected
-    finally:
-        emulator.terminate()
-        emulator.wait(10)
+    with emulated(firmware, path), socket.socket(socket.AF_UNIX) as connected:
+        connected.settimeout(60)
+        connected.connect(str(path))
+        yield connected
 
 
 def test_two_thousand_of_two_thousand_frames_arrive_and_every_sample_is_what_the_firmware_made(

@@ -1,4 +1,4 @@
-"""The ring on disk: what is flushed stays, what is labelled stays longer, and nothing is joined that does not belong."""
+"""The ring on disk: what is flushed stays, what is labelled stays longer, and what does not belong is not joined."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_labelled_samples_go_last_and_what_is_left_around_a_hole_is_not_joined(p
     writer.label("pump-3", 0.2, 0.4, "ball", noted_at=1.0)
     fill(writer, 100, 100, first=1000)
     runs = kept(writer)
-    assert [run.start for run, _ in runs][0] == 200
+    assert runs[0][0].start == 200
     assert runs[0][1].tolist() == list(range(200, 400))
     assert all(is_whole(numbers) for _, numbers in runs)
     assert writer.sample_bytes() <= 20_000

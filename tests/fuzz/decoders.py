@@ -54,6 +54,7 @@ from fedmq_protocol.messages import (
     Release,
     RoundKind,
     RoundPlan,
+    SensorHealth,
     Slot,
     Statistics,
     Trial,
@@ -433,6 +434,7 @@ def messages() -> list[Message]:
         received=34_000,
         held=(Held(lineage=1, version=40, task=bytes(8), counter=7),),
         tags=("pump", "line-3"),
+        sensors=(SensorHealth(name="motor", rate_pct=99, silent_seconds=2, lost_frames=5, failed=3, flat=True),),
     )
     slot = Slot(seed=bytes(8), slots=10, slot=9)
     return [

@@ -25,6 +25,7 @@ from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import Memory
 from fedmq_edge_node.samples import FEATURES, SampleError, Samples
 from fedmq_edge_node.service import Gateway, will
+from fedmq_protocol.messages import SensorHealth
 from fedmq_protocol.session import Received
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 
@@ -67,6 +68,7 @@ class FakeFolder:
         self.fresh = False
         self.broken = False
         self.missed = ""
+        self.sensors: tuple[SensorHealth, ...] = ()
 
     def _check(self) -> None:
         if self.broken:
@@ -87,6 +89,9 @@ class FakeFolder:
 
     def silent(self) -> str:
         return self.missed
+
+    def health(self) -> tuple[SensorHealth, ...]:
+        return self.sensors
 
 
 class Plant:

@@ -1,4 +1,4 @@
-"""A sensor that tests play: its samples count, so that what is missing, doubled or joined wrongly shows in the values."""
+"""A sensor that tests play: its samples count, so that what is missing, doubled or joined shows in the values."""
 
 from __future__ import annotations
 
