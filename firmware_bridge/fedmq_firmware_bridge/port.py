@@ -37,6 +37,8 @@ READ_SECONDS = 0.25
 """How long a read waits for a first byte, and so how soon a stop is noticed."""
 GATHER_SECONDS = 0.01
 """At 2 Mbaud 2 kB, half of what a tty holds."""
+ENOUGH_BYTES = 1024
+"""With so many there is nothing to wait for."""
 WRITE_SECONDS = 5.0
 RETRY_FIRST_SECONDS = 0.5
 RETRY_MOST_SECONDS = 10.0
@@ -113,8 +115,10 @@ class _SerialWire:
         first: bytes = self._serial.read(1)
         if not first:
             return b""
-        time.sleep(GATHER_SECONDS)
         waiting = self._serial.in_waiting
+        if waiting < ENOUGH_BYTES:
+            time.sleep(GATHER_SECONDS)
+            waiting = self._serial.in_waiting
         return first + self._serial.read(waiting) if waiting else first
 
     def write(self, data: bytes) -> None:
