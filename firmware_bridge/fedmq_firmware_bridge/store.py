@@ -29,6 +29,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -45,6 +46,10 @@ SCHEMA_VERSION = 1
 ROW_BYTES = 200
 """What a batch takes beside its samples, about."""
 LABELLED_SHARE = 0.5
+ROOM_SHARE = 0.02
+"""So much is freed at once."""
+WAL_BYTES = 16 << 20
+"""To which the log is cut back after a reader has held it up."""
 MAX_LABEL = 64
 MAX_NAME = 64
 MAX_LABELS = 100_000
@@ -258,7 +263,7 @@ class Store:
             low, high = max(start, batch.first), min(stop, batch.first + batch.count)
             if low >= high:
                 continue
-            row = self._execute("SELECT crc, samples FROM batches WHERE id = ?", (batch.id,)).fetchone()
+            row = self._execute("SELECT crc, samples FROM samples WHERE batch = ?", (batch.id,)).fetchone()
             if row is None:
                 raise StoreError(f"{self.path}: samples of {run.sensor.name} are gone: the ring has gone round")
             if zlib.crc32(row[1]) != row[0] or len(row[1]) != batch.count * run.width * int(run.dtype[2]):
@@ -357,6 +362,7 @@ class Recorder(Store):
             self._pending: dict[int, _Load] = {}
             """By the identity of their runs, in the order in which they began."""
             self.pending_bytes = 0
+            self._kept_bytes = self.sample_bytes()
             self._opened_at = opened_at
             self.lost = self._take_over(opened_at)
         except BaseException:
@@ -417,14 +423,15 @@ class Recorder(Store):
                 ids += [self._write(load) for load in loads.values()]
                 self._put("reports", reports)
                 self._note_open(now)
-                if self._evict():
-                    self._execute("DELETE FROM runs WHERE id NOT IN (SELECT run FROM batches)")
+                kept = self._kept_bytes + written + ROW_BYTES * len(loads)
+                kept -= self._evict(kept)
         except StoreError:
             with self._gathering:
                 self._put_back(loads)
             raise
         with self._gathering:
             self._count_pending()
+        self._kept_bytes = kept
         for load, number in zip(loads.values(), ids, strict=True):
             load.run.id = number
             load.run.written += sum(map(len, load.blocks))
@@ -467,21 +474,19 @@ class Recorder(Store):
             number = run.id
         values = np.concatenate(load.blocks).astype(dtype, copy=False)
         samples = values.tobytes()
-        self._execute(
-            "INSERT INTO batches (run, first, count, taken_at, ended_at, bytes, crc, samples) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(number, run.written, len(values), load.taken_at, load.ended_at),
-                *(len(samples) + ROW_BYTES, zlib.crc32(samples), samples),
-            ),
-        )
+        batch = self._execute(
+            "INSERT INTO batches (run, first, count, taken_at, ended_at, bytes) VALUES (?, ?, ?, ?, ?, ?)",
+            (number, run.written, len(values), load.taken_at, load.ended_at, len(samples) + ROW_BYTES),
+        ).lastrowid
+        self._execute("INSERT INTO samples VALUES (?, ?, ?)", (batch, zlib.crc32(samples), samples))
         return number
 
-    def _evict(self) -> int:
-        """Take the oldest until the rest fits; how many batches went."""
-        over = self.sample_bytes() - self._max_bytes
-        if over <= 0:
+    def _evict(self, total: int) -> int:
+        """Where `total` bytes are too many, take the oldest until there is some room again; bytes that went."""
+        if total <= self._max_bytes:
             return 0
+        # All batches are looked at, which is not to happen with every flush.
+        over = total - int(self._max_bytes * (1 - ROOM_SHARE))
         rows = self._execute(
             "SELECT batches.id, bytes, EXISTS (SELECT 1 FROM labels WHERE labels.machine = runs.machine "
             "AND from_at < ended_at AND to_at > taken_at AND label != ?) "
@@ -489,7 +494,7 @@ class Recorder(Store):
             (UNLABELLED,),
         ).fetchall()
         labelled = sum(row[1] for row in rows if row[2])
-        gone: list[int] = []
+        gone: dict[int, int] = {}
         spare = labelled - int(self._max_bytes * LABELLED_SHARE)
         """So many labelled bytes are above their share."""
         for number, size, has_label in rows:
@@ -499,18 +504,20 @@ class Recorder(Store):
                 if spare <= 0:
                     continue
                 spare -= size
-            gone.append(number)
+            gone[number] = size
             over -= size
         # One label for all there is leaves nothing else to take.
-        gone_set = set(gone)
         for number, size, _ in rows:
             if over <= 0:
                 break
-            if number not in gone_set:
-                gone.append(number)
+            if number not in gone:
+                gone[number] = size
                 over -= size
-        self._db.executemany("DELETE FROM batches WHERE id = ?", [(number,) for number in gone])
-        return len(gone)
+        for number in gone:
+            self._execute("DELETE FROM samples WHERE batch = ?", (number,))
+            self._execute("DELETE FROM batches WHERE id = ?", (number,))
+        self._execute("DELETE FROM runs WHERE id NOT IN (SELECT run FROM batches)")
+        return sum(gone.values())
 
     def _put(self, key: str, value: Mapping[str, Any]) -> None:
         self._execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(value)))
@@ -521,6 +528,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     db.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
     db.execute("PRAGMA synchronous = FULL")
+    db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
     return db
 
 
@@ -552,9 +560,10 @@ CREATE TABLE batches (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     run INTEGER NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL,
     taken_at REAL NOT NULL, ended_at REAL NOT NULL,
-    bytes INTEGER NOT NULL, crc INTEGER NOT NULL,
-    samples BLOB NOT NULL                 -- last: what stands before it is read without it
+    bytes INTEGER NOT NULL
 ) STRICT;
+-- Apart, so that going through batches reads no samples.
+CREATE TABLE samples (batch INTEGER PRIMARY KEY, crc INTEGER NOT NULL, samples BLOB NOT NULL) STRICT;
 CREATE INDEX batches_of_run ON batches (run, first);
 CREATE TABLE labels (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -603,6 +612,7 @@ def _sample_at(run: Run, at: float) -> int:
     return run.stop
 
 
+@lru_cache(maxsize=64)
 def _channels_of(text: str) -> tuple[Channel, ...]:
     return tuple(
         Channel(name=name, unit=unit, offset=offset, gain=gain) for name, unit, offset, gain in json.loads(text)

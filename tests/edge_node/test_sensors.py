@@ -168,7 +168,7 @@ def test_damaged_samples_are_left_out_and_the_rest_is_learnt_from(site: Site) ->
     site.hear(60.0, follows=False)
     site.hear(60.0, follows=False)
     with sqlite3.connect(site.path) as db:
-        db.execute("UPDATE batches SET crc = crc + 1 WHERE id = 1")
+        db.execute("UPDATE samples SET crc = crc + 1 WHERE batch = 1")
     samples = load(site)
     assert min(window[0] for window in sample_numbers(samples)) == 60_000
 

@@ -178,9 +178,9 @@ def test_a_run_whose_samples_are_all_gone_from_the_ring_goes_on(path: Path) -> N
 def test_damage_on_disk_is_told_and_never_given_out(writer: Recorder, path: Path) -> None:
     fill(writer, 100, 2)
     with sqlite3.connect(path) as db:
-        samples = bytearray(db.execute("SELECT samples FROM batches WHERE id = 1").fetchone()[0])
+        samples = bytearray(db.execute("SELECT samples FROM samples WHERE batch = 1").fetchone()[0])
         samples[17] ^= 1
-        db.execute("UPDATE batches SET samples = ? WHERE id = 1", (bytes(samples),))
+        db.execute("UPDATE samples SET samples = ? WHERE batch = 1", (bytes(samples),))
     (run,) = writer.runs()
     with pytest.raises(StoreError, match="damaged on disk"):
         writer.read(run, 0, 200)

@@ -79,7 +79,7 @@ def test_from_a_microcontrollers_uart_to_a_model_and_not_one_frame_is_lost(tmp_p
             emulators.enter_context(emulated(elf, tmp_path / f"{label}.sock"))
         ports = ",".join(f"{label}={tmp_path / label}.sock" for label in knocks)
         ended = fedmq(
-            *("demo", "--data", f"serial:{ports}", "--rounds", "6", "--window", "512", "--hop", "256"),
+            *("demo", "--data", f"serial:{ports}", "--rounds", "6", "--window", "1024", "--hop", "256"),
             *("--collect", "60", "--directory", str(tmp_path / "run"), "--json", str(tmp_path / "run.json")),
             seconds=4 * PATIENCE_SECONDS,
         )
