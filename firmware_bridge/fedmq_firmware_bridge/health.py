@@ -20,7 +20,8 @@ from fedmq_firmware_bridge.store import SensorInfo
 __all__ = ["SPAN_SECONDS", "Watch", "states"]
 
 SPAN_SECONDS = 60.0
-"""Rate and clipping are those of the last minute."""
+SPAN_SAMPLES = 20.0
+"""Rate and clipping are those of the last minute, or of so many samples where these take longer."""
 FLAT_SECONDS = 5.0
 """A channel that shows one number for so long, and 20 samples at least, is flat."""
 FLAT_SAMPLES = 20
@@ -41,6 +42,8 @@ class Watch:
     promised_hz: float = 0.0
     seen_at: float | None = None
     _samples: int = 0
+    _block: int = 0
+    """Samples that came together last."""
     _clipped: int = 0
     _marks: deque[tuple[float, int, int]] = field(default_factory=deque)
     """Time, samples and clipped ones of each report of the last minute."""
@@ -57,6 +60,7 @@ class Watch:
         self.info, self.promised_hz, self.seen_at = heard.sensor, stretch.rate_hz, now
         low, high = values.min(axis=0), values.max(axis=0)
         self._samples += len(values)
+        self._block = len(values)
         if values.dtype == np.int16 and (int(high.max()) >= self.clips_at or int(low.min()) <= -self.clips_at):
             wide = values.astype(np.int32)
             self._clipped += int((np.abs(wide) >= self.clips_at).any(axis=1).sum())
@@ -75,7 +79,8 @@ class Watch:
         assert self.info is not None  # a watch is made as its sensor is first heard
         assert self.seen_at is not None
         self._marks.append((now, self._samples, self._clipped))
-        while len(self._marks) > 2 and now - self._marks[1][0] >= SPAN_SECONDS:
+        wanted = max(SPAN_SECONDS, SPAN_SAMPLES / self.promised_hz)
+        while len(self._marks) > 2 and now - self._marks[1][0] >= wanted:
             self._marks.popleft()
         then, samples, clipped = self._marks[0]
         span = now - then
@@ -89,6 +94,8 @@ class Watch:
             "units": [channel.unit for channel in self.info.channels],
             "promised_hz": self.promised_hz,
             "achieved_hz": grown / span if span >= 1 else None,
+            # What is on its way is not missing.
+            "slow": span >= 1 and (grown + self._block) / span < SLOW_SHARE * self.promised_hz,
             "last_seen_at": unix - (now - self.seen_at),
             "samples": self._samples,
             "clipped_share": (self._clipped - clipped) / grown if grown else 0.0,
@@ -114,7 +121,7 @@ def states(report: dict[str, Any], now: float) -> list[str]:
     wrong = []
     if silent > max(SILENT_SECONDS, SILENT_PERIODS / report["promised_hz"]):
         wrong.append("silent")
-    elif report["achieved_hz"] is not None and report["achieved_hz"] < SLOW_SHARE * report["promised_hz"]:
+    elif report["slow"]:
         wrong.append("slow")
     if report["flat_channels"]:
         wrong.append("flat")

@@ -32,6 +32,7 @@ def test_a_sensor_that_is_well_has_nothing_to_tell() -> None:
 
 def test_a_sensor_that_brings_less_than_it_promises_is_slow() -> None:
     report = watched([MOVING[:800]] * 11)
+    assert report["achieved_hz"] == pytest.approx(8800 / 10.8)
     assert states(report, report["last_seen_at"]) == ["slow"]
 
 
@@ -41,9 +42,22 @@ def test_a_sensor_that_says_nothing_is_silent_and_not_also_slow() -> None:
 
 
 def test_a_sensor_of_one_sample_a_minute_is_not_silent_after_a_minute() -> None:
-    report = watched([MOVING] * 3) | {"promised_hz": 1 / 60, "achieved_hz": None}
+    report = watched([MOVING] * 3) | {"promised_hz": 1 / 60}
     assert states(report, report["last_seen_at"] + 70) == []
     assert states(report, report["last_seen_at"] + 181) == ["silent"]
+
+
+@pytest.mark.parametrize(("missing", "wrong"), [(0, []), (1, []), (4, ["slow"])])
+def test_a_sensor_of_one_sample_a_minute_is_slow_after_some_that_are_missing(missing: int, wrong: list[str]) -> None:
+    watch = Watch()
+    for minute in range(60):
+        if not 40 <= minute < 40 + missing:
+            value = np.full((1, 3), minute, dtype=np.float32)
+            watch.observe(Heard(sensor=INFO, stretch=stretch(0, 1, values=value, rate_hz=1 / 60)), minute * 60.0)
+        reports = [watch.report(minute * 60.0 + part, 0.0, SensorCounts()) for part in (0.0, 30.0, 59.0)]
+        if minute < 40:
+            assert not any(report["slow"] for report in reports)
+    assert states(reports[-1], reports[-1]["last_seen_at"]) == wrong
 
 
 def test_a_chip_that_repeats_one_number_is_flat() -> None:
