@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import time
@@ -112,6 +113,8 @@ def add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    # Set before numpy is imported: it computes nothing here that more threads would help.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from fedmq_protocol.settings import document, load
 
     from fedmq.bridge.settings import BridgeSettings

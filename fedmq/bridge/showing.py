@@ -33,6 +33,7 @@ def as_text(store: Store, now: float) -> str:
     return "\n".join(lines) + "\n"
 
 
+_WORDS = {"source", "state", "sensor", "machine"}
 _SENSOR_HEADS = ("sensor", "machine", "state", "rate", "promised", "seen", "lost", "gaps", "restarts", "overruns")
 
 
@@ -124,12 +125,16 @@ def _gather(store: Store, now: float) -> dict[str, Any]:
 
 
 def _table(heads: Sequence[str], rows: Iterator[tuple[str, ...]]) -> list[str]:
-    """Columns as wide as what stands in them, all but the first three to the right."""
+    """Columns as wide as what stands in them: words to the left, numbers to the right."""
     table = [tuple(heads), *rows]
     widths = [max(len(row[place]) for row in table) for place in range(len(heads))]
+    words = [head in _WORDS for head in heads]
     return [
-        "  ".join(cell.ljust(width) if place < 3 else cell.rjust(width) for place, (cell, width) in enumerate(parts))
-        for parts in (list(zip(row, widths, strict=True)) for row in table)
+        "  ".join(
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(row, widths, words, strict=True)
+        ).rstrip()
+        for row in table
     ]
 
 

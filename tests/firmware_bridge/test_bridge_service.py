@@ -11,24 +11,9 @@ from pathlib import Path
 
 import pytest
 from fedmq_firmware_bridge.service import Bridge, Keeping
-from fedmq_firmware_bridge.sources import Emit, Heard, LineReport
+from fedmq_firmware_bridge.sources import Emit, Heard
 from fedmq_firmware_bridge.store import Recorder, Store
-from sensors import INFO, kept, stretch
-
-
-class Played:
-    """A source that does what a test says, in the bridge's own thread for it."""
-
-    def __init__(self, name: str = "motor", do: Callable[[Emit], None] = lambda emit: None) -> None:
-        self.name = name
-        self._do = do
-
-    def run(self, emit: Emit, stop: threading.Event) -> None:
-        self._do(emit)
-        stop.wait()
-
-    def report(self) -> LineReport:
-        return LineReport(connected=True, failed=2)
+from sensors import INFO, Played, kept, stretch
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import pty
+import threading
 import tty
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from fedmq_firmware_bridge.frames import Channel, Hello, Samples, encode
 from fedmq_firmware_bridge.readings import Stretch
+from fedmq_firmware_bridge.sources import Emit, LineReport
 from fedmq_firmware_bridge.store import Run, SensorInfo, Store
 from numpy.typing import NDArray
 
@@ -101,6 +103,21 @@ class Cable:
             return os.write(self._master, data)
         except OSError:
             return 0
+
+
+class Played:
+    """A source that does what a test says, in the bridge's own thread for it."""
+
+    def __init__(self, name: str = "motor", do: Callable[[Emit], None] = lambda emit: None) -> None:
+        self.name = name
+        self._do = do
+
+    def run(self, emit: Emit, stop: threading.Event) -> None:
+        self._do(emit)
+        stop.wait()
+
+    def report(self) -> LineReport:
+        return LineReport(connected=True, failed=2)
 
 
 INFO = SensorInfo(source="motor", number=1, name="counting", machine="pump-3", channels=CHANNELS)
