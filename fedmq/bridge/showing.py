@@ -39,7 +39,7 @@ _SENSOR_HEADS = ("sensor", "machine", "state", "rate", "promised", "seen", "lost
 
 def _source_rows(gathered: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, source in gathered["sources"].items():
-        state = "open" if source["connected"] else source["problem"]
+        state = "open" if source["connected"] else source["problem"] or "closed"
         counts = (source["opened"], source["bytes"], source["failed"], source["malformed"])
         yield (name, state, *(f"{count:,}" for count in counts))
 
