@@ -112,6 +112,11 @@ def run(options: DemoOptions) -> int:
     began = time.monotonic()
     screen = Screen(progress=options.progress)
     ports = parse_ports(options.data) if options.data.startswith(SERIAL) else ()
+    if any(port.label is None for port in ports) and options.model != "autoencoder":
+        raise DemoError(
+            f"--data {options.data}: only --model autoencoder learns from signal without labels; give each port one,"
+            " as in serial:normal=PORT,knocking=PORT"
+        )
     fleet = None if ports else open_fleet(options)
     directory = options.directory or Path("runs") / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
     directory.mkdir(parents=True, exist_ok=True)
@@ -167,11 +172,6 @@ def open_fleet(options: DemoOptions, found: Fleet | None = None) -> Fleet:
     """The recordings that `--data` names, or those that were found, and how they are cut. Raises ValueError for what
     cannot be used."""
     fleet = found or _find_fleet(options)
-    if found is not None and not fleet.classes and options.model != "autoencoder":
-        raise DemoError(
-            f"--data {options.data}: only --model autoencoder learns from signal without labels; give each port one,"
-            " as in serial:normal=PATH,knocking=PATH"
-        )
     if options.model == "cnn1d" or options.bundle is not None:
         raw = replace(fleet.windowing, features=RAW, scaling="none", samples=RAW_SAMPLES, hop=RAW_SAMPLES // 2)
         fleet = replace(fleet, windowing=raw)

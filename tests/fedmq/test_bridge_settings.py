@@ -13,6 +13,7 @@ from fedmq.bridge.ports import LabelledPort, parse_ports
 from fedmq.bridge.settings import BridgeSettings, ColumnSettings
 from fedmq.bridge.times import parse_time
 from fedmq.data import DataError
+from fedmq.demo import DemoError, DemoOptions, run
 
 EXAMPLE = Path(__file__).parents[2] / "firmware_bridge" / "bridge.example.toml"
 CET = timezone(timedelta(hours=1))
@@ -117,3 +118,8 @@ def test_a_demos_ports_are_named_in_order_with_their_labels() -> None:
 def test_ports_that_do_not_add_up_are_told(text: str) -> None:
     with pytest.raises(DataError, match="--data serial:"):
         parse_ports(text)
+
+
+def test_a_demo_says_at_once_what_it_cannot_learn_from() -> None:
+    with pytest.raises(DemoError, match="only --model autoencoder learns from signal without labels"):
+        run(DemoOptions(data="serial:/tmp/nowhere.sock"))
