@@ -28,6 +28,7 @@ from fedmq_edge_node.samples import (
     feature_count,
     featured,
 )
+from fedmq_edge_node.service import Source
 from fedmq_protocol.task import Task, Windowing
 from numpy.typing import ArrayLike, NDArray
 
@@ -168,7 +169,7 @@ def _labels(arrays: Arrays) -> NDArray[Any]:
     return arrays.y
 
 
-class ArraySource:
+class ArraySource(Source):
     """What a gateway knows of its recordings, made of arrays; `x` and `y` are as `Samples` has them, all of them.
 
     Raises ArrayError for windows and labels that do not fit the task.

@@ -30,6 +30,8 @@ examples:
   fedmq broker                                     a broker for development, Mosquitto where it is installed
   fedmq coordinator --config coordinator.toml      opens rounds, aggregates, keeps the ledger
   fedmq gateway --config gateway.toml              trains on its own recordings when its gates allow
+  fedmq bridge probe                               what sensors talk on serial ports, and at which rate
+  fedmq bridge run --config bridge.toml            keeps what they say for a gateway to learn from
   fedmq report --state /var/lib/fedmq --html savings.html
   fedmq task list --state /var/lib/fedmq           several tasks: how each stands; pause, promote, roll back
   fedmq export --c-int8 model.c --state /var/lib/fedmq --calibrate DIR      a model for a microcontroller
@@ -167,8 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     from fedmq.tasks import add_parser as add_task
 
     add_task(commands)
+    from fedmq.bridge.command import add_label
+    from fedmq.bridge.command import add_parser as add_bridge
     from fedmq.export import add_parser as add_export
 
+    add_bridge(commands)
+    add_label(commands)
     add_export(commands)
     _add_demo(commands)
     _add_simulate(commands)
@@ -217,11 +223,13 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     data.add_argument(
         "--data",
         default="sim",
-        metavar="sim|cwru:DIR|gearbox:DIR|cmapss:DIR|digits|DIR",
+        metavar="sim|cwru:DIR|gearbox:DIR|cmapss:DIR|digits|serial:PORT|DIR",
         help="sim: simulated bearings; cwru:DIR: recordings of the CWRU Bearing Data Center, as .npz or .mat; "
         "gearbox:DIR: four accelerometers on a gearbox (OEDI 623), a .npz and a gateway for each load; digits: "
         "scikit-learn's handwritten digits, dealt out unevenly by --seed (needs scikit-learn); cmapss:DIR: NASA's "
-        "turbofan engines, run to failure (for --model regressor); DIR: your own, as "
+        "turbofan engines, run to failure (for --model regressor); serial:PORT: a sensor on a serial port or Unix"
+        " socket, live through a bridge, and a gateway for each of serial:LABEL=PORT,LABEL=PORT (without labels for"
+        " --model autoencoder); DIR: your own, as "
         "DIR/<gateway>/<label>/*.{npy,csv,wav} (default: sim)",
     )
     data.add_argument(
@@ -251,6 +259,9 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         type=_rate,
         metavar="N",
         help="for a regressor on your own recordings, which run to failure: samples of life left that it tells apart",
+    )
+    data.add_argument(
+        "--collect", type=_positive, default=64, metavar="N", help="windows of each serial port to begin with (64)"
     )
     demo.add_argument("--rounds", type=_positive, default=40, help="training rounds (default: 40)")
     demo.add_argument("--gateways", type=_positive, help="how many (sim: 7, digits: 8; others have what is there)")

@@ -36,6 +36,7 @@ from fedmq_edge_node.samples import UNLABELLED, load, load_test
 from fedmq_models.bundle import from_bytes
 
 from fedmq.baselines import local_only, pooled
+from fedmq.bridge.ports import SERIAL, Collecting, parse_ports
 from fedmq.data import UNSEEN_FOLDER, Fleet, Split, by_sensor, cmapss, cwru, digits, gearbox, lay_out, own_folder
 from fedmq.defaults import Kind, bundle_windowing, raw_windowing, round_settings, task_settings
 from fedmq.programs import ledger_path, load_task, read_bundle
@@ -73,6 +74,7 @@ class DemoOptions:
     window: int | None = None
     hop: int | None = None
     remaining_most: float | None = None
+    collect: int = 64
     rounds: int = 40
     gateways: int | None = None
     seed: int = 0
@@ -121,12 +123,31 @@ def run(options: DemoOptions) -> int:
     """The whole demo; returns its exit status."""
     began = time.monotonic()
     screen = Screen(progress=options.progress)
-    fleet = open_fleet(options)
+    ports = parse_ports(options.data) if options.data.startswith(SERIAL) else ()
+    if any(port.label is None for port in ports) and options.model != "autoencoder":
+        raise DemoError(
+            f"--data {options.data}: only --model autoencoder learns from signal without labels; give each port one,"
+            " as in serial:normal=PORT,knocking=PORT"
+        )
+    fleet = None if ports else open_fleet(options)
     directory = options.directory or Path("runs") / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise DemoError(f"{directory} is not empty: name another --directory, for a run starts from nothing")
     directory = directory.resolve()
+    with contextlib.ExitStack() as bridges:
+        stores: dict[str, Path] = {}
+        if fleet is None:
+            collecting = bridges.enter_context(Collecting(ports, directory / "bridges"))
+            fleet = open_fleet(options, collecting.fleet(screen.say))
+            collecting.wait(fleet.windowing, options.collect, screen.say)
+            stores = collecting.stores
+        return _run(options, screen, fleet, stores, directory, began)
+
+
+def _run(
+    options: DemoOptions, screen: Screen, fleet: Fleet, stores: dict[str, Path], directory: Path, began: float
+) -> int:
     folders = lay_out(fleet, directory / "plant")
     _say_data(screen, fleet)
     with choose(options.broker, BrokerSettings(federation=FEDERATION), directory=directory / "broker") as broker:
@@ -137,7 +158,9 @@ def run(options: DemoOptions) -> int:
             if options.gates == "healthy"
             else "gates: this machine's own vitals"
         )
-        plant = _Plant(fleet=fleet, options=options, directory=directory, host=about.host, port=about.port)
+        plant = _Plant(
+            fleet=fleet, options=options, stores=stores, directory=directory, host=about.host, port=about.port
+        )
         with plant.running():
             ledger = plant.watch(screen)
             if options.personal != "none":
@@ -165,9 +188,10 @@ def run(options: DemoOptions) -> int:
     return 0
 
 
-def open_fleet(options: DemoOptions) -> Fleet:
-    """The recordings that `--data` names, and how they are cut. Raises ValueError for what cannot be used."""
-    fleet = _find_fleet(options)
+def open_fleet(options: DemoOptions, found: Fleet | None = None) -> Fleet:
+    """The recordings that `--data` names, or those that were found, and how they are cut. Raises ValueError for what
+    cannot be used."""
+    fleet = found or _find_fleet(options)
     if options.channels is not None:
         fleet = replace(fleet, windowing=replace(fleet.windowing, channels=options.channels))
     if options.bundle is not None:
@@ -237,7 +261,8 @@ def _say_data(screen: Screen, fleet: Fleet) -> None:
         screen.say(f"  {fleet.remark}")
     for gateway in fleet.gateways:
         labels = sorted({recording.label for recording in gateway.recordings})
-        screen.say(f"  {gateway.name}: {len(gateway.recordings)} recordings of {', '.join(labels)}")
+        if labels:
+            screen.say(f"  {gateway.name}: {len(gateway.recordings)} recordings of {', '.join(labels)}")
     if fleet.test is not None:
         screen.say(f"  test set, which no gateway has: {len(fleet.test)} recordings")
 
@@ -248,6 +273,8 @@ class _Plant:
 
     fleet: Fleet
     options: DemoOptions
+    stores: dict[str, Path]
+    """Of bridges, by gateway; the others have folders."""
     directory: Path
     host: str
     port: int
@@ -316,16 +343,18 @@ class _Plant:
         if self.options.gates == "healthy":
             (folder / "vitals.toml").write_text(HEALTHY_VITALS, encoding="utf-8")
             vitals = {"vitals_file": "vitals.toml"}
+        store = self.stores.get(name)
         config = folder / "gateway.toml"
         config.write_text(
             _toml(
                 {
                     "name": name,
-                    "data_dir": str(self.directory / "plant" / name),
+                    "data_dir": None if store is not None else str(self.directory / "plant" / name),
                     "state_dir": "state",
                     **vitals,
                     "engine": self.options.engine,
                     "ask_jitter_seconds": 0.2,
+                    **({"bridge": {"store": str(store)}} if store is not None else {}),
                     "connection": self._connection(),
                 }
             ),

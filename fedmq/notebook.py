@@ -25,6 +25,7 @@ from fedmq_coordinator.service import Coordinator
 from fedmq_coordinator.settings import RoundSettings, TaskSettings, WindowingSettings
 from fedmq_edge_node.runtimes import Engine, make_engine, make_preparation
 from fedmq_edge_node.samples import PREPARED, RAW, Preparation, Scaler, Targets, load_test
+from fedmq_edge_node.service import Source
 from fedmq_edge_node.work import read_scaler
 from fedmq_models.bundle import Bundle, Manifest, from_bytes, to_bytes
 from fedmq_protocol.task import Task
@@ -36,7 +37,7 @@ from fedmq.data import TEST_FOLDER, Fleet, lay_out
 from fedmq.defaults import HIDDEN, Kind, bundle_windowing, raw_windowing, round_settings, task_of, task_settings
 from fedmq.programs import metric_name_of, read_bundle, scorer
 from fedmq.simulate.faults import COORDINATOR
-from fedmq.simulate.fleet import LoadedFolder, Source, ledger_of, parameters_of
+from fedmq.simulate.fleet import LoadedFolder, ledger_of, parameters_of
 from fedmq.simulate.world import MOST_EVENTS, Scenario, Unit, World
 from fedmq.threads import one_thread
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from fedmq_edge_node.runtimes import Engine
     from fedmq_edge_node.samples import Targets
-    from fedmq_edge_node.service import Gateway
+    from fedmq_edge_node.service import Gateway, Source
     from fedmq_edge_node.settings import GatewaySettings
     from numpy.typing import NDArray
 
@@ -79,7 +79,6 @@ def connection_of(settings: ConnectionSettings, client_id: str) -> Connection:
 
 def build_gateway(settings: GatewaySettings) -> Gateway:
     """A gateway, not running yet. Raises ValueError for recordings, a memory or vitals that cannot be used."""
-    from fedmq_edge_node.folder import Folder
     from fedmq_edge_node.memory import Memory
     from fedmq_edge_node.proving import prover
     from fedmq_edge_node.runtimes import available_engines, make_engine, make_preparation, unknown_engine
@@ -103,7 +102,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         federation=federation,
         session=session,
         memory=Memory(memory_path(settings)),
-        source=Folder(settings.data_dir),
+        source=_source(settings),
         vitals=reader.read,
         limits=settings.gates,
         monotonic=time.monotonic,
@@ -147,6 +146,26 @@ def show_gateway(settings: GatewaySettings) -> list[str]:
         if own is not None and belongs(own, service):
             lines.append(f"  {describe(own.found, service.version)} ({own.policy.mode})")
     return lines
+
+
+def _source(settings: GatewaySettings) -> Source:
+    """Raises SampleError."""
+    if settings.data_dir is not None:
+        from fedmq_edge_node.folder import Folder
+
+        return Folder(settings.data_dir)
+    from fedmq_edge_node.sensors import Sensors
+
+    bridge = settings.bridge
+    assert bridge.store is not None  # the settings saw to it
+    return Sensors(
+        bridge.store,
+        unix=time.time,
+        machines=bridge.machines,
+        fresh_seconds=bridge.fresh_seconds,
+        windows=bridge.most_windows,
+        renew_seconds=bridge.renew_seconds,
+    )
 
 
 def _hold_memory_together() -> None:

@@ -13,6 +13,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import msgspec
+from fedmq_protocol.messages import SensorHealth
+
 from fedmq_coordinator.ledger import Answer, Gateway, Ledger, Round
 from fedmq_coordinator.report import (
     GatewayLine,
@@ -25,6 +28,7 @@ from fedmq_coordinator.report import (
     personal_text,
     size,
 )
+from fedmq_coordinator.roster import SENSORS_OF
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,6 +40,11 @@ ROUNDS_SHOWN = 40
 
 GATEWAYS_SHOWN = 40
 """Those with the most bytes; JSON has them all."""
+
+SENSORS_SHOWN = 8
+"""Gateways whose sensors are not well."""
+SILENT_SECONDS = 300
+SLOW_PCT = 95
 
 
 class MissingExtraError(ImportError):
@@ -89,6 +98,7 @@ def status(ledger: Ledger, now: float, width: int = 80, task: str | None = None)
         version = None if round_ is None else ledger.last_version(round_.lineage)
         verdicts = {g.name: book.verdict(g.name) for g in gateways} if book is not None else {}
         alone = len(ledger.tasks()) == 1
+        sensors = {g.name: _sensors(ledger.get(SENSORS_OF + g.name)) for g in gateways}
     page = _Page(width)
     fields = [("round", "No round has been opened yet")]
     if row is not None and not (alone and row.state == "running" and not row.paused_tags):
@@ -110,6 +120,11 @@ def status(ledger: Ledger, now: float, width: int = 80, task: str | None = None)
     presence = f"{here} present, {len(gateways) - here} absent"
     if report.set_aside:
         presence += f"; set aside: {_aside(report)}"
+    unwell = [f"{name}: {words}" for name, every in sensors.items() if (words := "; ".join(filter(None, every)))]
+    if any(sensors.values()):
+        told = "; ".join(unwell[:SENSORS_SHOWN]) or "all well"
+        more = f"; and {len(unwell) - SENSORS_SHOWN:,} gateways more" if len(unwell) > SENSORS_SHOWN else ""
+        fields.append(("sensors", f"as last told, {told}{more}"))
     fields += [("model", model), ("bytes", carried), ("gateways", presence)]
     if report.personal:
         fields.append(("personal", personal_text(report.personal)))
@@ -125,6 +140,27 @@ def status(ledger: Ledger, now: float, width: int = 80, task: str | None = None)
         if len(gateways) > len(shown):
             page.lines([f"{len(gateways) - len(shown):,} more: absent ones are named first, then the longest silent."])
     return page.text()
+
+
+def _sensors(stored: bytes | None) -> list[str]:
+    """What is wrong with each sensor that the gateway's last birth told of; an empty text where nothing is."""
+    if stored is None:
+        return []
+    return [_unwell(sensor) for sensor in msgspec.json.decode(stored, type=tuple[SensorHealth, ...])]
+
+
+def _unwell(sensor: SensorHealth) -> str:
+    wrong = [
+        word
+        for word, is_so in (
+            (f"silent for {sensor.silent_seconds:,} s", sensor.silent_seconds >= SILENT_SECONDS),
+            (f"at {sensor.rate_pct} % of its rate", sensor.rate_pct < SLOW_PCT),
+            ("clipping", sensor.clipping),
+            ("flat", sensor.flat),
+        )
+        if is_so
+    ]
+    return f"{sensor.name} {', '.join(wrong)}" if wrong else ""
 
 
 # -- the report's parts ----------------------------------------------------------------------------------------

@@ -15,9 +15,12 @@ from fedmq_protocol.task import Windowing
 
 from fedmq_coordinator.ledger import Gateway, Ledger, Wire
 
-__all__ = ["Members", "Roster"]
+__all__ = ["SENSORS_OF", "Members", "Roster"]
 
 log = logging.getLogger("fedmq.coordinator")
+
+SENSORS_OF = "sensors of "
+"""Before a gateway's name: the ledger's key of what its last birth told of its sensors, as JSON."""
 
 
 class Roster:

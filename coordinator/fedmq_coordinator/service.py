@@ -66,7 +66,7 @@ from fedmq_coordinator.ledger import Trial as TrialRow
 from fedmq_coordinator.lineage import Lineage
 from fedmq_coordinator.models import ModelError, ModelStore
 from fedmq_coordinator.outbox import Outbox
-from fedmq_coordinator.roster import Members, Roster
+from fedmq_coordinator.roster import SENSORS_OF, Members, Roster
 from fedmq_coordinator.run import Run, Score
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
 from fedmq_coordinator.tasks import OrderError, Wish, release_for
@@ -653,7 +653,14 @@ class Coordinator:
             return  # the broker's copy of what was answered already
         if gateway.nonce == birth.nonce:
             self._welcomed[name] = birth
+            self._note_sensors(name, birth)
         self._welcome(gateway, birth, now)
+
+    def _note_sensors(self, name: str, birth: Birth) -> None:
+        """For people who look: nothing is decided by it."""
+        key = SENSORS_OF + name
+        if birth.sensors or self._ledger.get(key) is not None:
+            self._ledger.put(key, msgspec.json.encode(birth.sensors))
 
     def _welcome(self, gateway: Gateway, birth: Birth, now: float) -> None:
         welcome = Welcome(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedmq_protocol.messages import SensorHealth
 from fedmq_protocol.task import Windowing
 
 from fedmq_edge_node.samples import Preparation, Samples, list_recordings, load, signal_lengths
@@ -38,6 +39,13 @@ class Folder:
     def changed(self) -> bool:
         """Whether a recording came, went or grew since the last `load`."""
         return self._look() != self._seen
+
+    def silent(self) -> str:
+        """Nothing is expected to come into a folder."""
+        return ""
+
+    def health(self) -> tuple[SensorHealth, ...]:
+        return ()
 
     def _look(self) -> tuple[tuple[str, int, int], ...]:
         return tuple((str(p), (s := p.stat()).st_size, s.st_mtime_ns) for p in list_recordings(self._directory))

@@ -193,11 +193,12 @@ def check(
     bytes_month: int,
     windows: int,
     min_windows: int,
+    silent: str = "",
 ) -> Reason | None:
     """The reason of the first gate that is shut, None when all are open.
 
     `bytes_today` and `bytes_month` are what was used so far (`Budget.used`), `windows` the training windows at hand,
-    `min_windows` what the task asks for.
+    `min_windows` what the task asks for, `silent` names sensors that should have been heard of, in words.
     """
     shut = shut_gates(
         vitals,
@@ -207,6 +208,7 @@ def check(
         bytes_month=bytes_month,
         windows=windows,
         min_windows=min_windows,
+        silent=silent,
     )
     return next((reason for reason, _ in shut), None)
 
@@ -220,6 +222,7 @@ def shut_gates(
     bytes_month: int,
     windows: int,
     min_windows: int,
+    silent: str = "",
 ) -> Iterator[tuple[Reason, str]]:
     """Every gate that is shut, first the one that `check` names, each with its reading and limit in words for a log."""
     require = limits.require
@@ -280,6 +283,9 @@ def shut_gates(
 
     if windows < min_windows:
         yield Reason.SAMPLES, f"{windows:,} training windows, the task asks for {min_windows:,}"
+    elif silent:
+        # Windows of a machine as it was before its sensor died say nothing of how it is.
+        yield Reason.SAMPLES, silent
 
 
 CLOCK_UNSET_BEFORE = 2024

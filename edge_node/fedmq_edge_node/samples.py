@@ -30,7 +30,7 @@ import os
 import tomllib
 import wave
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -51,12 +51,18 @@ __all__ = [
     "SampleError",
     "Samples",
     "Scaler",
+    "Signal",
+    "check_channels",
+    "cut_up",
     "feature_count",
     "featured",
     "features",
     "list_recordings",
     "load",
     "load_test",
+    "most_windows",
+    "number_of",
+    "rates_agree",
     "read_settings",
     "signal_lengths",
     "statistics",
@@ -227,16 +233,39 @@ def load(
     whole: the ends of all would be every failure there is. `preparation` goes with the feature set `bundle`. Raises
     SampleError.
     """
+    # What cannot become features is told before anything is read.
+    feature_count(windowing, None if preparation is None else preparation.features)
+    every = list(_recordings(directory, windowing, classes, healthy))
+    if not windowing.remaining_most:
+        return cut_up(every, windowing, classes, preparation)
+    trained_on = len(every) - int(len(every) * windowing.held_out)
+    parts = ((signal, number, signal.length * (place < trained_on)) for place, (signal, number) in enumerate(every))
+    return _gather(parts, windowing, classes, preparation)
+
+
+def cut_up(
+    signals: Iterable[tuple[Signal, int]],
+    windowing: Windowing,
+    classes: tuple[str, ...],
+    preparation: Preparation | None = None,
+) -> Samples:
+    """Signals with their labels' numbers, of each the last `held_out` share held out. For an autoencoder 0 is healthy.
+    One after another, so that none need stay in memory. Raises SampleError."""
+    parts = ((signal, number, signal.length - int(signal.length * windowing.held_out)) for signal, number in signals)
+    return _gather(parts, windowing, classes, preparation)
+
+
+def _gather(
+    parts: Iterable[tuple[Signal, int, int]],
+    windowing: Windowing,
+    classes: tuple[str, ...],
+    preparation: Preparation | None,
+) -> Samples:
+    """Of each signal what is before the cut is trained on, and what is behind it held out."""
     train = _Table(windowing, preparation)
     held = _Table(windowing, preparation)
     raw_bytes, recordings = 0, 0
-    every = list(_recordings(directory, windowing, classes, healthy))
-    trained_on = len(every) - int(len(every) * windowing.held_out)
-    for place, (signal, number) in enumerate(every):
-        if windowing.remaining_most:
-            cut = signal.length if place < trained_on else 0
-        else:
-            cut = signal.length - int(signal.length * windowing.held_out)
+    for signal, number, cut in parts:
         if classes or number == 0:
             train.add(signal, 0, cut, number)
         held.add(signal, cut, signal.length, number)
@@ -339,11 +368,12 @@ def _squared_envelope(x: NDArray[np.float64], sampling_rate_hz: float) -> NDArra
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Signal:
+class Signal:
     """An opened recording: `read(start, stop)` gives that part of the first `wanted` channels it was opened with, as
     `(samples, wanted)` float64 in g."""
 
-    path: Path
+    where: str
+    """Its file, or what else a message should call it."""
     length: int
     channels: int
     """Of the recording, wanted or not."""
@@ -360,19 +390,19 @@ class _Table:
         self._windowing = windowing
         self._preparation = preparation
         self._features = feature_count(windowing, None if preparation is None else preparation.features)
-        self._most = min(MAX_WINDOWS, MAX_TABLE_VALUES // self._features)
+        self._most = most_windows(windowing, preparation)
         self._x: list[Floats] = [np.zeros((0, self._features), dtype=np.float32)]
         self._y: list[NDArray[Any]] = [np.zeros(0, dtype=np.float32 if windowing.remaining_most else np.int64)]
         self._count = 0
 
-    def add(self, signal: _Signal, start: int, stop: int, number: int) -> None:
+    def add(self, signal: Signal, start: int, stop: int, number: int) -> None:
         hop, most = self._windowing.hop, self._windowing.remaining_most
         end = start + self._windowing.samples
         for block in _windows(signal, start, stop, self._windowing):
             self._count += len(block)
             if self._count > self._most:
                 raise SampleError(
-                    f"{signal.path}: expected at most {self._most:,} windows in all; raise the task's hop"
+                    f"{signal.where}: expected at most {self._most:,} windows in all; raise the task's hop"
                 )
             self._x.append(featured(block, self._windowing, self._preparation))
             if most:
@@ -388,7 +418,7 @@ class _Table:
 
 def _recordings(
     directory: Path, windowing: Windowing, classes: tuple[str, ...], healthy: str
-) -> Iterator[tuple[_Signal, int]]:
+) -> Iterator[tuple[Signal, int]]:
     """Each recording, opened, with its label's number."""
     common = read_settings(directory / "recording.toml")
     for path in list_recordings(directory):
@@ -398,8 +428,8 @@ def _recordings(
         if classes and label not in classes:
             raise SampleError(f"{path.parent}: expected a folder named after a class ({', '.join(classes)})")
         signal = _open(path, common | read_settings(path.with_suffix(".toml")), windowing.channels)
-        _check_channels(signal, windowing)
-        if abs(signal.sampling_rate_hz - windowing.sampling_rate_hz) > RATE_TOLERANCE * windowing.sampling_rate_hz:
+        check_channels(signal, windowing)
+        if not rates_agree(signal.sampling_rate_hz, windowing.sampling_rate_hz):
             raise SampleError(
                 f"{path}: expected {windowing.sampling_rate_hz:g} samples a second as the task has it, "
                 f"got {signal.sampling_rate_hz:g}"
@@ -407,19 +437,34 @@ def _recordings(
         if windowing.remaining_most:
             yield signal, 0
         else:
-            yield signal, classes.index(label) if classes else int(label not in (healthy, UNLABELLED))
+            yield signal, number_of(label, classes, healthy)
 
 
-def _check_channels(signal: _Signal, windowing: Windowing) -> None:
+def number_of(label: str, classes: tuple[str, ...], healthy: str) -> int:
+    """The label's number: its place among the classes, or for an autoencoder 0 where it is healthy, else 1."""
+    return classes.index(label) if classes else int(label not in (healthy, UNLABELLED))
+
+
+def rates_agree(rate_hz: float, wanted_hz: float) -> bool:
+    return abs(rate_hz - wanted_hz) <= RATE_TOLERANCE * wanted_hz
+
+
+def most_windows(windowing: Windowing, preparation: Preparation | None = None) -> int:
+    """So many windows fit in memory as features."""
+    prepared = None if preparation is None else preparation.features
+    return min(MAX_WINDOWS, MAX_TABLE_VALUES // feature_count(windowing, prepared))
+
+
+def check_channels(signal: Signal, windowing: Windowing) -> None:
     first_is_enough = windowing.features == VIBRATION and windowing.channels == 1
     if signal.channels != windowing.channels and not first_is_enough:
         raise SampleError(
-            f"{signal.path}: expected {windowing.channels:,} channels as the task has it (windowing.channels), "
+            f"{signal.where}: expected {windowing.channels:,} channels as the task has it (windowing.channels), "
             f"got {signal.channels:,}"
         )
 
 
-def _windows(signal: _Signal, start: int, stop: int, windowing: Windowing) -> Iterator[NDArray[np.float64]]:
+def _windows(signal: Signal, start: int, stop: int, windowing: Windowing) -> Iterator[NDArray[np.float64]]:
     """Windows that lie wholly within `[start, stop)`, a block at a time, `(n, channels, samples)`."""
     count = (stop - start - windowing.samples) // windowing.hop + 1 if stop - start >= windowing.samples else 0
     signal_at_once = (BLOCK_SAMPLES // windowing.channels - windowing.samples) // windowing.hop
@@ -429,7 +474,7 @@ def _windows(signal: _Signal, start: int, stop: int, windowing: Windowing) -> It
         begin = start + first * windowing.hop
         part = signal.read(begin, begin + (number - 1) * windowing.hop + windowing.samples)
         if not np.isfinite(part).all():
-            raise SampleError(f"{signal.path}: expected finite numbers, found nan or infinity after sample {begin:,}")
+            raise SampleError(f"{signal.where}: expected finite numbers, found nan or infinity after sample {begin:,}")
         yield np.lib.stride_tricks.sliding_window_view(part, windowing.samples, axis=0)[:: windowing.hop]
 
 
@@ -474,7 +519,7 @@ def read_settings(path: Path) -> dict[str, float]:
     return {key: float(value) for key, value in table.items()}
 
 
-def _open(path: Path, settings: dict[str, float], wanted: int) -> _Signal:
+def _open(path: Path, settings: dict[str, float], wanted: int) -> Signal:
     """`wanted` channels, counted from the first, are what `read` gives, or fewer where there are fewer."""
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
@@ -491,7 +536,7 @@ def _rate(path: Path, settings: dict[str, float]) -> float:
     return settings["sampling_rate_hz"]
 
 
-def _open_npy(path: Path, settings: dict[str, float], wanted: int) -> _Signal:
+def _open_npy(path: Path, settings: dict[str, float], wanted: int) -> Signal:
     """Reads the header only, and later each part from its place: mapped pages would count as resident memory."""
     try:
         with path.open("rb") as file:
@@ -526,10 +571,10 @@ def _open_npy(path: Path, settings: dict[str, float], wanted: int) -> _Signal:
                 parts.append(part.reshape(stop - start, stride)[:, :wanted])
         return np.concatenate(parts, axis=1).astype(np.float64) * scale
 
-    return _Signal(path=path, length=length, channels=channels, sampling_rate_hz=_rate(path, settings), read=read)
+    return Signal(where=str(path), length=length, channels=channels, sampling_rate_hz=_rate(path, settings), read=read)
 
 
-def _open_csv(path: Path, settings: dict[str, float], wanted: int) -> _Signal:
+def _open_csv(path: Path, settings: dict[str, float], wanted: int) -> Signal:
     values = array("f")
     channels = 0
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -560,8 +605,8 @@ def _open_csv(path: Path, settings: dict[str, float], wanted: int) -> _Signal:
     channels = max(channels, 1)
     signal = np.array(values, dtype=np.float32).reshape(-1, min(wanted, channels))
     scale = settings.get("scale", 1.0)
-    return _Signal(
-        path=path,
+    return Signal(
+        where=str(path),
         length=len(signal),
         channels=channels,
         sampling_rate_hz=_rate(path, settings),
@@ -569,7 +614,7 @@ def _open_csv(path: Path, settings: dict[str, float], wanted: int) -> _Signal:
     )
 
 
-def _open_wav(path: Path, settings: dict[str, float], wanted: int) -> _Signal:
+def _open_wav(path: Path, settings: dict[str, float], wanted: int) -> Signal:
     try:
         with wave.open(os.fspath(path), "rb") as file:
             channels, width, rate, length = (
@@ -599,10 +644,10 @@ def _open_wav(path: Path, settings: dict[str, float], wanted: int) -> _Signal:
         padded[:, :, 4 - width :] = frames
         return (padded.view("<i4")[:, :, 0] >> (32 - 8 * width)).astype(np.float64) * scale
 
-    return _Signal(path=path, length=length, channels=channels, sampling_rate_hz=float(rate), read=read)
+    return Signal(where=str(path), length=length, channels=channels, sampling_rate_hz=float(rate), read=read)
 
 
-_READERS: dict[str, Callable[[Path, dict[str, float], int], _Signal]] = {
+_READERS: dict[str, Callable[[Path, dict[str, float], int], Signal]] = {
     ".npy": _open_npy,
     ".csv": _open_csv,
     ".wav": _open_wav,

@@ -21,6 +21,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 from random import Random
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -42,6 +43,7 @@ from fedmq_protocol.messages import (
     Receipt,
     RoundKind,
     RoundPlan,
+    SensorHealth,
     Statistics,
     Trial,
     Update,
@@ -62,13 +64,12 @@ from fedmq_protocol.session import (
     Will,
 )
 from fedmq_protocol.settings import SettingsError
-from fedmq_protocol.task import ModelSpec, Task
+from fedmq_protocol.task import ModelSpec, Task, Windowing
 from fedmq_protocol.topics import Channel, Direction, gateway_filters, parse, spec, topic
 from numpy.typing import NDArray
 
 from fedmq_edge_node import work
 from fedmq_edge_node.bundles import ASK_AGAIN_SECONDS, Shelf
-from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.gates import Budget, Limits, Vitals, check
 from fedmq_edge_node.job import Job, Retry
 from fedmq_edge_node.memory import GatewayState, InService, Memory
@@ -76,7 +77,7 @@ from fedmq_edge_node.personal import Scorer
 from fedmq_edge_node.runtimes import Engine, GraphStopped, available_engines, make_engine, make_preparation
 from fedmq_edge_node.samples import PREPARED, Preparation, SampleError, Samples
 
-__all__ = ["CRASH_POINTS", "Gateway", "will"]
+__all__ = ["CRASH_POINTS", "Gateway", "Source", "will"]
 
 log = logging.getLogger("fedmq.gateway")
 
@@ -110,6 +111,30 @@ CHUNKS_LOOK_SECONDS = 0.05
 """While chunks wait for the connection, how often it is looked whether it takes more."""
 
 
+class Source(Protocol):
+    """Where a gateway's windows come from: a `folder` of recordings, or the `sensors` of a bridge. All raise
+    SampleError where it cannot be read."""
+
+    def signal_samples(self) -> dict[str, int]:
+        """Samples of signal by label."""
+
+    def load(
+        self, windowing: Windowing, classes: tuple[str, ...], healthy: str, preparation: Preparation | None = None
+    ) -> Samples:
+        """`healthy` is the label that an autoencoder trains on; `preparation` makes features of the set `bundle`."""
+
+    def changed(self) -> bool:
+        """Whether there is something new since the last `load`."""
+
+    def silent(self) -> str:
+        """What should have been heard of and was not, in words; empty where nothing is amiss."""
+        return ""
+
+    def health(self) -> tuple[SensorHealth, ...]:
+        """How the sensors are that it comes from; empty where there are none."""
+        return ()
+
+
 def will(federation: str, name: str, nonce: bytes) -> Will:
     """What the broker says for a gateway that is gone without a word."""
     return Will(
@@ -132,7 +157,7 @@ class Gateway:
         federation: str,
         session: Session,
         memory: Memory,
-        source: Folder,
+        source: Source,
         vitals: Callable[[], Vitals],
         limits: Limits,
         monotonic: Callable[[], float],
@@ -504,11 +529,19 @@ class Gateway:
             log.error("%s", error)
         return self._counted
 
+    def _sensor_health(self) -> tuple[SensorHealth, ...]:
+        try:
+            return self._source.health()
+        except SampleError as error:
+            log.error("%s", error)
+            return ()
+
     # -- what goes out -----------------------------------------------------------------------------------------
 
     def _birth(self) -> Birth:
         row = spec(Direction.UP, Channel.STATUS)
         held = [job.held for job in self._jobs.values()]
+        sensors = list(self._sensor_health())
         while True:
             birth = Birth(
                 nonce=self._nonce,
@@ -519,11 +552,12 @@ class Gateway:
                 received=self._session.bytes_received,
                 held=tuple(held),
                 tags=self._tags,
+                sensors=tuple(sensors),
             )
-            # Of a task that it does not hear of, the coordinator tells everything.
-            if not held or len(to_bytes(birth)) <= row.max_bytes:
+            if not (held or sensors) or len(to_bytes(birth)) <= row.max_bytes:
                 return birth
-            held.pop()
+            # Of a task that it does not hear of, the coordinator tells everything; of a sensor, people ask the bridge.
+            (sensors or held).pop()
 
     def _leave_message(self) -> Leave:
         return Leave(
@@ -647,6 +681,12 @@ class Gateway:
             # A file of vitals that is being written just now: all that is known is that nothing is known.
             log.warning("vitals cannot be read: %s", error)
             vitals = Vitals()
+        try:
+            silent = self._source.silent()
+        except SampleError as error:
+            silent = str(error)
+        if silent:
+            log.warning("%s", silent)
         return check(
             vitals,
             self._limits,
@@ -655,6 +695,7 @@ class Gateway:
             bytes_month=bytes_month,
             windows=windows,
             min_windows=min_windows,
+            silent=silent,
         )
 
     def count_budget(self) -> None:

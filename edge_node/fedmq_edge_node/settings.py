@@ -16,7 +16,50 @@ from msgspec import Meta
 
 from fedmq_edge_node.gates import Limits
 
-__all__ = ["GatewaySettings"]
+__all__ = ["BridgeSettings", "GatewaySettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeSettings(Table):
+    """The store of a bridge to sensors, in place of data_dir: what `fedmq bridge run` writes on this machine."""
+
+    store: Annotated[
+        Path | None,
+        Meta(
+            examples=["/var/lib/fedmq/bridge.sqlite"],
+            description="The bridge's file. Accelerations are learnt from in g, other channels in the sensor's unit.",
+        ),
+    ] = None
+    machines: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...],
+        Meta(
+            max_length=64,
+            examples=[["pump-3"]],
+            description="Machines to learn from. Empty: all whose sensors have the task's rate and channels.",
+        ),
+    ] = ()
+    fresh_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=86_400,
+            description="A sensor that the windows come from and that is silent for longer shuts the gate of samples."
+            " Well above the bridge's flush_seconds. 0: never.",
+        ),
+    ] = 300.0
+    most_windows: Annotated[
+        int,
+        Meta(ge=1, le=200_000, description="Windows of each sensor and label, the newest, that are learnt from."),
+    ] = 4000
+    renew_seconds: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=604_800,
+            description="Seconds after which windows are cut anew and the coordinator is told, where there are more"
+            " samples. New labels are taken up at once.",
+        ),
+    ] = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +75,15 @@ class GatewaySettings(Table):
         ),
     ]
     data_dir: Annotated[
-        Path,
+        Path | None,
         Meta(
             examples=["/var/lib/fedmq/data"],
             description="Folder of this gateway's recordings: one folder for each label, with .npy, .csv or .wav files."
-            " They are only read, and never leave this machine.",
+            " They are only read, and never leave this machine. Without it the gateway learns from sensors: see"
+            " [bridge].",
+            extra={"stated": True},
         ),
-    ]
+    ] = None
     state_dir: Annotated[
         Path,
         Meta(
@@ -107,8 +152,13 @@ class GatewaySettings(Table):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"
+    bridge: BridgeSettings = field(default_factory=BridgeSettings)
     connection: ConnectionSettings = field(default_factory=ConnectionSettings)
     gates: Limits = field(default_factory=Limits)
 
     def check(self) -> Iterator[tuple[str, str]]:
         yield from named("name", self.name)
+        if self.data_dir is None and self.bridge.store is None:
+            yield "data_dir", "missing; expected a path to a folder of recordings, or bridge.store"
+        if self.data_dir is not None and self.bridge.store is not None:
+            yield "bridge.store", "expected this or data_dir, got both: a gateway learns from one of them"

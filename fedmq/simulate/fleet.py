@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Protocol
 
 import numpy as np
 from fedmq_coordinator.aggregate import WeightedMean
@@ -28,7 +27,7 @@ from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import GatewayState, Memory
 from fedmq_edge_node.runtimes import Engine
 from fedmq_edge_node.samples import Preparation, Samples
-from fedmq_edge_node.service import Gateway
+from fedmq_edge_node.service import Gateway, Source
 from fedmq_edge_node.trainer import optimizer
 from fedmq_models.bundle import Bundle
 from fedmq_protocol.session import Session
@@ -42,7 +41,6 @@ __all__ = [
     "DrawnEngine",
     "DrawnSource",
     "LoadedFolder",
-    "Source",
     "TimedEngine",
     "WatchedEngine",
     "make_coordinator",
@@ -53,18 +51,6 @@ __all__ = [
 FEDERATION = "sim"
 NO_LIMITS = Limits()
 Floats = NDArray[np.float32]
-
-
-class Source(Protocol):
-    """A gateway's recordings, as `Folder` gives them."""
-
-    def signal_samples(self) -> dict[str, int]: ...
-
-    def load(
-        self, windowing: Windowing, classes: tuple[str, ...], healthy: str, preparation: Preparation | None = None
-    ) -> Samples: ...
-
-    def changed(self) -> bool: ...
 
 
 @dataclass(kw_only=True)
@@ -78,7 +64,7 @@ class Doings:
     saved: Callable[[GatewayState], None] = lambda state: None
 
 
-class DrawnSource:
+class DrawnSource(Source):
     """Windows that nobody looks at: what a gateway learns is drawn by `DrawnEngine`."""
 
     def __init__(self, task: Task, windows: int) -> None:
@@ -106,7 +92,7 @@ def _drawn_samples(features: int, classes: int, windows: int, hop: int) -> Sampl
     return Samples(train_x=x, train_y=y, held_x=x[:4], held_y=y[:4], raw_bytes=2 * hop * windows, recordings=1)
 
 
-class LoadedFolder:
+class LoadedFolder(Source):
     """Windows of a folder that are cut once; every start of a gateway's process is given the same."""
 
     def __init__(self, folder: Path) -> None:
@@ -297,7 +283,7 @@ def make_gateway(
         federation=FEDERATION,
         session=session,
         memory=_Memory(Path("gateway.sqlite"), disk, doings),
-        source=source,  # type: ignore[arg-type]
+        source=source,
         vitals=vitals,
         limits=NO_LIMITS if limits is None else limits,
         monotonic=monotonic,

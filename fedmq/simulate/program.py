@@ -21,12 +21,13 @@ from typing import Any, cast
 import numpy as np
 from fedmq_coordinator.settings import CoordinatorSettings, RoundSettings
 from fedmq_edge_node.runtimes import Engine, make_engine
+from fedmq_edge_node.service import Source
 from fedmq_models.bundle import Bundle
 from fedmq_protocol.settings import load
 from fedmq_protocol.task import Task
 
 from fedmq.simulate import sizing
-from fedmq.simulate.fleet import LoadedFolder, Source
+from fedmq.simulate.fleet import LoadedFolder
 from fedmq.simulate.network import Shape
 from fedmq.simulate.schedules import scenario_of
 from fedmq.simulate.shrink import Story, read, shortest

@@ -28,7 +28,7 @@ from fedmq_coordinator.settings import LimitSettings, RoundSettings
 from fedmq_edge_node.gates import Vitals
 from fedmq_edge_node.memory import GatewayState
 from fedmq_edge_node.runtimes import Engine
-from fedmq_edge_node.service import Gateway, will
+from fedmq_edge_node.service import Gateway, Source, will
 from fedmq_models.bundle import Bundle
 from fedmq_protocol.session import Event, Received, Will
 from fedmq_protocol.task import Task
@@ -38,7 +38,7 @@ from fedmq.simulate import fleet
 from fedmq.simulate.broker import Broker
 from fedmq.simulate.disks import Crash, Disk
 from fedmq.simulate.faults import BROKER, COORDINATOR, Fault
-from fedmq.simulate.fleet import Doings, DrawnEngine, DrawnSource, Source, TimedEngine, WatchedEngine
+from fedmq.simulate.fleet import Doings, DrawnEngine, DrawnSource, TimedEngine, WatchedEngine
 from fedmq.simulate.invariants import Checker, Violation
 from fedmq.simulate.network import Link, LinkedSession, Mishap, Mishaps, Noise, Shape
 from fedmq.simulate.scheduler import Scheduler, Trace

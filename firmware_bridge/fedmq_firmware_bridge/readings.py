@@ -23,7 +23,7 @@ import numpy as np
 from fedmq_firmware_bridge.clocks import ClockMap
 from fedmq_firmware_bridge.frames import Frame, FrameError, Hello, Int16s, Samples
 
-__all__ = ["MAX_SENSORS", "Line", "Sensor", "SensorCounts", "Stretch", "in_units"]
+__all__ = ["MAX_SENSORS", "Float32s", "Line", "Sensor", "SensorCounts", "Stretch", "in_units"]
 
 MAX_SENSORS = 64
 
@@ -45,8 +45,8 @@ class Stretch:
     rate_hz: float
     scale: float
     """Units of one step; the sensor's hello names the unit, and corrects each channel."""
-    values: Int16s
-    """(n, channels) int16"""
+    values: Int16s | Float32s
+    """(n, channels) int16, or float32 where a source gives numbers and no steps (their `scale` is 1)."""
     follows: bool
     """Whether no sample is missing between this and the sensor's stretch before it."""
 

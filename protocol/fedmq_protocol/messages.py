@@ -54,6 +54,7 @@ __all__ = [
     "Release",
     "RoundKind",
     "RoundPlan",
+    "SensorHealth",
     "Slot",
     "Statistics",
     "Trial",
@@ -170,6 +171,20 @@ class Held(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Of its last update: never goes back, unless the gateway was restored from an old image."""
 
 
+class SensorHealth(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """How a sensor of the gateway's bridge is, in a few bytes. Counts are since the bridge started."""
+
+    name: Annotated[str, Meta(max_length=16)]
+    rate_pct: Annotated[int, Meta(ge=0, le=1000)]
+    """Of the samples it promises, in the minute before it was last looked at."""
+    silent_seconds: Annotated[int, Meta(ge=0, le=1 << 32)]
+    lost_frames: Annotated[int, Meta(ge=0, le=1 << 48)] = 0
+    failed: Annotated[int, Meta(ge=0, le=1 << 48)] = 0
+    """Checksums that did not hold, on its whole line."""
+    clipping: bool = False
+    flat: bool = False
+
+
 class Birth(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1):
     """A gateway is here. Retained; sent on every connect."""
 
@@ -184,6 +199,8 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1):
     held: Annotated[tuple[Held, ...], Meta(max_length=MAX_TASKS)] = ()
     tags: Annotated[tuple[Tag, ...], Meta(max_length=16)] = ()
     """What it is and what it watches, as the plant calls it: a task, a pause or a release can be for some tags only."""
+    sensors: Annotated[tuple[SensorHealth, ...], Meta(max_length=16)] = ()
+    """Those that its windows come from, where they come from a bridge."""
 
 
 class Leave(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=2):

@@ -45,7 +45,7 @@ _ABOUT = {
     Reason.METERED: "the network link is metered",
     Reason.DATA_BUDGET: "the data budget of the day or of the month is used up",
     Reason.TIME_WINDOW: "the local time is outside the hours in which training is allowed",
-    Reason.SAMPLES: "there are fewer training windows than the task asks for",
+    Reason.SAMPLES: "there are fewer training windows than the task asks for, or a sensor behind them is silent",
     Reason.NO_MODEL: "the model version that the plan builds on is not at hand",
     Reason.TASK: "this gateway cannot run the task: an unknown feature set, model or initial model",
     Reason.PENDING: "an earlier update has no verdict yet",

@@ -2,7 +2,8 @@
 
 Owns the rule of what a setting is: a field of a `Table`, annotated with its bounds and its description
 (`Annotated[int, Meta(ge=1, description="…")]`). From those annotations alone come the checks, the messages and
-the example file. A field that is itself a `Table` is a table of the file.
+the example file. A field that is itself a `Table` is a table of the file; a tuple of them is a list of tables, as
+`[[port]]` begins one.
 
 Refuses to know any program's settings but the connection's, which gateway and coordinator share.
 
@@ -42,6 +43,9 @@ MAX_FILE_BYTES = 1 << 20
 
 MAX_SECRET_BYTES = 4096
 
+MAX_ROWS = 256
+"""Tables of one list."""
+
 SHOWN = 60
 """Characters of a wrong value that a message repeats."""
 
@@ -74,7 +78,9 @@ class Table:
         mistakes: list[Mistake] = []
         for setting in _settings(type(self)):
             value = getattr(self, setting.key)
-            if setting.table is None:
+            if setting.rows is not None:
+                mistakes += [Mistake(setting.key, text) for text in _wrong_rows(value, setting)]
+            elif setting.table is None:
                 _, text = _fit(value, setting)
                 if text:
                     mistakes.append(Mistake(setting.key, text))
@@ -259,6 +265,12 @@ class _Setting:
         return self.kind if isinstance(self.kind, type) and issubclass(self.kind, Table) else None
 
     @property
+    def rows(self) -> type[Table] | None:
+        """The table of each entry, where the setting is a list of tables."""
+        entry = get_args(self.kind)[0] if get_origin(self.kind) is tuple else None
+        return entry if isinstance(entry, type) and issubclass(entry, Table) else None
+
+    @property
     def required(self) -> bool:
         return self.default is dataclasses.MISSING
 
@@ -357,6 +369,9 @@ class _Builder:
             if setting.table is not None:
                 self.build_table(setting, given.get(key, {}), over.get(key, {}), prefix + key, values, complete)
                 continue
+            if setting.rows is not None:
+                self.build_rows(setting, given.get(key, []), key in over, prefix + key, values)
+                continue
             chosen, override = (over[key], True) if key in over else (given.get(key), False)
             if override and isinstance(chosen, dict):
                 self.wrong(prefix + key, "is a value, not a table", override=True)
@@ -387,6 +402,17 @@ class _Builder:
                 self.wrong(key, text, override=source is over)
                 return
         values[setting.key] = self.build(setting.table, given, over, key + ".", complete=complete)
+
+    def build_rows(self, setting: _Setting, given: Any, overridden: bool, key: str, values: dict[str, Any]) -> None:
+        assert setting.rows is not None
+        if overridden:
+            self.wrong(key, "is a list of tables, which only a file can state", override=True)
+            return
+        if not isinstance(given, list) or not all(isinstance(row, Mapping) for row in given):
+            self.wrong(key, f"expected tables, each begun by [[{key}]]", override=False)
+            return
+        built = [self.build(setting.rows, row, {}, f"{key}[{place}].") for place, row in enumerate(given, start=1)]
+        values[setting.key] = tuple(row for row in built if row is not None)
 
     def placed(self, value: Any, setting: _Setting) -> Any:
         """A path of the file, from the file's folder."""
@@ -429,8 +455,9 @@ def _keys(cls: type[Table], prefix: str) -> Iterator[tuple[str, str]]:
     """Every key with its table, and alone."""
     for setting in _settings(cls):
         yield prefix + setting.key, setting.key
-        if setting.table is not None:
-            yield from _keys(setting.table, f"{prefix}{setting.key}.")
+        inner = setting.table or setting.rows
+        if inner is not None:
+            yield from _keys(inner, f"{prefix}{setting.key}.")
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -575,19 +602,40 @@ def _comment(text: str) -> list[str]:
     return textwrap.wrap(text, width=100, initial_indent="# ", subsequent_indent="# ")
 
 
+def _wrong_rows(value: Any, setting: _Setting) -> Iterator[str]:
+    assert setting.rows is not None
+    least, most = setting.said("min_length") or 0, setting.said("max_length") or MAX_ROWS
+    if not isinstance(value, tuple) or not all(isinstance(row, setting.rows) for row in value):
+        yield f"expected a tuple of {setting.rows.__name__}, got {_shown(value)}"
+    elif not least <= len(value) <= most:
+        yield f"expected {least:,} to {most:,} tables [[{setting.key}]], got {len(value):,}"
+
+
 def _document(cls: type[Table], prefix: str) -> list[str]:
     """The keys of a table, then its tables: TOML ends a table where the next begins."""
     lines: list[str] = []
     settings = _settings(cls)
     for setting in settings:
-        if setting.table is None:
+        if setting.table is None and setting.rows is None:
             lines += ["", *_document_key(setting)]
+    for setting in settings:
+        if setting.rows is not None:
+            lines += ["", "", *_document_rows(setting, f"{prefix}{setting.key}")]
     for setting in settings:
         if setting.table is not None:
             about = setting.said("description") or _about(setting.table)
             lines += ["", "", *_comment(about), f"[{prefix}{setting.key}]"]
             lines += _document(setting.table, f"{prefix}{setting.key}.")
     return lines
+
+
+def _document_rows(setting: _Setting, key: str) -> list[str]:
+    """One entry of a list of tables: an example, which is a comment unless the setting is stated."""
+    assert setting.rows is not None
+    stated = setting.required or bool((setting.said("extra") or {}).get("stated"))
+    about = setting.said("description") or _about(setting.rows)
+    lines = [f"[[{key}]]", *_document(setting.rows, f"{key}.")]
+    return [*_comment(about), *(line if stated or line.startswith("#") or not line else f"#{line}" for line in lines)]
 
 
 def _document_key(setting: _Setting) -> list[str]:

@@ -14,6 +14,8 @@ from fedmq_coordinator import report_html, report_text
 from fedmq_coordinator.absent import ABSENT, Absence, to_bytes
 from fedmq_coordinator.ledger import Answer, CatchUp, Ledger, Round, Trial, Version, Wire
 from fedmq_coordinator.report import METRIC_NAME, Report, Traffic, build, divide, size, to_csv, to_json
+from fedmq_coordinator.roster import SENSORS_OF
+from fedmq_protocol.messages import SensorHealth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledgers import DENSE, START, a_decline, a_gateway, a_round, a_wire, an_answer, write_plant
@@ -318,6 +320,25 @@ def test_status_names_the_round_the_missing_and_the_absent(plant: Ledger) -> Non
 
 def test_status_of_an_overdue_round_asks_whether_the_coordinator_runs(plant: Ledger) -> None:
     assert "does the coordinator" in report_text.status(plant, START + 39 * 62.0 + 3_600)
+
+
+def test_status_names_sensors_that_are_not_well_as_their_gateways_told_last(tmp_path: Path) -> None:
+    plant = write_plant(tmp_path / "ledger.sqlite")
+    well = SensorHealth(name="ventilator", rate_pct=100, silent_seconds=2)
+    assert "sensors" not in report_text.status(plant, START)
+    plant.put(SENSORS_OF + "bay3-mixer", msgspec.json.encode((well,)))
+    plant.commit()
+    assert re.search(r"sensors +as last told, all well", report_text.status(plant, START))
+    dead = SensorHealth(name="\x1b[2Jmotor", rate_pct=0, silent_seconds=4_000)
+    worn = SensorHealth(name="pump", rate_pct=80, silent_seconds=1, clipping=True, flat=True)
+    plant.put(SENSORS_OF + "bay3-conveyor", msgspec.json.encode((well, dead, worn)))
+    plant.commit()
+
+    text = " ".join(report_text.status(plant, START).split())
+
+    assert "motor silent for 4,000 s, at 0 % of its rate; pump at 80 % of its rate, clipping, flat" in text
+    assert "ventilator" not in text
+    assert "\x1b" not in text
 
 
 # -- the page --------------------------------------------------------------------------------------------------

@@ -20,6 +20,15 @@ def test_the_example_file_loads_to_the_defaults() -> None:
     )
 
 
+def test_a_gateway_learns_from_a_folder_or_from_a_bridge_and_says_which() -> None:
+    with pytest.raises(SettingsError, match=r"bridge\.store: expected this or data_dir, got both"):
+        load(GatewaySettings, EXAMPLE, ["bridge.store=/var/lib/fedmq/bridge.sqlite"])
+    with pytest.raises(SettingsError, match=r"data_dir: missing; expected a path to a folder of recordings, or bridge"):
+        load(GatewaySettings, EXAMPLE, ["data_dir="])
+    settings = load(GatewaySettings, EXAMPLE, ["data_dir=", "bridge.store=/var/lib/fedmq/bridge.sqlite"])
+    assert (settings.data_dir, settings.bridge.fresh_seconds) == (None, 300.0)
+
+
 def test_a_gateway_name_that_cannot_stand_in_a_topic_is_a_mistake() -> None:
     with pytest.raises(SettingsError, match=r"^name: expected 1 to 63 letters.* got \"a/b\""):
         load(GatewaySettings, EXAMPLE, ["name=a/b"])

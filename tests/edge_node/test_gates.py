@@ -31,6 +31,7 @@ def checked(
     today: int = 0,
     month: int = 0,
     windows: int = 100,
+    silent: str = "",
 ) -> Reason | None:
     return check(
         vitals,
@@ -40,6 +41,7 @@ def checked(
         bytes_month=month,
         windows=windows,
         min_windows=20,
+        silent=silent,
     )
 
 
@@ -154,6 +156,10 @@ def test_a_data_budget_is_shut_once_it_is_used_up(today: int, month: int, reason
 def test_too_few_windows_shut_the_last_gate() -> None:
     assert checked(windows=19) is Reason.SAMPLES
     assert checked(windows=20) is None
+
+
+def test_a_silent_sensor_shuts_the_last_gate_however_many_windows_there_are() -> None:
+    assert checked(silent="silent: motor on pump-3 for 400 s; limit 300 s") is Reason.SAMPLES
 
 
 @pytest.mark.parametrize(

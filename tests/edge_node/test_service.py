@@ -39,6 +39,7 @@ from fedmq_protocol.messages import (
     Release,
     RoundKind,
     RoundPlan,
+    SensorHealth,
     Trial,
     Update,
     Verdict,
@@ -660,6 +661,35 @@ def test_without_held_out_windows_what_serves_goes_on_to_serve(script: Script) -
     script.run(70.0)
     bring(script, 6, BETTER)
     assert script.heard(Trial)[-1].in_service == 6
+
+
+def test_a_gateway_whose_sensor_is_silent_declines_until_it_is_heard_again(script: Script) -> None:
+    script.welcome(an_assignment())
+    script.folder.missed = "silent: motor on pump-3 for 400 s; limit 300 s"
+    script.plan(a_plan(1))
+    script.run(5.0)
+    assert [decline.reason for decline in script.heard(Decline)] == [Reason.SAMPLES]
+    assert not script.heard(Update)
+    script.folder.missed = ""
+    script.plan(a_plan(2))
+    script.run(5.0)
+    assert [update.round_id for update in script.heard(Update)] == [2]
+
+
+@pytest.mark.parametrize("tags", [1, 16])
+def test_a_birth_tells_of_sensors_as_far_as_it_has_room(script: Script, tags: int) -> None:
+    script.kill()
+    script.folder.sensors = tuple(
+        SensorHealth(name=f"sensor-{number:09}", rate_pct=100, silent_seconds=1 << 31, lost_frames=1 << 40)
+        for number in range(16)
+    )
+    script.start()
+    script.gateway._tags = tuple(f"{number:032}" for number in range(tags))
+    script.run()
+    birth = script.heard(Birth)[-1]
+    assert birth.sensors == script.folder.sensors[: len(birth.sensors)]
+    assert (len(birth.sensors) == 16) == (tags == 1)
+    assert len(to_bytes(birth)) <= 1024
 
 
 def test_each_model_is_scored_with_its_own_scaler(script: Script) -> None:

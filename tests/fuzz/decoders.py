@@ -20,7 +20,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 from unittest import mock
 
 import fastcrc
@@ -36,7 +38,8 @@ from fedmq_compression.integers import layouts
 from fedmq_compression.pipeline import CodecSpec, decode, decode_integers, encode, encode_integers
 from fedmq_edge_node.memory import GatewayState
 from fedmq_edge_node.work import ModelMismatch, advance, catch_up
-from fedmq_firmware_bridge import downloads, frames, readings, scores
+from fedmq_firmware_bridge import downloads, frames, lines, probing, readings, scores
+from fedmq_firmware_bridge.store import SensorInfo
 from fedmq_models import bundle as bundles
 from fedmq_models import sensor_image
 from fedmq_models.interpreter import Interpreter
@@ -64,6 +67,7 @@ from fedmq_protocol.messages import (
     Release,
     RoundKind,
     RoundPlan,
+    SensorHealth,
     Slot,
     Statistics,
     Trial,
@@ -78,6 +82,8 @@ from fedmq_protocol.task import Codec, ModelSpec, Task, initial_steps, model_dig
 from fedmq_protocol.topics import TABLE
 from fedmq_protocol.transfer import Incoming, TransferError, chunks, refer
 from numpy.typing import NDArray
+
+from fedmq.bridge.mqtt import read_label
 
 # Where this is not run by pytest.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
@@ -123,6 +129,7 @@ def decoders() -> dict[str, Decoder]:
         Decoder(name="bundle", chosen=1, read=read_bundle, seeds=tuple(bundle_seeds()), units=lambda data: 1 << 17),
         Decoder(name="image", chosen=1, read=read_image, seeds=tuple(image_seeds())),
         Decoder(name="answer", chosen=1, read=read_answer, seeds=tuple(answer_seeds())),
+        Decoder(name="text", chosen=1, read=read_text, seeds=tuple(text_seeds())),
     )
     return {decoder.name: decoder for decoder in made}
 
@@ -453,6 +460,7 @@ def messages() -> list[Message]:
         received=34_000,
         held=(Held(lineage=1, version=40, task=bytes(8), counter=7),),
         tags=("pump", "line-3"),
+        sensors=(SensorHealth(name="motor", rate_pct=99, silent_seconds=2, lost_frames=5, failed=3, flat=True),),
     )
     slot = Slot(seed=bytes(8), slots=10, slot=9)
     return [
@@ -808,3 +816,47 @@ def answer_seeds() -> Iterator[bytes]:
     sent = [(b"\0", turn["ack"]) for turn in golden["conversation"]] + [(b"\1", score) for score in golden["scores"]]
     for first, encoded in sent:
         yield first + cobs.decode(bytes.fromhex(encoded)[:-1])[10:-6]
+
+
+# --- readings as text ------------------------------------------------------------------------------------------------
+
+COLUMNS = (
+    lines.Columns(names=("x", "y"), units=("g",), rate_hz=10.0),
+    lines.Columns(names=("n", "t", "-", "x"), rate_hz=10.0, sequence="n", time="t"),
+    lines.Columns(names=("t", "a.x"), rate_hz=0.01, time="t", time_unit="s"),
+    lines.Columns(rate_hz=1.0),
+)
+KINDS: tuple[Literal["csv", "json"], ...] = ("csv", "json")
+
+
+def read_text(data: bytes) -> bool:
+    """Columns and kind, then what comes on a port; also what a probe and a label by message make of it."""
+    if not data:
+        return False
+    columns, body = COLUMNS[data[0] & 3], data[1:]
+    info = SensorInfo(source="hall", number=0, name="hall", machine="m", channels=columns.channels)
+    line = lines.TextLine(sensor=info, kind=KINDS[data[0] >> 2 & 1], rows=lines.Rows(columns=columns))
+    line.opened()
+    half = len(body) // 2
+    heard = [*line.take(body[:half], 1.0), *line.take(body[half:] + b"\n", 1.5)]
+    samples = sum(len(one.stretch.values) for one in heard)
+    assert samples == line.rows.counts.samples <= body.count(b"\n") + 1
+    assert all(np.isfinite(one.stretch.values).all() for one in heard)
+    probing.recognise(body, 1.0)
+    try:
+        read_label(body, LABELLED_AT)
+    except ValueError:
+        return bool(heard)
+    return True
+
+
+LABELLED_AT = datetime(2026, 11, 29, tzinfo=UTC)
+
+
+def text_seeds() -> Iterator[bytes]:
+    yield b"\x00" + b"1,2\n3;4\r\n-5e-3,6\nboot: v1\n7,8\n"
+    yield b"\x01" + b"0,0,9,1.5\n1,100,9,1.5\n4,400,9,1.5\n4,400,9,1.5\n0,10,9,1\n"
+    yield b"\x06" + b'{"t": 1, "a": {"x": 1.5}}\n{"t": 101.5, "a.x": true}\n{"t": 3}\n'
+    yield b"\x07" + b"21.5\n22\n-1e30\n1e999\nfalse\n"
+    yield b"\x04" + b'{"machine": "m", "from": "2026-11-29T08:00", "to": "now", "label": "ball"}'
+    yield b"\x04" + b'{"machine": "m", "from": 10, "to": "90m", "label": "ball"}'

@@ -41,6 +41,35 @@ class Program(Table):
     connection: ConnectionSettings = field(default_factory=ConnectionSettings)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pin(Table):
+    """A pin."""
+
+    number: Annotated[int, Meta(ge=0, description="Which one.", examples=[4])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port(Table):
+    """A port."""
+
+    name: Annotated[str, Meta(min_length=1, description="Its name.", examples=["motor"])]
+    file: Annotated[Path | None, Meta(description="A file.", examples=["a"])] = None
+    baud: Annotated[int, Meta(ge=300, description="Bits a second.")] = 9600
+    pin: Annotated[tuple[Pin, ...], Meta(max_length=2, description="A pin of it.")] = ()
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        if self.name == "ghost":
+            yield "name", "expected one that there is"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports(Table):
+    """A program with ports."""
+
+    port: Annotated[tuple[Port, ...], Meta(max_length=3, description="A port.", extra={"stated": True})] = ()
+    level: Annotated[int, Meta(description="A level.")] = 1
+
+
 def written(folder: Path, text: str, name: str = "program.toml") -> Path:
     path = folder / name
     path.write_text(text)
@@ -313,6 +342,51 @@ def test_the_document_states_every_key_with_its_default() -> None:
 def test_the_document_says_what_a_key_is_and_its_bounds() -> None:
     assert "# Least charge, in per cent. A number from 0 to 100.\n#battery_min_pct = 30.0\n" in document(Program)
     assert '# Its name. A text of 1 to 8 characters. Required.\nname = "gw-1"\n' in document(Program)
+
+
+def test_a_list_of_tables_is_a_tuple_of_dataclasses(tmp_path: Path) -> None:
+    text = '[[port]]\nname = "a"\nfile = "x"\n[[port.pin]]\nnumber = 1\n[[port]]\nname = "b"\nbaud = 300\n'
+    assert load(Ports, written(tmp_path, text)).port == (
+        Port(name="a", file=tmp_path / "x", pin=(Pin(number=1),)),
+        Port(name="b", baud=300),
+    )
+
+
+def test_every_mistake_in_a_list_of_tables_is_told_with_its_place(tmp_path: Path) -> None:
+    text = '[[port]]\nname = "ghost"\n[[port]]\nbaud = 1\n[[port.pin]]\nnumber = -1\n[[port]]\nname = "c"\nbaudd = 2\n'
+    with pytest.raises(SettingsError) as caught:
+        load(Ports, written(tmp_path, text))
+    assert [mistake.key for mistake in caught.value.mistakes] == [
+        *("port[1].name", "port[2].name", "port[2].baud", "port[2].pin[1].number", "port[3].baudd")
+    ]
+    assert "did you mean port[3].baud?" in str(caught.value) or "did you mean port.baud?" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["port = 3", '[port]\nname = "a"', "port = [1, 2]"])
+def test_what_is_no_list_of_tables_is_a_mistake(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingsError, match=r"port: expected tables, each begun by \[\[port\]\]"):
+        load(Ports, written(tmp_path, text))
+
+
+def test_too_many_tables_and_tables_on_the_command_line_are_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"expected 0 to 3 tables \[\[port\]\], got 4"):
+        load(Ports, written(tmp_path, '[[port]]\nname = "a"\n' * 4))
+    with pytest.raises(SettingsError, match="a list of tables, which only a file can state"):
+        load(Ports, None, ["port=a"])
+    with pytest.raises(SettingsError, match="expected a tuple of Port"):
+        Ports(port=[Port(name="a")])  # type: ignore[arg-type]
+
+
+def test_the_document_has_one_table_of_a_list_as_an_example(tmp_path: Path) -> None:
+    assert load(Ports, written(tmp_path, document(Ports))) == Ports(port=(Port(name="motor"),))
+    uncommented = "\n".join(
+        line.removeprefix("#") if line.startswith("#") and not line.startswith("# ") else line
+        for line in document(Ports).splitlines()
+    )
+    assert tomllib.loads(uncommented) == {
+        "level": 1,
+        "port": [{"name": "motor", "file": "a", "baud": 9600, "pin": [{"number": 4}]}],
+    }
 
 
 def test_a_setting_without_description_cannot_be_documented() -> None:

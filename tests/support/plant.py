@@ -25,7 +25,7 @@ from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import Memory
 from fedmq_edge_node.samples import FEATURES, SampleError, Samples
 from fedmq_edge_node.service import Gateway, will
-from fedmq_protocol.messages import PersonalPolicy
+from fedmq_protocol.messages import PersonalPolicy, SensorHealth
 from fedmq_protocol.session import Received
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 
@@ -67,6 +67,8 @@ class FakeFolder:
         self.windows = windows
         self.fresh = False
         self.broken = False
+        self.missed = ""
+        self.sensors: tuple[SensorHealth, ...] = ()
 
     def _check(self) -> None:
         if self.broken:
@@ -84,6 +86,12 @@ class FakeFolder:
     def changed(self) -> bool:
         self._check()
         return self.fresh
+
+    def silent(self) -> str:
+        return self.missed
+
+    def health(self) -> tuple[SensorHealth, ...]:
+        return self.sensors
 
 
 class Plant:

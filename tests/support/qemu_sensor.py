@@ -3,53 +3,31 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pytest
+from qemu import build, emulated
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "firmware_bridge" / "firmware" / "examples" / "qemu_mps2_an385"
-LIBRARY = EXAMPLE.parents[1]
 SAMPLE_HZ = 62_500
 """Twenty times the example's own, so that 2,000 frames take 2 s. Emulated time is this machine's, which may be busy:
 the sensor's FIFO is made so deep that a late firmware loses no sample."""
 
 
 def build_firmware(directory: Path) -> Path:
-    for tool in ("arm-none-eabi-gcc", "qemu-system-arm", "make"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"needs {tool}: apt-get install gcc-arm-none-eabi qemu-system-arm make")
-    shutil.copytree(LIBRARY, directory / "firmware", ignore=shutil.ignore_patterns("*.elf"))
-    example = directory / "firmware" / "examples" / EXAMPLE.name
-    defines = f"DEFINES=-DSAMPLE_HZ={SAMPLE_HZ} -DFIFO_DEPTH=1000000"
-    ended = subprocess.run(["make", "-C", str(example), defines], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert "warning" not in ended.stderr
-    return example / "sensor.elf"
+    return build(directory, SAMPLE_HZ=SAMPLE_HZ, FIFO_DEPTH=1_000_000)
 
 
 @contextmanager
 def running(firmware: Path, directory: Path) -> Iterator[socket.socket]:
-    """The firmware's UART. It starts as somebody connects, so that not one byte is missed. `reset` finds it there."""
+    """The firmware's UART. `reset` finds it there."""
     path = directory / "uart"
-    serial = ["-serial", f"unix:{path},server=on,wait=on", "-qmp", f"unix:{directory / 'qmp'},server=on,wait=off"]
-    words = ["qemu-system-arm", "-M", "mps2-an385", "-display", "none", "-monitor", "none", "-kernel", str(firmware)]
-    emulator = subprocess.Popen([*words, *serial], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert emulator.stdout is not None
-        assert "waiting for connection" in emulator.stdout.readline()
-        with socket.socket(socket.AF_UNIX) as connected:
-            connected.settimeout(60)
-            connected.connect(str(path))
-            yield connected
-    finally:
-        emulator.terminate()
-        emulator.wait(10)
+    with emulated(firmware, path, directory / "qmp"), socket.socket(socket.AF_UNIX) as connected:
+        connected.settimeout(60)
+        connected.connect(str(path))
+        yield connected
 
 
 def reset(directory: Path) -> None:

@@ -15,6 +15,10 @@
 #define SAMPLE_HZ 3125 /* divides 1,000,000: a sample takes whole microseconds */
 #endif
 
+#ifndef KNOCK
+#define KNOCK 2000 /* how hard the knock is, in steps: 0 for a machine that is well */
+#endif
+
 /* The FIFO keeps this many samples that nobody has read, and then loses the oldest. */
 #ifndef FIFO_DEPTH
 #define FIFO_DEPTH 32
@@ -65,7 +69,7 @@ static int16_t acceleration(uint32_t n, int axis)
     uint32_t hash = (n * 3 + (uint32_t)axis) * 2654435761u;
     int32_t value = sine[(n + 16u * (uint32_t)axis) & 63] + (int32_t)(hash >> 26) - 32;
     if (axis == 2) {
-        value += sine[(2 * n) & 63] / 2 + (n % 500 < 4 ? 2000 : 0);
+        value += sine[(2 * n) & 63] / 2 + (n % 500 < 4 ? KNOCK : 0);
     }
     return (int16_t)value;
 }

@@ -1,0 +1,230 @@
+"""`fedmq bridge` and `fedmq label`: the command's words, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+__all__ = ["add_label", "add_parser"]
+
+_EPILOG = """\
+examples:
+  fedmq bridge probe                                          what there is under /dev/serial/by-id, and how it talks
+  fedmq bridge run --config bridge.toml                       until it is stopped (SIGTERM)
+  fedmq bridge status --store /var/lib/fedmq/bridge.sqlite    how each sensor is
+  fedmq label --store /var/lib/fedmq/bridge.sqlite --machine pump-3 --from 08:00 --to 09:30 inner-race
+"""
+
+_LABEL_EPILOG = """\
+examples:
+  fedmq label --store FILE --machine pump-3 --from 2026-11-29T08:00 --to 2026-11-29T09:30 inner-race
+  fedmq label --store FILE --machine pump-3 --from 2h --to now normal         the last two hours
+  fedmq label --store FILE --machine pump-3 --from 08:00 --to 08:10 unlabelled    takes labels back
+  fedmq label --store FILE --list
+"""
+
+_PROBE_SECONDS = 1.5
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bridge = commands.add_parser(
+        "bridge",
+        help="sensors on serial ports: find them, keep what they say for gateways to learn from, see how they are",
+        description="Sensors on serial ports and on topics of a local broker become checked, time-stamped readings in a"
+        " store on disk, which gateways learn from (bridge.store in their settings).",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = bridge.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    run = verbs.add_parser(
+        "run",
+        help="read all ports and topics of the settings until stopped",
+        description="Reads all ports and topics of the settings into the store. A port that vanishes is opened again;"
+        " killed at any moment, it loses what came since its last flush and says so at its next start.",
+    )
+    run.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, such as bridge.toml")
+    run.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting, such as --set flush_seconds=5; may be given several times",
+    )
+    run.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
+    run.set_defaults(run=_run)
+
+    probe = verbs.add_parser(
+        "probe",
+        help="find what talks on a port, and at which rate",
+        description="Listens at one baud rate after another until something makes sense: the native stream, lines of"
+        " JSON or CSV. Prints what it is, and the lines for the settings. No bridge may have the port open.",
+    )
+    probe.add_argument("port", nargs="*", help="device, Unix socket or tcp://HOST:PORT (default: /dev/serial/by-id/*)")
+    probe.add_argument(
+        "--baud", type=int, action="append", metavar="N", help="try this rate; may be given several times"
+    )
+    probe.add_argument(
+        "--seconds", type=float, default=_PROBE_SECONDS, help=f"to listen at each rate (default: {_PROBE_SECONDS})"
+    )
+    probe.set_defaults(run=_probe)
+
+    status = verbs.add_parser(
+        "status",
+        help="how each port and sensor is, from the store alone",
+        description="How each port and sensor is: rate against what is promised, losses, clipping, flat lines, since"
+        " when it is silent. As of the bridge's last flush.",
+    )
+    status.add_argument("--store", type=Path, required=True, metavar="FILE", help="the bridge's store")
+    shown = status.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    shown.add_argument("--prometheus", action="store_true", help="print metrics as node_exporter's textfiles hold them")
+    status.add_argument("--watch", type=float, metavar="SECONDS", help="print it again every so often")
+    status.set_defaults(run=_status)
+
+
+def add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    label = commands.add_parser(
+        "label",
+        help="say what was the matter with a machine, and when",
+        description="Gives a label to a machine's span of time in a bridge's store, also long after it was recorded and"
+        " while the bridge runs. Of two for the same time the later one holds.",
+        epilog=_LABEL_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    label.add_argument("--store", type=Path, required=True, metavar="FILE", help="the bridge's store")
+    label.add_argument("--machine", metavar="NAME", help="as the bridge's settings call it")
+    label.add_argument(
+        "--from", dest="from_at", metavar="TIME", help="since when; such as 2026-11-29T08:00, 08:00, 90m"
+    )
+    label.add_argument("--to", dest="to_at", metavar="TIME", default="now", help="until when (default: now)")
+    label.add_argument("--list", action="store_true", help="list all labels instead")
+    label.add_argument("label", nargs="?", help="such as normal or inner-race; unlabelled takes labels back")
+    label.set_defaults(run=_label)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    # Set before numpy is imported: it computes nothing here that more threads would help.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from fedmq_protocol.settings import document, load
+
+    from fedmq.bridge.settings import BridgeSettings
+
+    if arguments.example:
+        print(document(BridgeSettings), end="")
+        return
+    settings = load(BridgeSettings, arguments.config, arguments.overrides)
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    from fedmq.bridge.program import build_bridge
+
+    bridge = build_bridge(settings)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        bridge.stopping = True
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    bridge.run()
+
+
+def _probe(arguments: argparse.Namespace) -> int:
+    from fedmq_firmware_bridge.frames import AskHello, encode
+    from fedmq_firmware_bridge.port import PortError, listen
+    from fedmq_firmware_bridge.probing import BAUDS, probe
+
+    by_id = Path("/dev/serial/by-id")
+    ports = arguments.port or sorted(str(path) for path in (by_id.iterdir() if by_id.is_dir() else ()))
+    if not ports:
+        raise ValueError(f"expected a port: there is none in {by_id}. Name one, such as /dev/ttyUSB0")
+    greeting = b"\0" + encode(AskHello(sensor=0xFFFF, sequence=0))
+    silent = 0
+    for place, port in enumerate(ports, start=1):
+
+        def hear(baud: int, port: str = port) -> tuple[bytes, float]:
+            return listen(port, baud, greeting, seconds=arguments.seconds)
+
+        try:
+            found = probe(hear, arguments.baud or BAUDS)
+        except PortError as error:
+            print(f"{error}", file=sys.stderr)
+            silent += 1
+            continue
+        if found is None:
+            print(f"{port}: nothing that is known, at any rate", file=sys.stderr)
+            silent += 1
+            continue
+        baud, what = found
+        print(f"# {port} at {baud} baud: {what.kind}; {what.refused} frames or lines made no sense")
+        for line in what.about:
+            print(f"#   {line}")
+        print(what.settings(f"sensor-{place}", port, baud))
+    return 1 if silent == len(ports) else 0
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from fedmq_firmware_bridge.store import Store
+
+    from fedmq.bridge.showing import as_json, as_prometheus, as_text
+
+    show = as_json if arguments.json else as_prometheus if arguments.prometheus else as_text
+    store = Store(arguments.store)
+    while True:
+        if arguments.watch and sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")
+        print(show(store, time.time()), end="", flush=True)
+        if not arguments.watch:
+            return
+        time.sleep(arguments.watch)
+
+
+def _label(arguments: argparse.Namespace) -> None:
+    from fedmq_firmware_bridge.store import Store
+
+    from fedmq.bridge.times import parse_time
+
+    store = Store(arguments.store)
+    if arguments.list:
+        _print_labels(store.labels())
+        return
+    missing = [
+        flag
+        for flag, value in (
+            ("--machine", arguments.machine),
+            ("--from", arguments.from_at),
+            ("LABEL", arguments.label),
+        )
+        if value is None
+    ]
+    if missing:
+        raise ValueError(f"expected {', '.join(missing)}; see fedmq label --help")
+    now = datetime.now().astimezone()
+    from_at, to_at = parse_time(arguments.from_at, now), parse_time(arguments.to_at, now)
+    met = store.label(arguments.machine, from_at, to_at, arguments.label, noted_at=time.time())
+    span = f"{arguments.machine} from {_shown(from_at)} to {_shown(to_at)}"
+    print(f"{span}: {arguments.label}; {met} batches of samples so far")
+    machines = store.machines()
+    if machines and arguments.machine not in machines:
+        print(f"note: no sensor is on a machine of that name; there are {', '.join(machines)}", file=sys.stderr)
+
+
+def _print_labels(labels: Sequence[tuple[str, float, float, str]]) -> None:
+    for machine, from_at, to_at, label in labels:
+        print(f"{machine}  {_shown(from_at)}  {_shown(to_at)}  {label}")
+
+
+def _shown(at: float) -> str:
+    return datetime.fromtimestamp(at).astimezone().isoformat(timespec="seconds")

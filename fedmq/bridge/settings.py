@@ -1,0 +1,254 @@
+"""The settings of a bridge. `firmware_bridge/bridge.example.toml` is rendered from them: `document(BridgeSettings)`.
+
+Owns which knobs a bridge has. They stand here and not in its package, which is a leaf and knows no settings files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from fedmq_protocol.settings import Table
+from msgspec import Meta
+
+__all__ = ["BridgeSettings", "BrokerSettings", "ColumnSettings", "PortSettings", "SensorSettings", "TopicSettings"]
+
+_NAME = Meta(
+    pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z",
+    extra={"expected": "1 to 63 letters, digits, '.', '_' or '-'"},
+)
+_MACHINE = Meta(min_length=1, max_length=64)
+_COLUMN = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSettings(Table):
+    """What one line or message holds."""
+
+    columns: Annotated[
+        tuple[_COLUMN, ...],
+        Meta(
+            max_length=64,
+            description="What a line holds: for CSV every column in order, '-' for one that is not wanted; for JSON the"
+            " wanted keys, with dots into objects within objects (accel.x). Empty: a bare number.",
+        ),
+    ] = ()
+    units: Annotated[
+        tuple[Annotated[str, Meta(max_length=8)], ...],
+        Meta(
+            max_length=16,
+            description="Unit of each channel, or one for all, such as m/s2 or g. An acceleration in m/s2 or mg is"
+            " learnt from in g.",
+        ),
+    ] = ()
+    rate_hz: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1e6,
+            description="Samples a second, as promised. 0.0166 is one a minute. A silence of three samples, and of two"
+            " seconds at least, is a gap where neither time nor sequence is told.",
+        ),
+    ] = 1.0
+    time: Annotated[
+        str | None,
+        Meta(max_length=64, examples=["t"], description="The column with the sensor's own clock, where it has one."),
+    ] = None
+    time_unit: Annotated[Literal["s", "ms", "us"], Meta(description="What that clock counts.")] = "ms"
+    sequence: Annotated[
+        str | None,
+        Meta(
+            max_length=64,
+            examples=["n"],
+            description="The column with a number that counts up by one. With it losses are counted exactly.",
+        ),
+    ] = None
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        channels = [name for name in self.columns if name not in (self.time, self.sequence, "-")]
+        for key in ("time", "sequence"):
+            name = getattr(self, key)
+            if name is not None and name not in self.columns:
+                yield key, f'expected one of the columns, got "{name}"'
+        if self.columns and not 1 <= len(channels) <= 16:
+            yield "columns", f"expected 1 to 16 channels beside time and sequence, got {len(channels)}"
+        if len(set(channels)) != len(channels):
+            yield "columns", "expected every name once"
+        if len(self.units) not in (0, 1, max(1, len(channels))):
+            yield "units", f"expected one, or one for each of {max(1, len(channels))} channels, got {len(self.units)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensorSettings(Table):
+    """A sensor that sits on another machine than its port says: several may share one line."""
+
+    number: Annotated[int, Meta(ge=0, le=0xFFFF, examples=[2], description="Its number on the line.")]
+    machine: Annotated[str, _MACHINE, Meta(examples=["pump-4"], description="The machine that it sits on.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PortSettings(Table):
+    """A serial port, and what is spoken on it. `fedmq bridge probe` finds both, and writes these lines."""
+
+    name: Annotated[str, _NAME, Meta(examples=["motor"], description="What the port is called; no two are alike.")]
+    port: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=512,
+            examples=["/dev/serial/by-id/usb-FTDI_FT232R_USB_UART_A10KZP45-if00-port0"],
+            description="The device, best by its stable name under /dev/serial/by-id; a Unix socket; or tcp://HOST:PORT"
+            " or rfc2217://HOST:PORT of a serial server.",
+        ),
+    ]
+    baud: Annotated[int, Meta(ge=300, le=12_000_000, description="Bits a second on the line.")] = 921_600
+    kind: Annotated[
+        Literal["native", "csv", "json"],
+        Meta(description='What is spoken: "native" is the stream of docs/frames.md, the others are lines of text.'),
+    ] = "native"
+    machine: Annotated[
+        str | None,
+        _MACHINE,
+        Meta(examples=["pump-3"], description="The machine that the sensors sit on. Labels name it; else the port's."),
+    ] = None
+    clips_at: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=32_767,
+            description="Steps at which the sensor's scale ends, either way: 4095 for an ADXL345 at 16 g. Samples there"
+            " are counted as clipped.",
+        ),
+    ] = 32_767
+    keep_seconds: Annotated[
+        float,
+        Meta(ge=0, le=86_400, description="How much is kept of each keep_every_seconds, where not all is to be."),
+    ] = 0.0
+    keep_every_seconds: Annotated[
+        float, Meta(ge=0, le=86_400, description="0 keeps all. 600, with keep_seconds = 30, keeps a twentieth.")
+    ] = 0.0
+    line: Annotated[
+        ColumnSettings, Meta(description='For the kinds "csv" and "json": what one line holds, and how often it comes.')
+    ] = field(default_factory=ColumnSettings)
+    sensor: Annotated[
+        tuple[SensorSettings, ...],
+        Meta(max_length=64, description="A sensor that sits on another machine than its port says."),
+    ] = ()
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        if self.keep_every_seconds and not 0 < self.keep_seconds <= self.keep_every_seconds:
+            yield "keep_seconds", f"expected more than 0 and at most {self.keep_every_seconds:g}"
+        if self.kind != "native" and not self.line.columns:
+            yield "line.columns", f'required for the kind "{self.kind}"'
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopicSettings(Table):
+    """A topic of the local broker as a sensor, as Zigbee2MQTT or ESPHome publish it: a JSON object or a bare number."""
+
+    name: Annotated[str, _NAME, Meta(examples=["hall"], description="What the sensor is called; no two are alike.")]
+    topic: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=512,
+            pattern=r"^[^#+]*\Z",
+            examples=["zigbee2mqtt/hall-temperature"],
+            description="The topic, whole: a wildcard would mix sensors.",
+        ),
+    ]
+    machine: Annotated[
+        str | None, _MACHINE, Meta(examples=["pump-3"], description="The machine that it watches; else its own name.")
+    ] = None
+    message: Annotated[ColumnSettings, Meta(description="What one message holds, and how often one comes.")] = field(
+        default_factory=ColumnSettings
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokerSettings(Table):
+    """The local broker, for topics as sensors and for labels by message. Not used where there is neither."""
+
+    host: Annotated[str, Meta(min_length=1, max_length=253, description="Host name or address.")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=1, le=65_535, description="Its port.")] = 1883
+    username: Annotated[
+        str | None, Meta(min_length=1, max_length=256, examples=["bridge"], description="Where it asks for one.")
+    ] = None
+    password_file: Annotated[
+        Path | None, Meta(examples=["secrets/broker-password"], description="File whose first line is the password.")
+    ] = None
+    label_topic: Annotated[
+        str | None,
+        Meta(
+            max_length=512,
+            pattern=r"^[^#+]*\Z",
+            examples=["plant/labels"],
+            description='Topic of labels: JSON such as {"machine": "pump-3", "from": "2026-11-29T08:00:00+01:00",'
+            ' "to": "2026-11-29T09:30:00+01:00", "label": "inner-race"}.',
+        ),
+    ] = None
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        if self.password_file is not None and self.username is None:
+            yield "username", "required where there is a password_file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeSettings(Table):
+    """Settings of a bridge to sensors. Start it with: fedmq bridge run --config FILE"""
+
+    store: Annotated[
+        Path,
+        Meta(
+            examples=["/var/lib/fedmq/bridge.sqlite"],
+            description="File that keeps what sensors say: the bridge writes it, gateways learn from it.",
+        ),
+    ]
+    max_bytes: Annotated[
+        int,
+        Meta(
+            ge=1 << 20,
+            description="Bytes of samples that are kept; then the oldest go, labelled ones last. Three axes at 3.2 kHz"
+            " are 1.7 GB a day. The file is a little larger, and does not shrink.",
+        ),
+    ] = 2_000_000_000
+    flush_seconds: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=3600,
+            description="Seconds from one write to the disk to the next. A power cut costs that much at most; an SD"
+            " card lasts the longer, the fewer they are.",
+        ),
+    ] = 30.0
+    flush_bytes: Annotated[
+        int, Meta(ge=4096, le=1 << 30, description="Bytes of samples that gather in memory before they are written.")
+    ] = 4_000_000
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
+    ] = "info"
+    mqtt: BrokerSettings = field(default_factory=BrokerSettings)
+    port: Annotated[
+        tuple[PortSettings, ...],
+        Meta(
+            max_length=64,
+            description="A port, and what is spoken on it; one such table for each. `fedmq bridge probe` finds both.",
+            extra={"stated": True},
+        ),
+    ] = ()
+    topic: Annotated[
+        tuple[TopicSettings, ...],
+        Meta(max_length=64, description="A topic of the local broker as a sensor; one such table for each."),
+    ] = ()
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        names = [port.name for port in self.port] + [topic.name for topic in self.topic]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield "port", f'"{name}" is the name of more than one port or topic'
+        if "mqtt" in names:
+            yield "port", '"mqtt" is what the topics together are called: take another name'
+        urls = [port.port for port in self.port]
+        for url in sorted({url for url in urls if urls.count(url) > 1}):
+            yield "port", f'"{url}" is named twice'
