@@ -38,8 +38,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     bridge = commands.add_parser(
         "bridge",
         help="sensors on serial ports: find them, keep what they say for gateways to learn from, see how they are",
-        description="Sensors on serial ports and on topics of a local broker become checked, time-stamped readings in a"
-        " store on disk, which gateways learn from (bridge.store in their settings).",
+        description="Sensors on serial ports and on topics of a local broker become checked, time-stamped readings\n"
+        "in a store on disk, which gateways learn from (bridge.store in their settings).",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -96,8 +96,8 @@ def add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     label = commands.add_parser(
         "label",
         help="say what was the matter with a machine, and when",
-        description="Gives a label to a machine's span of time in a bridge's store, also long after it was recorded and"
-        " while the bridge runs. Of two for the same time the later one holds.",
+        description="Gives a label to a machine's span of time in a bridge's store, also long after it was recorded\n"
+        "and while the bridge runs. Of two for the same time the later one holds.",
         epilog=_LABEL_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -27,7 +27,10 @@ __all__ = ["Emit", "Heard", "LineReport", "Native", "Source", "Talk"]
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """A stretch, and whose it is. Its `rate_hz` is the rate that the sensor promises; its times are monotonic."""
+    """A stretch, and whose it is. Its `rate_hz` is the rate that the sensor promises; its times are monotonic.
+
+    `sensor.source` is the name of the source that emits it, and `sensor.number` its sensors' keys in `LineReport`.
+    """
 
     sensor: SensorInfo
     stretch: Stretch

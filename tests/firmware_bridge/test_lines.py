@@ -8,7 +8,7 @@ import pytest
 from fedmq_firmware_bridge.lines import MAX_LINE, Columns, Rows, TextLine, read_csv, read_json
 from fedmq_firmware_bridge.sources import Heard
 from fedmq_firmware_bridge.store import SensorInfo
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 XY = Columns(names=("x", "y"), units=("g",), rate_hz=10.0)
@@ -123,6 +123,7 @@ def test_samples_are_taken_one_period_apart_although_they_come_in_bursts() -> No
     assert times == pytest.approx([9.6, 10.1, 10.6, 11.1])
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=40)))
 def test_whatever_comes_is_read_or_counted_and_ends_nothing(pieces: list[bytes]) -> None:
     for kind in ("csv", "json"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fedmq_firmware_bridge.frames import AskHello, Channel, FrameError, Hello, Opaque, Samples
 from fedmq_firmware_bridge.readings import MAX_SENSORS, Line, SensorCounts, in_units
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 COUNT, RATE_MHZ = 32, 3_200_000
@@ -69,6 +69,7 @@ def test_the_next_stretch_says_that_it_follows() -> None:
     assert len(stretch.values) == 2 * COUNT
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(1, 198)), st.lists(st.integers(0, 199), max_size=10))
 def test_losses_are_counted_exactly_and_no_stretch_spans_one(lost: set[int], cuts: list[int]) -> None:
     came = [number for number in range(200) if number not in lost]
