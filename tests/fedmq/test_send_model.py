@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from fedmq_firmware_bridge.port import open_wire
 from fedmq_models.sensor_image import to_bytes
+from qemu import emulated
+from qemu_sensor import SAMPLE_HZ, build_firmware
 from sensor_images import CSensor, mended, sensor_image
 
 from fedmq.cli import main
@@ -106,3 +108,15 @@ def test_a_port_that_the_bridge_has_open_is_told_as_busy(
         os.close(master)
         os.close(end)
     assert f"{name} is busy: another program has it open, such as fedmq bridge run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_sensor_in_qemu_that_measures_all_the_while_takes_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "model.img"
+    image.write_bytes(to_bytes(replace(sensor_image("mlp", 0, version=7), rate_mhz=SAMPLE_HZ * 1000)))
+    uart = tmp_path / "uart"
+    with emulated(build_firmware(tmp_path), uart, tmp_path / "qmp"):
+        assert main(["bridge", "send-model", str(image), "--port", str(uart), "--sensor", "1"]) == 0
+    assert "accepted: sensor 1 runs version 7 (" in capsys.readouterr().out
