@@ -20,6 +20,7 @@ examples:
   fedmq bridge probe                                          what there is under /dev/serial/by-id, and how it talks
   fedmq bridge run --config bridge.toml                       until it is stopped (SIGTERM)
   fedmq bridge status --store /var/lib/fedmq/bridge.sqlite    how each sensor is
+  fedmq bridge send-model model.img --port /dev/serial/by-id/… --sensor 1      a new model for a sensor's slot
   fedmq label --store /var/lib/fedmq/bridge.sqlite --machine pump-3 --from 08:00 --to 09:30 inner-race
 """
 
@@ -32,6 +33,7 @@ examples:
 """
 
 _PROBE_SECONDS = 1.5
+_BAUD = 921_600
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -90,6 +92,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     shown.add_argument("--prometheus", action="store_true", help="print metrics as node_exporter's textfiles hold them")
     status.add_argument("--watch", type=float, metavar="SECONDS", help="print it again every so often")
     status.set_defaults(run=_status)
+
+    send = verbs.add_parser(
+        "send-model",
+        help="send a model to a sensor that takes models over its line",
+        description="Sends an image of `fedmq export --sensor-image` to one sensor, and waits until the sensor runs it"
+        " or refuses it. Its old model runs on until then. Opens the port itself: no bridge may have it open.",
+    )
+    send.add_argument("image", type=Path, metavar="IMAGE", help="file of fedmq export --sensor-image")
+    send.add_argument("--port", required=True, help="device, Unix socket or tcp://HOST:PORT")
+    send.add_argument("--sensor", type=int, required=True, metavar="N", help="its number on the line")
+    send.add_argument("--baud", type=int, default=_BAUD, metavar="N", help=f"bits a second (default: {_BAUD})")
+    send.set_defaults(run=_send_model)
 
 
 def add_label(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -189,6 +203,44 @@ def _status(arguments: argparse.Namespace) -> None:
         if not arguments.watch:
             return
         time.sleep(arguments.watch)
+
+
+def _send_model(arguments: argparse.Namespace) -> int:
+    from fedmq_firmware_bridge.downloads import Stage
+    from fedmq_firmware_bridge.port import PortError
+    from fedmq_models.sensor_image import MAX_BYTES, ImageError, from_bytes
+
+    from fedmq.bridge.sending import open_alone, send_image
+
+    if not 0 <= arguments.sensor < 0xFFFF:
+        raise ValueError(f"--sensor: expected a number from 0 to 65,534, got {arguments.sensor}")
+    with arguments.image.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    try:
+        image = from_bytes(data)
+    except ImageError as error:
+        raise ValueError(f"{arguments.image} is no image of fedmq export --sensor-image: {error}") from None
+    wire = open_alone(arguments.port, arguments.baud)
+    try:
+        download = send_image(
+            wire,
+            data,
+            sensor=arguments.sensor,
+            # Another one each time: an ack of an earlier download must not count.
+            sequence=int.from_bytes(os.urandom(4), "little"),
+            clock=time.monotonic,
+            show=lambda text: print(text, flush=True),
+        )
+    except OSError as error:
+        raise PortError(f"{arguments.port} has gone: {error}. Send the model again: what is there counts") from error
+    finally:
+        wire.close()
+    frames = f"{download.sent_frames:,} orders, {download.repeated_frames:,} of them again"
+    if download.stage is Stage.IN_FORCE:
+        print(f"accepted: sensor {arguments.sensor} runs version {image.version} ({frames})")
+        return 0
+    print(f"not accepted: {download.reason} ({frames})", file=sys.stderr)
+    return 1
 
 
 def _label(arguments: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from fedmq_firmware_bridge.lines import Columns, Rows, TextLine
+from fedmq_firmware_bridge.polled import PolledLine
 from fedmq_firmware_bridge.port import Port
 from fedmq_firmware_bridge.service import Bridge, Keeping
 from fedmq_firmware_bridge.sources import Native, Source, Talk
@@ -22,8 +23,10 @@ __all__ = ["build_bridge"]
 
 def build_bridge(settings: BridgeSettings) -> Bridge:
     """A bridge, not running yet. Raises ValueError for a store that cannot be used, or nothing to hear."""
-    if not settings.port and not settings.topic:
-        raise ValueError("expected a [[port]] or a [[topic]] in the settings, got neither: see fedmq bridge run --help")
+    if not (settings.port or settings.modbus or settings.topic):
+        raise ValueError(
+            "expected a [[port]], a [[modbus]] or a [[topic]] in the settings, got none: see fedmq bridge run --help"
+        )
     recorder = Recorder(
         settings.store,
         max_bytes=settings.max_bytes,
@@ -32,6 +35,7 @@ def build_bridge(settings: BridgeSettings) -> Bridge:
         flush_bytes=settings.flush_bytes,
     )
     sources: list[Source] = [Port(port.name, port.port, _talk(port), baud=port.baud) for port in settings.port]
+    sources += [PolledLine(line.line()) for line in settings.modbus]
     if settings.topic or settings.mqtt.label_topic is not None:
         sources.append(_topics(settings))
     return Bridge(

@@ -6,14 +6,25 @@ Owns which knobs a bridge has. They stand here and not in its package, which is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
+from fedmq_firmware_bridge.polling import ModbusLine
+from fedmq_firmware_bridge.tables import TableError, build
 from fedmq_protocol.settings import Table
 from msgspec import Meta
 
-__all__ = ["BridgeSettings", "BrokerSettings", "ColumnSettings", "PortSettings", "SensorSettings", "TopicSettings"]
+__all__ = [
+    "BridgeSettings",
+    "BrokerSettings",
+    "ColumnSettings",
+    "ModbusDeviceSettings",
+    "ModbusSettings",
+    "PortSettings",
+    "SensorSettings",
+    "TopicSettings",
+]
 
 _NAME = Meta(
     pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z",
@@ -145,6 +156,74 @@ class PortSettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModbusDeviceSettings(Table):
+    """A sensor on a Modbus line."""
+
+    address: Annotated[int, Meta(ge=1, le=247, examples=[80], description="Its address on the line.")]
+    map: Annotated[
+        Path,
+        Meta(
+            examples=["witmotion-wtvb01-485"],
+            description="What its registers mean: a map that comes with fedmq, or a .toml file of your own.",
+        ),
+    ]
+    machine: Annotated[str, _MACHINE, Meta(examples=["pump-3"], description="The machine that it sits on.")]
+
+    @property
+    def map_name(self) -> str:
+        # Relative paths were placed beside the settings file, and a name alone is no path.
+        return str(self.map) if self.map.suffix == ".toml" else self.map.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModbusSettings(Table):
+    """A line of Modbus RTU with one sensor or many, which the bridge asks in turn. See docs/modbus.md."""
+
+    name: Annotated[str, _NAME, Meta(description="What the line is called; no two are alike.")] = "modbus"
+    port: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=512,
+            examples=["/dev/serial/by-id/usb-FTDI_USB-RS485_Cable_FT4X1A2B-if00-port0"],
+            description="The device, best by its stable name under /dev/serial/by-id.",
+        ),
+    ]
+    baud: Annotated[int, Meta(ge=1_200, le=1_000_000, description="Bits a second; the same for all on the line.")] = (
+        19_200
+    )
+    parity: Annotated[Literal["N", "E", "O"], Meta(description="None, even or odd.")] = "N"
+    stop_bits: Annotated[int, Meta(ge=1, le=2, description="1 or 2.")] = 1
+    timeout_seconds: Annotated[
+        float,
+        Meta(
+            ge=0.005,
+            le=10,
+            description="From a request until its answer must be whole. A longer one makes missing sensors dearer.",
+        ),
+    ] = 0.2
+    local_echo: Annotated[bool, Meta(description="Whether the adapter hears what it says itself.")] = False
+    device: Annotated[
+        tuple[ModbusDeviceSettings, ...],
+        Meta(max_length=247, description="A sensor on the line; one such table for each."),
+    ] = ()
+
+    def line(self) -> ModbusLine:
+        """Raises TableError with every mistake in maps, and between timeout, baud and periods."""
+        document = {field.name: getattr(self, field.name) for field in fields(self)}
+        document["device"] = [
+            {"address": device.address, "map": device.map_name, "machine": device.machine} for device in self.device
+        ]
+        return build(ModbusLine, document)
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        try:
+            self.line()
+        except TableError as error:
+            yield from error.mistakes
+
+
+@dataclass(frozen=True, kw_only=True)
 class TopicSettings(Table):
     """A topic of the local broker as a sensor, as Zigbee2MQTT or ESPHome publish it: a JSON object or a bare number."""
 
@@ -238,17 +317,22 @@ class BridgeSettings(Table):
             extra={"stated": True},
         ),
     ] = ()
+    modbus: Annotated[
+        tuple[ModbusSettings, ...],
+        Meta(max_length=64, description="A line of Modbus RTU, which is asked; one such table for each."),
+    ] = ()
     topic: Annotated[
         tuple[TopicSettings, ...],
         Meta(max_length=64, description="A topic of the local broker as a sensor; one such table for each."),
     ] = ()
 
     def check(self) -> Iterator[tuple[str, str]]:
-        names = [port.name for port in self.port] + [topic.name for topic in self.topic]
+        ports: tuple[PortSettings | ModbusSettings, ...] = (*self.port, *self.modbus)
+        names = [port.name for port in ports] + [topic.name for topic in self.topic]
         for name in sorted({name for name in names if names.count(name) > 1}):
-            yield "port", f'"{name}" is the name of more than one port or topic'
+            yield "port", f'"{name}" is the name of more than one port, line or topic'
         if "mqtt" in names:
             yield "port", '"mqtt" is what the topics together are called: take another name'
-        urls = [port.port for port in self.port]
+        urls = [port.port for port in ports]
         for url in sorted({url for url in urls if urls.count(url) > 1}):
             yield "port", f'"{url}" is named twice'

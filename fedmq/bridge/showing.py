@@ -29,11 +29,25 @@ def as_text(store: Store, now: float) -> str:
     if gathered["dropped_bytes"]:
         lines.append(f"the disk did not take {gathered['dropped_bytes']:,} bytes of samples, which are dropped")
     lines += ["", *_table(("source", "state", "opened", "bytes", "bad sums", "malformed"), _source_rows(gathered))]
+    if devices := list(_device_rows(gathered)):
+        lines += ["", *_table(_DEVICE_HEADS, iter(devices))]
     lines += ["", *_table(_SENSOR_HEADS, _sensor_rows(gathered))]
     return "\n".join(lines) + "\n"
 
 
-_WORDS = {"source", "state", "sensor", "machine"}
+_WORDS = {"source", "state", "sensor", "machine", "refused"}
+_DEVICE_HEADS = (
+    "source",
+    "address",
+    "machine",
+    "state",
+    "requests",
+    "answers",
+    "silent",
+    "garbled",
+    "skipped",
+    "refused",
+)
 _SENSOR_HEADS = ("sensor", "machine", "state", "rate", "promised", "seen", "lost", "gaps", "restarts", "overruns")
 
 
@@ -42,6 +56,23 @@ def _source_rows(gathered: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         state = "open" if source["connected"] else source["problem"] or "closed"
         counts = (source["opened"], source["bytes"], source["failed"], source["malformed"])
         yield (name, state, *(f"{count:,}" for count in counts))
+
+
+def _device_rows(gathered: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, source in gathered["sources"].items():
+        for device in source.get("devices", ()):
+            refused = ", ".join(f"{count:,} × {code}" for code, count in device["refused"].items())
+            keys = ("requests", "answers", "silent", "garbled", "skipped")
+            counts = (f"{device[key]:,}" for key in keys)
+            yield (name, str(device["address"]), device["machine"], _device_state(device), *counts, refused or "-")
+
+
+def _device_state(device: dict[str, Any]) -> str:
+    if not device["requests"]:
+        return "not asked yet"
+    if device["failures_in_a_row"]:
+        return "missing" if device["silent"] >= device["garbled"] else "garbled"
+    return "answers" if device["answers"] else "refuses"
 
 
 def _sensor_rows(gathered: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -76,6 +107,25 @@ def as_prometheus(store: Store, now: float) -> str:
         ("malformed", "counter", "bridge_source_malformed_total", "Frames or lines that could not be read."),
     ):
         family(name, kind, about, [(labels, float(source[key])) for labels, source in sources])
+    devices = [
+        (_labels(source=name, address=str(device["address"]), machine=device["machine"]), device)
+        for name, source in gathered["sources"].items()
+        for device in source.get("devices", ())
+    ]
+    for key, about in (
+        ("requests", "Requests to a device of a Modbus line."),
+        ("answers", "Answers with registers."),
+        ("silent", "Requests that nothing came of."),
+        ("garbled", "Answers that made no sense, such as a wrong checksum."),
+        ("skipped", "Rows that were not asked for, as the line was busy."),
+    ):
+        family(f"modbus_{key}_total", "counter", about, [(labels, float(device[key])) for labels, device in devices])
+    refused = [
+        (f'{labels},exception="{code}"', float(count))
+        for labels, device in devices
+        for code, count in device["refused"].items()
+    ]
+    family("modbus_refused_total", "counter", "Exceptions that a device answered with.", refused)
     sensors = [
         (_labels(source=sensor["source"], sensor=sensor["name"], machine=sensor["machine"]), sensor)
         for sensor in gathered["sensors"]

@@ -150,17 +150,15 @@ class Channel:
     """One channel's calibration: value = (step * scale - offset) * gain, in `unit`."""
 
     name: str
-    """Up to 8 characters of ASCII, such as "x"."""
+    """Such as "x"; in a hello up to 8 characters of ASCII."""
     unit: str
-    """Up to 8 characters of ASCII, such as "m/s2"."""
+    """Such as "m/s2"; in a hello up to 8 characters of ASCII."""
     offset: float = 0.0
     """In `unit`, as float32: what the channel reads where there is nothing to read."""
     gain: float = 1.0
     """As float32: what is left to multiply by after that."""
 
     def __post_init__(self) -> None:
-        _text("name", self.name, 8)
-        _text("unit", self.unit, 8)
         object.__setattr__(self, "offset", _float32("offset", self.offset))
         object.__setattr__(self, "gain", _float32("gain", self.gain))
         if self.gain == 0:
@@ -194,6 +192,9 @@ class Hello(_Head):
         _whole("rate_mhz", self.rate_mhz, 1, 0xFFFFFFFF)
         object.__setattr__(self, "scale", _scale("scale", self.scale))
         _whole("channels", len(self.channels), 1, MAX_CHANNELS)
+        for channel in self.channels:
+            _text("name", channel.name, 8)
+            _text("unit", channel.unit, 8)
 
 
 @dataclass(frozen=True, kw_only=True)

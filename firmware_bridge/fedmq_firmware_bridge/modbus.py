@@ -44,6 +44,11 @@ class ModbusSource:
         self.line = line
         self.schedule = Schedule(line, clock())
         self.port_failures = 0
+        self.problem = "not opened yet"
+        """Why the port is not open; empty while it is."""
+        self.opened = 0
+        self.bytes = 0
+        """What came, less what an adapter heard of itself."""
         self._clock = clock
         self._client = _client(line)
 
@@ -60,11 +65,14 @@ class ModbusSource:
                     answer = self.ask(step)
                 except PortError as error:
                     self.port_failures += 1
+                    self.problem = str(error)
                     _log.warning("%s: %s; opened again in %g s", self.line.port, error, pause)
                     stop.wait(pause)
                     pause = min(2 * pause, MAX_PAUSE)
                     continue
                 pause = FIRST_PAUSE
+                self.opened += bool(self.problem)
+                self.problem = ""
                 rows = self.schedule.take(step, answer, self._clock())
                 if rows is not None:
                     emit(rows)
@@ -80,6 +88,7 @@ class ModbusSource:
         client, read = self._client, request.read
         method = client.read_holding_registers if read.function == "holding" else client.read_input_registers
         function = 3 if read.function == "holding" else 4
+        client.came = 0
         try:
             response = method(read.address, count=read.count, device_id=request.device.address)
         except (ConnectionException, OSError) as error:
@@ -88,6 +97,8 @@ class ModbusSource:
         except (ModbusException, struct.error):
             # Up to 3.10 at least, pymodbus trips over some frames that are whole and nonsense.
             return Failure.GARBLED if client.heard else Failure.SILENT
+        finally:
+            self.bytes += max(0, client.came)
         if response.function_code == function | 0x80:
             return Refused(response.exception_code)
         if response.function_code != function or len(response.registers) != read.count:

@@ -102,6 +102,8 @@ class ModbusLine(Table):
 
     port: str = text(r"\S.{0,1023}", "the path of a serial port")
     devices: tuple[ModbusDevice, ...] = tables("device", MAX_DEVICES)
+    name: str = text(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", "1 to 63 letters, digits, '.', '_' or '-'", default="modbus")
+    """What the line is called; no two of a bridge are alike."""
     baud: int = number(1_200, 1_000_000, default=19_200)
     parity: Literal["N", "E", "O"] = "N"
     stop_bits: Literal[1, 2] = 1

@@ -22,7 +22,7 @@ from fedmq_firmware_bridge.frames import AskHello, Decoder, Opaque, encode
 from fedmq_firmware_bridge.readings import Line, SensorCounts, Stretch
 from fedmq_firmware_bridge.store import SensorInfo
 
-__all__ = ["Emit", "Heard", "LineReport", "Native", "Source", "Talk"]
+__all__ = ["DeviceReport", "Emit", "Heard", "LineReport", "Native", "Source", "Talk"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,25 @@ Emit: TypeAlias = Callable[[list[Heard]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeviceReport:
+    """How one device of a polled line is: one that never answered has no samples to be known by."""
+
+    address: int
+    machine: str
+    requests: int
+    answers: int
+    silent: int
+    garbled: int
+    """Answers that made no sense: mostly a checksum that did not hold."""
+    refused: Mapping[str, int]
+    """By the exception's code, and what it means."""
+    not_numbers: int
+    skipped: int
+    failures_in_a_row: int
+    """0 while it is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LineReport:
     """How a source is. All counts are since the bridge started."""
 
@@ -54,6 +73,8 @@ class LineReport:
     malformed: int = 0
     """What else could not be read: no frame, no line, no number."""
     sensors: Mapping[int, SensorCounts] = field(default_factory=dict)
+    devices: tuple[DeviceReport, ...] = ()
+    """Of a line that is polled."""
 
 
 class Source(Protocol):
