@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedmq_edge_node.samples import RAW
+from fedmq_edge_node.sensors import Sensors
 from fedmq_firmware_bridge.polled import PolledLine
 from fedmq_firmware_bridge.polling import ModbusDevice, ModbusLine, Rows
 from fedmq_firmware_bridge.registers import Channel, Group, RegisterMap
-from fedmq_firmware_bridge.store import Store
+from fedmq_firmware_bridge.store import Recorder, Store
 from fedmq_protocol.settings import SettingsError, load
+from fedmq_protocol.task import Windowing
 from modbus_line import serving, wire
 
 from fedmq.bridge.program import build_bridge
@@ -154,6 +157,23 @@ def test_each_group_of_a_device_is_a_sensor_of_its_own() -> None:
     line, device = polled()
     heard = [*line.take(row(device, "fast", 100.0)), *line.take(row(device, "slow", 100.1))]
     assert [(one.sensor.number, one.sensor.name) for one in heard] == [(7, "hall-7-fast"), (263, "hall-7-slow")]
+
+
+def test_a_gateway_learns_from_rows_in_windows_of_one_sample(tmp_path: Path) -> None:
+    line, device = polled()
+    path = tmp_path / "bridge.sqlite"
+    recorder = Recorder(path, max_bytes=1 << 20, opened_at=0.0)
+    for at in range(100, 300):
+        for heard in line.take(row(device, "fast", float(at))):
+            recorder.append(heard.sensor, heard.stretch, 0.0)
+    recorder.flush(300.0, {})
+    windowing = Windowing(samples=1, hop=1, sampling_rate_hz=1.0, features=RAW, channels=1, held_out=0.25)
+    samples = Sensors(path, unix=lambda: 300.0).load(windowing, (), "normal")
+    recorder.close()
+    windows = np.concatenate([samples.train_x, samples.held_x])
+    assert windows.shape[1] == 1
+    assert set(windows.ravel().tolist()) <= {float(at) for at in range(100, 300)}
+    assert len(windows) > 150
 
 
 def test_a_port_that_is_not_there_is_told_and_blamed_on_no_device() -> None:

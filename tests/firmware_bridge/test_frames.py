@@ -356,3 +356,10 @@ def test_a_hello_that_could_not_be_told_is_refused_as_it_is_made(change: dict[st
 
 def test_a_scale_is_what_the_line_can_carry() -> None:
     assert block(scale=0.1).scale == np.float32(0.1)
+
+
+@pytest.mark.parametrize("words", [("velocity_x", "g"), ("x", "millimetres"), ("x", "°C"), ("x\n", "g")])
+def test_a_hello_holds_only_names_and_units_that_fit_it(words: tuple[str, str]) -> None:
+    name, unit = words
+    with pytest.raises(FrameError, match="up to 8 printable characters of ASCII expected"):
+        hello(channels=(Channel(name=name, unit=unit),))
