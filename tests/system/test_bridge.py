@@ -200,7 +200,7 @@ def test_probe_status_and_label_say_what_an_engineer_wants_to_know(tmp_path: Pat
     [
         (("bridge", "probe", "/nowhere/tty"), "cannot open /nowhere/tty"),
         (("bridge", "status", "--store", "/nowhere/b.sqlite"), "fedmq bridge run"),
-        (("bridge", "run", "--set", "store=/tmp/nowhere.sqlite"), "expected a [[port]] or a [[topic]]"),
+        (("bridge", "run", "--set", "store=/tmp/nowhere.sqlite"), "expected a [[port]], a [[modbus]] or a [[topic]]"),
         (("label", "--store", "/nowhere/b.sqlite", "--machine", "m", "--from", "1h", "x"), "expected a bridge's store"),
     ],
 )
