@@ -36,7 +36,12 @@ log = logging.getLogger("fedmq.bridge")
 READ_SECONDS = 0.25
 """How long a read waits for a first byte, and so how soon a stop is noticed."""
 GATHER_SECONDS = 0.01
-"""At 2 Mbaud 2 kB, half of what a tty holds."""
+"""Between two reads of a socket, of which each costs, however little it brings."""
+GATHER_BYTES = 2048
+"""So much may gather between two reads of a port: half of what a tty holds."""
+MOST_GATHER_SECONDS = 0.03
+BITS_A_BYTE = 10
+"""On the line, with start and stop."""
 ENOUGH_BYTES = 1024
 """With so many there is nothing to wait for."""
 WRITE_SECONDS = 5.0
@@ -110,6 +115,7 @@ class _SerialWire:
         self._serial = serial.serial_for_url(
             url, baudrate=baud, timeout=READ_SECONDS, write_timeout=WRITE_SECONDS, **wish
         )
+        self._gather_seconds = min(MOST_GATHER_SECONDS, GATHER_BYTES * BITS_A_BYTE / baud)
 
     def read(self) -> bytes:
         first: bytes = self._serial.read(1)
@@ -117,7 +123,7 @@ class _SerialWire:
             return b""
         waiting = self._serial.in_waiting
         if waiting < ENOUGH_BYTES:
-            time.sleep(GATHER_SECONDS)
+            time.sleep(self._gather_seconds)
             waiting = self._serial.in_waiting
         return first + self._serial.read(waiting) if waiting else first
 
