@@ -49,9 +49,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     run = verbs.add_parser(
         "run",
-        help="read all ports and topics of the settings until stopped",
-        description="Reads all ports and topics of the settings into the store. A port that vanishes is opened again;"
-        " killed at any moment, it loses what came since its last flush and says so at its next start.",
+        help="read all ports, Modbus lines and topics of the settings until stopped",
+        description="Reads all ports, Modbus lines and topics of the settings into the store. A port that vanishes is"
+        " opened again; killed at any moment, it loses what came since its last flush and says so at its next start.",
     )
     run.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, such as bridge.toml")
     run.add_argument(
