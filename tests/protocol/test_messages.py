@@ -29,6 +29,7 @@ from fedmq_protocol.messages import (
     MessageError,
     Missing,
     Receipt,
+    Roots,
     Release,
     RoundKind,
     RoundPlan,
@@ -135,6 +136,7 @@ EVERY: list[tuple[Message, tuple[Any, ...]]] = [
     (Missing(transfer=bytes(8), missing=(1, 2)), (RECEIPT,)),
     (CatchUp(lineage=1, kind=CatchUpKind.CHAIN, start=3, number=40, model=bytes(8), body=REF), (MODEL,)),
     (Trial(lineage=1, version=12, in_service=10, windows=40, metric=9_800, before=9_900), (TRIAL,)),
+    (Roots(nonce=bytes(8), roots=(bytes(100), bytes(200))), (WELCOME,)),
 ]
 VARIANTS: list[tuple[Message, Any]] = [
     (msgspec.structs.replace(UPDATE, payload=REF, evaluation=None), ANSWER),
@@ -200,13 +202,13 @@ def test_nothing_is_read_from_the_report_topic() -> None:
 # --- the envelope ----------------------------------------------------------------------------------------------------
 
 
-def test_only_this_wire_version_without_a_trailer_is_spoken() -> None:
+def test_only_this_wire_version_without_a_seal_is_decoded() -> None:
     body = to_bytes(ROUND)[1:]
     for envelope in range(256):
         if envelope == 0x30:
             continue
         complaint = refused(bytes([envelope]) + body, PLAN)
-        assert ("trailer" if envelope >> 4 == 3 else "wire version") in complaint
+        assert ("seal" if envelope >> 4 == 3 else "wire version") in complaint
 
 
 def test_the_envelope_is_looked_at_before_the_body() -> None:
