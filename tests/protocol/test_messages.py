@@ -29,8 +29,8 @@ from fedmq_protocol.messages import (
     MessageError,
     Missing,
     Receipt,
-    Roots,
     Release,
+    Roots,
     RoundKind,
     RoundPlan,
     SensorHealth,
@@ -78,6 +78,8 @@ BIRTH = Birth(
     held=(Held(lineage=1, version=40, task=bytes(8), counter=7),),
     tags=("pump", "Linie 3"),
     sensors=(SensorHealth(name="motor", rate_pct=99, silent_seconds=2, lost_frames=5, failed=3, flat=True),),
+    root=1,
+    card=bytes(115),
 )
 UPDATE = Update(
     round_id=41,
@@ -291,8 +293,8 @@ def test_fields_that_an_older_version_does_not_know_take_their_defaults() -> Non
     assert short_update == msgspec.structs.replace(UPDATE, evaluation=None)
     short_plan = from_bytes(PLAN, with_body(body_of(ROUND)[:-3]))
     assert short_plan == msgspec.structs.replace(ROUND, delta=None, scaler=None, release=None)
-    short_birth = from_bytes(STATUS, with_body(body_of(BIRTH)[:-3]))
-    assert short_birth == msgspec.structs.replace(BIRTH, held=(), tags=(), sensors=())
+    short_birth = from_bytes(STATUS, with_body(body_of(BIRTH)[:-5]))
+    assert short_birth == msgspec.structs.replace(BIRTH, held=(), tags=(), sensors=(), root=None, card=None)
 
 
 def test_a_field_without_a_default_must_be_there() -> None:
