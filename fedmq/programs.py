@@ -87,6 +87,30 @@ def _own(settings: ConnectionSettings, name: str) -> Path | None:
     return None if settings.identity_dir is None else settings.identity_dir / name
 
 
+class _Renewing:
+    """The seals of a gateway's start, made again when its folder has another card. Raises TrustError."""
+
+    def __init__(self, settings: GatewaySettings, nonce: bytes, memory: Memory) -> None:
+        self._settings = settings
+        self._nonce = nonce
+        self._memory = memory
+        self.first = _gateway_seals(settings, nonce, memory)
+        self._card = None if self.first is None else self.first.card
+
+    def __call__(self) -> GatewaySeals | None:
+        if self._card is None:
+            return None
+        from fedmq_protocol import identity
+
+        assert self._settings.connection.identity_dir is not None
+        card = identity.read_card_file(self._settings.connection.identity_dir)
+        if card == self._card:
+            return None
+        seals = _gateway_seals(self._settings, self._nonce, self._memory)
+        self._card = card
+        return seals
+
+
 def _gateway_seals(settings: GatewaySettings, nonce: bytes, memory: Memory) -> GatewaySeals | None:
     """Raises TrustError."""
     folder = settings.connection.identity_dir
@@ -147,6 +171,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
     _hold_memory_together()
     nonce = os.urandom(8)
     memory = Memory(memory_path(settings))
+    seals = _Renewing(settings, nonce, memory)
     federation = settings.connection.federation
     session = MqttSession(connection_of(settings.connection, settings.name), will(federation, settings.name, nonce))
     if settings.vitals_file is None:
@@ -174,7 +199,8 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         preparation=lambda bundle: make_preparation(bundle, settings.engine),
         prove=prover(settings.engine),
         engines=available_engines() if settings.engine == "auto" else (settings.engine,),
-        seals=_gateway_seals(settings, nonce, memory),
+        seals=seals.first,
+        renewed=seals,
         stale_seconds=settings.stale_hours * 3600,
         crash_point=crash_point(CRASH_POINTS),
     )

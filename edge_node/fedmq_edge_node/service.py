@@ -161,9 +161,10 @@ def will(federation: str, name: str, nonce: bytes) -> Will:
 class Gateway:
     """One gateway. `vitals` reads the machine, `monotonic` is its clock in seconds, `source` its own recordings.
 
-    `tags` say what it is and what it watches. `crash_point` is called at each of `CRASH_POINTS`. Raises SampleError
-    where there are no readable recordings to begin with, StateError for a damaged memory, then and whenever the memory
-    takes nothing any more: the process must end, for what it would go on from is not on disk.
+    `tags` say what it is and what it watches. With `seals` it believes nothing that is not sealed; `renewed` gives
+    others once there is another card. `crash_point` is called at each of `CRASH_POINTS`. Raises SampleError where there
+    are no readable recordings to begin with, StateError for a damaged memory, then and whenever the memory takes
+    nothing any more: the process must end, for what it would go on from is not on disk.
     """
 
     def __init__(
@@ -190,6 +191,7 @@ class Gateway:
         prove: Callable[[Bundle], None] = lambda bundle: None,
         engines: tuple[str, ...] | None = None,
         seals: GatewaySeals | None = None,
+        renewed: Callable[[], GatewaySeals | None] = lambda: None,
         stale_seconds: float = 86_400.0,
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
@@ -215,6 +217,7 @@ class Gateway:
         self._engines = available_engines() if engines is None else engines
         self._crash_point = crash_point
         self._seals = seals
+        self._renewed = renewed
         self._stale_seconds = stale_seconds
         self._heard_at = monotonic()
         """When the coordinator was last heard, for certain and with news."""
@@ -317,6 +320,7 @@ class Gateway:
             case Connected():
                 log.info("connected with MQTT %s", event.protocol)
                 self._connected, self._welcomed = True, False
+                self._renew()
                 self._born_again.stop()
                 self._born_again.start(now)
             case Disconnected() | ConnectFailed():
@@ -387,6 +391,13 @@ class Gateway:
             self.stale = False
             self._memory.drop(STALE)
             log.warning("the coordinator is heard again")
+
+    def _renew(self) -> None:
+        """Whoever has a new certificate has come back for it, and has a new card as well."""
+        try:
+            self._seals = self._renewed() or self._seals
+        except ValueError as error:
+            log.error("%s; the card before stays in use", error)
 
     def _alert(self, now: float) -> None:
         self.stale = True

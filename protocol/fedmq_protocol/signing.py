@@ -126,7 +126,7 @@ class _SignedRoot(msgspec.Struct, frozen=True, array_like=True):
 class Card(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """A gateway's key. Its serial number is that of the certificate that was issued with it: one list revokes both."""
 
-    serial: Annotated[int, Meta(ge=1, lt=1 << 63)]
+    serial: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
     agreement: Key
     """X25519."""
     begins: UnixSeconds
