@@ -320,6 +320,12 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--broker", default="auto", metavar="auto|mosquitto|embedded|HOST:PORT", help="which broker (default: auto)"
     )
     demo.add_argument(
+        "--secure",
+        action="store_true",
+        help="with a certificate authority made for this run: TLS with client certificates, plans signed, updates and"
+        " receipts with MACs (needs Mosquitto)",
+    )
+    demo.add_argument(
         "--gates",
         choices=("healthy", "real"),
         default="healthy",
