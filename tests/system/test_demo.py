@@ -131,7 +131,7 @@ def test_secure_it_learns_the_same_model_for_at_most_100_bytes_more(tmp_path: Pa
     logs = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "secure" / "logs").glob("*.log"))
     assert " WARNING " not in logs
     assert " ERROR " not in logs
-    keys = [path for path in (tmp_path / "secure" / "identities").rglob("*.key")]
+    keys = list((tmp_path / "secure" / "identities").rglob("*.key"))
     assert len(keys) > 8
     assert all(path.stat().st_mode & 0o077 == 0 for path in keys)
 
