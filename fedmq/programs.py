@@ -53,7 +53,9 @@ __all__ = [
     "open_ledger",
     "read_bundle",
     "recover",
+    "render_site",
     "run_broker",
+    "run_guard",
     "scorer",
     "show_gateway",
     "task_plans",
@@ -483,3 +485,40 @@ def run_broker(arguments: argparse.Namespace) -> None:
     if table.port == 0:
         settings = replace(settings, port=free_port(table.address))
     serve(settings, spec=arguments.broker, directory=arguments.directory, say=lambda text: print(text, flush=True))
+
+
+def run_guard(arguments: argparse.Namespace) -> None:
+    """`fedmq broker guard`: until SIGTERM or SIGINT."""
+    import threading
+
+    from fedmq_broker_config.service import Guard
+    from fedmq_broker_config.settings import BrokerTable
+
+    guard = Guard(load(BrokerTable, arguments.config, arguments.overrides).broker(), site=arguments.site)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    guard.run(stopping)
+
+
+def render_site(arguments: argparse.Namespace) -> None:
+    """`fedmq broker site`."""
+    from fedmq_broker_config.render import Upstream
+    from fedmq_broker_config.run import write_site_configuration
+    from fedmq_broker_config.settings import BrokerTable
+
+    settings = load(BrokerTable, arguments.config, arguments.overrides).broker()
+    host, colon, port = arguments.upstream.rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise ValueError(f"--upstream: expected HOST:PORT, got {arguments.upstream!r}")
+    identity = arguments.identity.absolute()
+    upstream = Upstream(
+        site=arguments.site,
+        host=host,
+        port=int(port),
+        ca_file=identity / "ca.crt",
+        cert_file=identity / "client.crt",
+        key_file=identity / "client.key",
+    )
+    for path in write_site_configuration(settings, upstream, arguments.render):
+        print(f"wrote {path}", file=sys.stderr)
