@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedmq import __version__
 
@@ -166,13 +166,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     gateway.set_defaults(run=_gateway)
 
+    from fedmq.tasks import add_parser as add_task
+    from fedmq.tasks import add_place
+
     report = commands.add_parser(
         "report",
         help="bandwidth savings, from the coordinator's ledger",
         description="Bytes per round, per gateway and in total, against dense float32 and against uploading the raw "
         "signal; declines by reason; accuracy by round. Reads the ledger alone, also while the coordinator runs.",
     )
-    _add_state(report)
+    add_place(report)
     report.add_argument("--json", action="store_true", help="print JSON instead of a table")
     report.add_argument(
         "--csv",
@@ -191,14 +194,15 @@ def _parser() -> argparse.ArgumentParser:
         help="what is going on: round, gateways, model",
         description="The round in progress, who has answered, who is here, and the model in force.",
     )
-    _add_state(status)
+    add_place(status)
     status.add_argument("--watch", type=float, metavar="SECONDS", help="print it again every so often")
     status.add_argument("--task", metavar="NAME", help="of this task alone (default: of each)")
     status.set_defaults(run=_status)
 
-    from fedmq.tasks import add_parser as add_task
+    from fedmq.auditing import add_parser as add_audit
 
     add_task(commands)
+    add_audit(commands)
     from fedmq.bridge.command import add_label
     from fedmq.bridge.command import add_parser as add_bridge
     from fedmq.ca.command import add_parser as add_ca
@@ -235,12 +239,6 @@ def _add_override(parser: argparse.ArgumentParser, flag: str, key: str, text: st
         type=lambda value: f"{key}={value}",
         metavar=key.upper(),
         help=text,
-    )
-
-
-def _add_state(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--state", type=Path, required=True, metavar="DIR", help="the coordinator's state directory (its state_dir)"
     )
 
 
@@ -667,13 +665,13 @@ def _coordinator(arguments: argparse.Namespace) -> None:
     if arguments.example:
         print(document(CoordinatorSettings), end="")
         return
-    from fedmq.programs import build_coordinator, load_coordinator
+    from fedmq.programs import build_coordinator, load_coordinator, run_coordinator
 
     settings = load_coordinator(arguments.config, arguments.overrides)
     _log(settings.log_level)
     coordinator = build_coordinator(settings, new_lineage=arguments.new_lineage)
     _stop_on_signal(coordinator)
-    coordinator.run()
+    run_coordinator(coordinator, settings)
 
 
 def _recover(arguments: argparse.Namespace) -> None:
@@ -719,6 +717,9 @@ def _width() -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    if arguments.control is not None:
+        _report_by_socket(arguments)
+        return
     from fedmq.programs import open_ledger
 
     ledger = open_ledger(arguments.state)
@@ -746,19 +747,55 @@ def _report(arguments: argparse.Namespace) -> None:
         print("\n".join(to_text(one, _width(), title=len(every) > 1) for one in every), end="")
 
 
+def _report_by_socket(arguments: argparse.Namespace) -> None:
+    """The coordinator makes it, as it makes it for itself."""
+    from fedmq_coordinator.control import Look, ask
+
+    def made(form: Literal["text", "json", "csv", "html"]) -> str:
+        look = Look(what="report", task=arguments.task, form=form, width=_control_width())
+        return ask(arguments.control, look).text
+
+    if arguments.html is not None:
+        arguments.html.write_text(made("html"), encoding="utf-8")
+        print(f"wrote {arguments.html}", file=sys.stderr)
+    if arguments.csv not in (None, Path("-")):
+        arguments.csv.write_text(made("csv"), encoding="utf-8", newline="")
+        print(f"wrote {arguments.csv}", file=sys.stderr)
+    if arguments.json:
+        print(made("json"))
+    elif arguments.csv == Path("-"):
+        print(made("csv"), end="")
+    elif arguments.html is None and arguments.csv is None:
+        print(made("text"), end="")
+
+
+def _control_width() -> int:
+    return max(20, min(1000, _width()))
+
+
 def _status(arguments: argparse.Namespace) -> None:
     import time
 
-    from fedmq.programs import open_ledger
+    if arguments.control is not None:
+        from fedmq_coordinator.control import Look, ask
 
-    ledger = open_ledger(arguments.state)
-    from fedmq_coordinator.report_text import status
+        def parts() -> str:
+            return ask(arguments.control, Look(what="status", task=arguments.task, width=_control_width())).text
+
+    else:
+        from fedmq.programs import open_ledger
+
+        ledger = open_ledger(arguments.state)
+        from fedmq_coordinator.report_text import status
+
+        def parts() -> str:
+            names = _task_names(ledger, arguments.task)
+            return "\n".join(status(ledger, time.time(), _width(), name) for name in names)
 
     while True:
         if arguments.watch and sys.stdout.isatty():
             print("\x1b[2J\x1b[H", end="")
-        parts = [status(ledger, time.time(), _width(), name) for name in _task_names(ledger, arguments.task)]
-        print("\n".join(parts), end="", flush=True)
+        print(parts(), end="", flush=True)
         if not arguments.watch:
             return
         time.sleep(arguments.watch)

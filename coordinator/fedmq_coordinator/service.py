@@ -62,9 +62,10 @@ from fedmq_protocol.transfer import BUNDLE_CHUNK_BYTES, chunks, refer
 from numpy.typing import NDArray
 
 from fedmq_coordinator import retention
+from fedmq_coordinator.audit import AuditLog, Who, local_user
 from fedmq_coordinator.intake import Intake
 from fedmq_coordinator.ledger import CatchUp as CatchUpRow
-from fedmq_coordinator.ledger import Gateway, Ledger, Release
+from fedmq_coordinator.ledger import Gateway, Ledger, Order, Release
 from fedmq_coordinator.ledger import Trial as TrialRow
 from fedmq_coordinator.lineage import Lineage
 from fedmq_coordinator.models import ModelError, ModelStore
@@ -165,9 +166,14 @@ class Job:
         self.book.put("task_body", msgspec.msgpack.encode(plan.task))
         if plan.bundle and self.book.get("bundle") != plan.bundle:
             self.book.put("bundle", plan.bundle)
+        before = int(self.book.get("lineage") or 0)
         self.line = Lineage(
             federation, plan.task, self.book, models, now=now, start_new=new_lineage, bundle=plan.bundle
         )
+        self.begun = ""
+        """Why another lineage was started just now; empty where the one on record goes on."""
+        if self.line.number != before:
+            self.begun = "the first" if not before else "--new-lineage" if new_lineage else "the task was changed"
         self.members = Members(roster, windowing=plan.task.windowing, tags=frozenset(plan.rounds.tags))
         self._askers: dict[int, set[str]] = {}
         self._wanted: dict[int, set[str]] = {}
@@ -435,7 +441,8 @@ class Coordinator:
     """One federation, and the tasks that its gateways learn side by side.
 
     `crash_point` is called with each of CRASH_POINTS as it is passed. `holds` is kept as long as the coordinator is:
-    the lock on its folder. Raises LedgerError and ModelError where what is on disk cannot be used.
+    the lock on its folder. `audit` takes what came of orders, before it is committed. Raises LedgerError and ModelError
+    where what is on disk cannot be used, AuditError where the audit log cannot be written.
     """
 
     def __init__(
@@ -452,6 +459,7 @@ class Coordinator:
         seals: CoordinatorSeals | None = None,
         crash_point: Callable[[str], None] = lambda name: None,
         holds: object = None,
+        audit: AuditLog | None = None,
     ) -> None:
         names = [plan.task.name for plan in tasks]
         if len(set(names)) != len(names) or not names:
@@ -463,6 +471,7 @@ class Coordinator:
         self._clock = clock
         self._crash_point = crash_point
         self._holds = holds
+        self._audit = audit
         models.crash_point = crash_point
         self._seals = seals
         self._outbox = Outbox(federation, seals)
@@ -498,6 +507,9 @@ class Coordinator:
         self._connected = False
         self.stopping = False
         self._recall_cards()
+        for job in self._jobs.values():
+            if job.begun:
+                self._note(local_user(), "new lineage", job.name, f"lineage {job.line.number} begins: {job.begun}")
         self._commit()
         session.subscribe(*coordinator_filters(federation))
 
@@ -760,8 +772,10 @@ class Coordinator:
         if not self._ledger.touched():
             return
         for order in self._ledger.orders_waiting():
+            by: Who | None = None
             try:
                 wish = Wish.read(order)
+                by = wish.by
                 job = self._jobs.get(order.task)
                 if job is None:
                     raise OrderError(self._unknown(order.task))
@@ -770,6 +784,7 @@ class Coordinator:
             except (OrderError, ModelError) as error:
                 result, done = str(error), False
             log.log(logging.INFO if done else logging.ERROR, "%s %s: %s", order.verb, order.task, result)
+            self._note_order(order, by, done, result)
             self._ledger.finish_order(order.id, at=now, done=done, result=result)
             if not done:
                 continue
@@ -777,6 +792,15 @@ class Coordinator:
                 del self._jobs[order.task]
             if order.verb in ("stop", "rollback"):
                 self._welcome_all(now)
+
+    def _note_order(self, order: Order, by: Who | None, done: bool, result: str) -> None:
+        """Before the commit: after a crash between the two it is noted a second time, and never not at all."""
+        who = by or Who(user="unknown", uid=-1, how="local")  # whoever may write the ledger, by other software
+        self._note(who, order.verb, order.task, f"{'done' if done else 'could not be carried out'}: {result}")
+
+    def _note(self, who: Who, action: str, task: str, outcome: str) -> None:
+        if self._audit is not None:
+            self._audit.record(who=who, action=action, subject=f"task {task}", outcome=outcome)
 
     def _unknown(self, name: str) -> str:
         known = {row.name: row.state for row in self._ledger.tasks()}

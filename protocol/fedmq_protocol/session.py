@@ -44,6 +44,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from fedmq_protocol.secrets import SecretError, open_secret
+
 __all__ = [
     "MAX_PACKET_BYTES",
     "ConnectFailed",
@@ -862,8 +864,13 @@ def _load_certificate(context: ssl.SSLContext, connection: Connection) -> None:
         for name, path in (("cert_file", connection.cert_file), ("key_file", connection.key_file)):
             if path is None or not os.access(path, os.R_OK):
                 raise ValueError(f"{name} {path}: expected a readable PEM file")
+        assert connection.key_file is not None  # the loop above saw to it
         try:
-            context.load_cert_chain(connection.cert_file, connection.key_file)
+            with open_secret(connection.key_file) as key:
+                # By its descriptor: what is loaded is the file that was judged.
+                context.load_cert_chain(connection.cert_file, f"/proc/self/fd/{key}")
+        except SecretError as error:
+            raise ValueError(f"key_file {error}") from error
         except (OSError, ssl.SSLError) as error:
             raise ValueError(f"cert_file {connection.cert_file} with its key_file: {error}") from error
 
