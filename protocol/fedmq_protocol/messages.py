@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from enum import IntEnum
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Meta
@@ -65,6 +65,7 @@ __all__ = [
     "bitmap",
     "check_of",
     "from_bytes",
+    "kinds_on",
     "to_bytes",
 ]
 
@@ -544,6 +545,13 @@ _HOMES: dict[tuple[Direction, Channel], Any] = {
 
 _DECODERS = {home: msgspec.msgpack.Decoder(kind) for home, kind in _HOMES.items()}
 _ENCODER = msgspec.msgpack.Encoder()
+
+
+def kinds_on(spec: TopicSpec) -> tuple[type[msgspec.Struct], ...]:
+    """The types of message that stand on a topic of this row; none where people's tools alone read."""
+    home = _HOMES.get((spec.direction, spec.channel))
+    return () if home is None else get_args(home) or (home,)
+
 
 _PLAIN = 0
 """Envelope's low half: no trailer. 1 is kept for a 64-byte Ed25519 signature, 2 for an 8-byte MAC."""
