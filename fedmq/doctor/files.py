@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import shutil
 import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 from fedmq.doctor.findings import Finding, failed, ok, unknown, warned
 
-__all__ = ["check_public", "check_secret", "check_state", "filesystem_of", "users_of"]
+__all__ = ["check_public", "check_secret", "check_state", "filesystem_of", "is_open"]
 
 LEAST_FREE_BYTES = 32 << 20
 FEW_FREE_BYTES = 256 << 20
@@ -127,29 +129,28 @@ def filesystem_of(folder: Path) -> str | None:
     return None if found is None else found[1]
 
 
-def users_of(path: Path) -> list[int] | None:
-    """Processes, other than this one, that have the file open. None: some processes do not let us look."""
+def is_open(database: Path) -> bool | None:
+    """Whether a process has an SQLite file in WAL mode open. None: this user may not look.
+
+    Each of its connections holds a lock on one byte of the index beside it, which the kernel gives back when the
+    process ends, however it ends (SQLite's "Write-Ahead Logging", os_unix.c: the dead man's switch). It is only asked
+    about, so that nobody is kept waiting.
+    """
     try:
-        wanted = path.stat()
+        with database.with_name(f"{database.name}-shm").open("rb") as file:
+            asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, _DEAD_MANS_SWITCH, 1, 0)
+            told = fcntl.fcntl(file, fcntl.F_GETLK, asked)
     except FileNotFoundError:
-        return []
-    found, hidden = [], False
-    for process in Path("/proc").glob("[0-9]*"):
-        if process.name == str(os.getpid()):
-            continue
-        try:
-            for handle in (process / "fd").iterdir():
-                opened = handle.stat()
-                if (opened.st_dev, opened.st_ino) == (wanted.st_dev, wanted.st_ino):
-                    found.append(int(process.name))
-                    break
-        except PermissionError:
-            hidden = True
-        except OSError:
-            continue  # it has ended, or closed that file, meanwhile
-    if found:
-        return found
-    return None if hidden or not Path("/proc/self/fd").is_dir() else []
+        return False  # the last one that closes it takes the index away
+    except OSError:
+        return None
+    kind: int = struct.unpack(_FLOCK, told[: len(asked)])[0]
+    return kind != fcntl.F_UNLCK
+
+
+_FLOCK = "hhqqi"
+"""As `struct flock` begins on Linux."""
+_DEAD_MANS_SWITCH = 128
 
 
 def _mode(path: Path) -> int | str:

@@ -17,13 +17,16 @@ Rules it keeps:
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
@@ -47,8 +50,10 @@ __all__ = [
     "PROBE",
     "Tried",
     "check_reachable",
+    "connections_to",
     "is_loopback",
     "judge",
+    "listeners",
     "peer_certificate",
     "refuses_strangers",
     "try_mqtt",
@@ -387,3 +392,48 @@ def _unverified() -> ssl.SSLContext:
 def is_loopback(host: str) -> bool:
     """Whether a connection there stays on this machine."""
     return host in ("localhost", "::1") or host.startswith("127.")
+
+
+# -- what is open on this machine -------------------------------------------------------------------------------
+
+_ESTABLISHED, _LISTEN = "01", "0A"
+"""States of a socket (Linux, include/net/tcp_states.h)."""
+
+
+def listeners(port: int) -> set[str] | None:
+    """Addresses on which a TCP port is open on this machine; None where Linux does not tell."""
+    every = _sockets()
+    return (
+        None if every is None else {local for state, local, number, _, _ in every if (state, number) == (_LISTEN, port)}
+    )
+
+
+def connections_to(host: str, port: int) -> int | None:
+    """Connections of this machine, whoever's, to a server; None where Linux does not tell."""
+    every = _sockets()
+    if every is None:
+        return None
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = {str(one[4][0]) for one in found}
+    return sum(state == _ESTABLISHED and number == port and to in addresses for state, _, _, to, number in every)
+
+
+def _sockets() -> list[tuple[str, str, int, str, int]] | None:
+    """State, own address and port, the other's address and port."""
+    tables = [path for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.is_file()]
+    found = []
+    for table in tables:
+        for line in table.read_text(encoding="ascii").splitlines()[1:]:
+            words = line.split()  # "sl local_address rem_address st …" (proc(5))
+            found.append((words[3], *_address(words[1]), *_address(words[2])))
+    return found if tables else None
+
+
+def _address(text: str) -> tuple[str, int]:
+    """Words of four bytes, each in this machine's order; IPv4 within IPv6 as IPv4."""
+    words, _, port = text.partition(":")
+    data = b"".join(int(words[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(words), 8))
+    address = ipaddress.ip_address(data)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return str(address), int(port, 16)

@@ -20,14 +20,16 @@ from fedmq_protocol.settings import ConnectionSettings, SettingsError, load
 
 from fedmq.doctor.certificates import check_certificate, check_names, check_revoked, read_certificates
 from fedmq.doctor.clock import check_clock
-from fedmq.doctor.files import check_public, check_secret, check_state, users_of
+from fedmq.doctor.files import check_public, check_secret, check_state, is_open
 from fedmq.doctor.findings import Finding, failed, ok, unknown, warned
 from fedmq.doctor.identity import check_folder, kind_of
 from fedmq.doctor.network import (
     Role,
     check_reachable,
+    connections_to,
     is_loopback,
     judge,
+    listeners,
     peer_certificate,
     probes,
     refuses_strangers,
@@ -60,11 +62,10 @@ def check_gateway(
     memory = settings.state_dir / "gateway.sqlite"
     yield from check_state("state", settings.state_dir)
     yield from check_clock(now, [memory, memory.with_name("gateway.sqlite-wal")])
-    running = users_of(memory)
+    running = is_open(memory)
     yield from _check_connection(
         "gateway", settings.connection, settings.name, identity,
-        running=None if running is None else bool(running),
-        who=f"process {', '.join(map(str, running))}" if running else "",
+        running=running, who=f"a process has {memory} open",
         offline=offline, now=now,
     )  # fmt: skip
 
@@ -133,7 +134,7 @@ def _check_connection(
     elif role == "gateway" and connection.cert_file is None and connection.username != name:
         yield failed(
             "identity",
-            f"the user name is {connection.username!r}, the gateway's name is {name!r}: it may write under the former only",
+            f"the user name is {connection.username!r}, the gateway is {name!r}: it may write under the former only",
             "give both the same name",
         )
     broken = False
@@ -142,6 +143,8 @@ def _check_connection(
         yield finding
     if broken:
         return
+    if running:
+        yield _connected(role, connection.host, connection.port)
     if identified and running is not False:
         yield unknown(
             "MQTT and ACL",
@@ -164,6 +167,16 @@ def _running(role: Role, running: bool | None, who: str) -> Finding:
             f"{role} at work", "cannot be found out as this user", f"run this as root or as the {role}'s user"
         )
     return ok(f"{role} at work", f"yes: {who}" if running else "no")
+
+
+def _connected(role: Role, host: str, port: int) -> Finding:
+    check = f"{role}'s connection"
+    count = connections_to(host, port)
+    if count is None:
+        return unknown(check, "cannot be seen on this system")
+    if count:
+        return ok(check, f"{count} to {host}:{port} from this machine")
+    return warned(check, f"none to {host}:{port} from this machine, though it runs", "see its log for the reason")
 
 
 def _no_settings(error: ValueError, todo: str) -> Finding:
@@ -350,18 +363,3 @@ def _serves(certificate: Path, host: str, port: int) -> Finding:
     if served != own[0]:
         return failed("certificate in use", f"the broker shows another one than {certificate}", "start Mosquitto anew")
     return ok("certificate in use", f"is that of {certificate}")
-
-
-def listeners(port: int) -> set[str] | None:
-    """Addresses on which a TCP port is open on this machine, as Linux tells; None where it does not."""
-    found: set[str] = set()
-    tables = [path for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.is_file()]
-    for table in tables:
-        for line in table.read_text(encoding="ascii").splitlines()[1:]:
-            # "sl local_address rem_address st …" (proc(5)): addresses in words of four bytes, each in host order.
-            words = line.split()
-            address, _, number = words[1].partition(":")
-            if words[3] == "0A" and int(number, 16) == port:
-                data = b"".join(bytes.fromhex(address[at : at + 8])[::-1] for at in range(0, len(address), 8))
-                found.add(socket.inet_ntop(socket.AF_INET if len(data) == 4 else socket.AF_INET6, data))
-    return found if tables else None

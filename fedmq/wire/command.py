@@ -31,7 +31,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "show",
         help="decode the traffic of a federation, live",
         description="Reads everything on the federation's topics and publishes nothing. Ends with a summary: on Ctrl-C,"
-        " or after --seconds.",
+        " or after --seconds. Where the broker asks for an identity, give the observer one of its own: with that of a"
+        " program it would push that program out.",
     )
     show.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML: a table [connection]")
     show.add_argument(

@@ -145,7 +145,7 @@ class Watch:
             message = message_from_bytes(where.spec, plain)
         except MessageError as error:
             return self._strange(text, where, payload, retained, at, str(error))
-        fields = _struct(inspect.type_info(type(message)), plain[1:])
+        fields = _struct(_type_info(type(message)), plain[1:]) + _hidden(plain[1:])
         covered = sum(field.size for field in fields)
         return self._seen(
             where, text, payload, retained, at,
@@ -295,6 +295,22 @@ def _struct(kind: inspect.Type, data: bytes) -> tuple[Field, ...]:
         problem = f"element {place} of {kind.cls.__name__}, which has {len(kind.fields)} fields in this version"
         fields.append(_unknown(f"#{place}", element, problem))
     return tuple(fields)
+
+
+def _hidden(body: bytes) -> tuple[Field, ...]:
+    """Nothing, where the values alone make these bytes. MessagePack can say one value in several ways, and a map can
+    say a key twice: a place to hide something that no decoder shows."""
+    try:
+        plainest = len(_ENCODER.encode(values := msgspec.msgpack.decode(body)))
+        if _ENCODER.encode(values) == body:
+            return ()
+        said = f"the same values take {plainest:,} bytes as fedmq codes them, and these are {len(body):,}"
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+        said = f"it cannot be coded again: {error}"
+    return (Field(name="coding", key="", size=0, value=None, problem=f"not as fedmq codes: {said}"),)
+
+
+_ENCODER = msgspec.msgpack.Encoder()
 
 
 def _value(name: str, key: str, kind: inspect.Type, data: bytes) -> Field:

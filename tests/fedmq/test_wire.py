@@ -208,6 +208,21 @@ def test_elements_behind_those_of_an_inner_type_are_marked_too() -> None:
     assert [field.value for field in seen.unexplained] == ["more"]
 
 
+@pytest.mark.parametrize("way", ["a key twice", "a number in more bytes than it needs"])
+def test_what_a_decoder_would_pass_over_is_marked(way: str) -> None:
+    plain = to_bytes(msgspec.structs.replace(BIRTH, signal_samples={"normal": 77}, held=(), sensors=()))
+    entry = msgspec.msgpack.encode({"normal": 77})
+    if way == "a key twice":
+        other = b"\x82" + msgspec.msgpack.encode({"normal": 1234})[1:] + entry[1:]
+    else:
+        other = entry[:-1] + b"\xcd\x00\x4d"
+    sealed = plain.replace(entry, other)
+    seen = read(Watch(), up(Channel.STATUS), sealed)
+    assert seen.kind == "Birth"
+    assert [field.name for field in seen.unexplained] == ["coding"]
+    assert read(Watch(), up(Channel.STATUS), plain).unexplained == ()
+
+
 def test_a_new_field_shows_by_itself_and_says_that_nobody_described_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(fields.ABOUT, "Leave.clean")
     seen = read(Watch(), up(Channel.STATUS), to_bytes(Leave(nonce=b"n" * 8, clean=True)))
