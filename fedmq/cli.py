@@ -35,6 +35,8 @@ examples:
   fedmq report --state /var/lib/fedmq --html savings.html
   fedmq task list --state /var/lib/fedmq           several tasks: how each stands; pause, promote, roll back
   fedmq export --c-int8 model.c --state /var/lib/fedmq --calibrate DIR      a model for a microcontroller
+  fedmq doctor gateway --config gateway.toml       whether files, certificates, clock and broker are sound
+  fedmq wire show                                  what crosses the broker, field by field
   fedmq bench codec --quick                        bytes and time of the codec beside its rivals
   fedmq simulate --faults all --schedules 100      a federation in virtual time, and everything that can go wrong
 """
@@ -206,12 +208,16 @@ def _parser() -> argparse.ArgumentParser:
     from fedmq.bridge.command import add_label
     from fedmq.bridge.command import add_parser as add_bridge
     from fedmq.ca.command import add_parser as add_ca
+    from fedmq.doctor.command import add_parser as add_doctor
     from fedmq.export import add_parser as add_export
+    from fedmq.wire.command import add_parser as add_wire
 
     add_bridge(commands)
     add_label(commands)
     add_export(commands)
     add_ca(commands)
+    add_wire(commands)
+    add_doctor(commands)
     _add_demo(commands)
     _add_simulate(commands)
     _add_bench(commands)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import psutil
-from fedmq_broker_config.render import BrokerSettings, Certificates
+from fedmq_broker_config.render import BrokerSettings, Certificates, Guarded
 from fedmq_broker_config.run import choose, find_mosquitto
 from fedmq_coordinator import report as savings
 from fedmq_coordinator.ledger import Ledger
@@ -311,7 +311,9 @@ class Identities:
             ca_file=folder / "ca.crt",
             cert_file=folder / "broker.crt",
             key_file=folder / "broker.key",
-            revoked_file=self.directory / "ca" / "revoked.crl",
+            guarded=Guarded(
+                revoked_file=self.directory / "ca" / "revoked.crl", directory=self.directory / "broker-guard"
+            ),
         )
 
     def of(self, name: str) -> Path:
