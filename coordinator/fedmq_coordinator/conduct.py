@@ -58,7 +58,7 @@ LEAST_GATEWAYS = 4
 COSINES = 16
 """A gateway's last updates whose cosines are looked at."""
 
-AGAINST = 0.3
+AGAINST = 0.4
 
 REFUSED_OF = 8
 REFUSED_MOST = 4

@@ -29,6 +29,7 @@ import msgspec
 from fedmq_coordinator.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, SchemaError
 
 __all__ = [
+    "FLAGGED",
     "Answer",
     "Book",
     "CatchUp",
@@ -55,6 +56,9 @@ MOST_REASONS = 64
 """Reasons for which junk on one channel is counted one by one."""
 
 OTHER_REASONS = "for other reasons"
+
+FLAGGED = "flagged"
+"""Key of a task's state under which the setting limits.flagged is kept, for who reads the file alone."""
 
 T = TypeVar("T")
 
@@ -254,6 +258,10 @@ class Flag:
     reason: str
     """refused | against | ordered"""
     evidence: str
+
+    def sets_aside(self, flagged: str) -> bool:
+        """Whether the gateway is set aside: by order, or because the setting limits.flagged says so."""
+        return self.state == "aside" or (self.state == "flagged" and flagged == "set_aside")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -614,7 +614,7 @@ class LimitSettings(Table):
             description="An update is also refused when it is so many times as long as the median of the last 100 that"
             " were accepted; once 20 were, from 3 gateways. 0: never. docs/robustness.md has what honest ones come to.",
         ),
-    ] = 10.0
+    ] = 20.0
     flagged: Annotated[
         Literal["report", "set_aside"],
         Meta(
@@ -657,7 +657,7 @@ class LimitSettings(Table):
             ge=1024,
             le=1 << 40,
             description="Bytes that one gateway is sent because it asks, within a minute, for long: welcomes, models,"
-            " bundles and chunks. At once it gets as much, or four times all that there is to fetch, where that is more.",
+            " bundles, chunks. At once it gets as much, or four times all there is to fetch where that is more.",
         ),
     ] = 4 * 1024 * 1024
     chunk_bytes: Annotated[

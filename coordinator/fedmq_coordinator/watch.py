@@ -24,7 +24,7 @@ from fedmq_coordinator.ledger import Answer, Book, Conduct, Flag
 from fedmq_coordinator.norms import NORMS, Norms
 from fedmq_coordinator.settings import LimitSettings
 
-__all__ = ["Watch", "is_aside"]
+__all__ = ["Watch"]
 
 log = logging.getLogger("fedmq.coordinator")
 
@@ -36,11 +36,6 @@ class _Sum(msgspec.Struct, frozen=True):
     lineage: int
     version: int
     direction: bytes
-
-
-def is_aside(flag: Flag, flagged: str) -> bool:
-    """Whether the gateway is set aside, by order or because the setting limits.flagged says so."""
-    return flag.state == "aside" or (flag.state == "flagged" and flagged == "set_aside")
 
 
 class Watch:
@@ -180,7 +175,7 @@ class Watch:
 
     @property
     def aside(self) -> frozenset[str]:
-        return frozenset(name for name, flag in self._flags.items() if is_aside(flag, self._limits.flagged))
+        return frozenset(name for name, flag in self._flags.items() if flag.sets_aside(self._limits.flagged))
 
     def _save(self, flag: Flag) -> None:
         self._ledger.save_flag(flag)
