@@ -1,0 +1,70 @@
+"""A gateway that asks too much: what others have to do for it stays less than what it does itself."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from fedmq_protocol.messages import AskChunks, AskModel, AskVerdict, CatchUp, MessageError, from_bytes, to_bytes
+from fedmq_protocol.task import short
+from fedmq_protocol.topics import Channel, Direction, spec
+from redteam import FLOATS, MAIN, Outcome, Stand, cmd, down
+
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+
+QUESTIONS = 1000
+
+
+@pytest.mark.attack("catch-up requests as an amplifier")
+def test_many_questions_for_a_model_have_one_answer_for_all(stand: Stand, outcome: Outcome) -> None:
+    with stand.insider("mallory-asks") as mallory:
+        mallory.subscribe(down(Channel.MODEL))
+        plan = mallory.next_plan(MAIN)
+        mallory.decline(plan)
+        answers_before = len(stand.catch_ups())
+        asked = 0
+        for number in range(QUESTIONS):
+            # Each from another version, so that each would have another answer.
+            data = to_bytes(AskModel(lineage=plan.lineage, version=number % (plan.base + 1)))
+            asked += len(mallory.own(Channel.ASK)) + len(data)
+            mallory.throw(mallory.own(Channel.ASK), data, qos=0)
+        stand.site.poll(lambda: len(stand.catch_ups()) > answers_before, "an answer")
+        stand.honest_round_went_on()
+        mallory.until(lambda: mallory.heard(down(Channel.MODEL)), "an answer")
+        heard = mallory.heard(down(Channel.MODEL))
+    assert all(isinstance(answer_of(data), CatchUp) for data in heard)
+    answers = stand.catch_ups()[answers_before:]
+    assert len(answers) < QUESTIONS / 20, "many questions were answered one by one"
+    answered = sum(row.bytes for row in answers)
+    assert answered < asked, f"{asked:,} bytes of questions brought {answered:,} bytes of answers"
+    outcome("coordinator: questions are gathered and answered once for all", "no gain")
+
+
+@pytest.mark.attack("catch-up requests as an amplifier")
+def test_the_same_chunks_are_not_sent_as_often_as_somebody_asks_for_them(stand: Stand, outcome: Outcome) -> None:
+    own = cmd("mallory-chunks", Channel.CHUNK)
+    with stand.insider("mallory-chunks", tags=(FLOATS,)) as mallory:
+        plan = mallory.next_plan(FLOATS)
+        mallory.decline(plan)
+        assert isinstance(plan.delta, bytes)
+        transfer = short(hashlib.sha256(plan.delta).digest())
+        asked = 0
+        for _ in range(QUESTIONS):
+            # The same chunk many times in one question, and the same question many times.
+            data = to_bytes(AskChunks(transfer=transfer, missing=(0,) * 100))
+            asked += len(mallory.own(Channel.ASK)) + len(data)
+            mallory.throw(mallory.own(Channel.ASK), data, qos=0)
+        stand.honest_round_went_on()
+        # What comes last was answered last.
+        mallory.say(Channel.ASK, AskVerdict(round_id=1, counter=1, digest=bytes(8)))
+        mallory.until(lambda: mallory.heard(cmd(mallory.name, Channel.RECEIPT)), "a receipt")
+        answered = sum(len(own) + len(data) for data in mallory.heard(own))
+    assert answered < asked, f"{asked:,} bytes of questions brought {answered:,} bytes of answers"
+    outcome("coordinator: limit on questions", "no gain")
+
+
+def answer_of(data: bytes) -> object:
+    try:
+        return from_bytes(spec(Direction.DOWN, Channel.MODEL), data)
+    except MessageError as error:
+        return error
