@@ -171,11 +171,13 @@ def _parser() -> argparse.ArgumentParser:
     add_task(commands)
     from fedmq.bridge.command import add_label
     from fedmq.bridge.command import add_parser as add_bridge
+    from fedmq.ca.command import add_parser as add_ca
     from fedmq.export import add_parser as add_export
 
     add_bridge(commands)
     add_label(commands)
     add_export(commands)
+    add_ca(commands)
     _add_demo(commands)
     _add_simulate(commands)
     _add_bench(commands)

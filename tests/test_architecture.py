@@ -50,6 +50,12 @@ DOORS = {
     "torch": {"fedmq/authoring/tracing.py", "fedmq/authoring/building.py"},
     "onnx": {"fedmq/authoring/tracing.py", "fedmq/authoring/conversion.py"},
     "onnxscript": {"fedmq/authoring/tracing.py"},
+    "cryptography": {
+        "protocol/signing.py",
+        "protocol/identity.py",
+        "fedmq/ca/certificates.py",
+        "fedmq/simulate/sealing.py",
+    },
     "sqlite3": {"coordinator/ledger.py", "edge_node/memory.py", "firmware_bridge/store.py", "fedmq/simulate/disks.py"},
 }
 """Each outside thing has one door. The demo measures its children's memory, which is not a gateway's vitals, the

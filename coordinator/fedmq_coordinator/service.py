@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -35,12 +36,14 @@ from fedmq_protocol.messages import (
     Held,
     Leave,
     PersonalPolicy,
+    RoundKind,
     RoundPlan,
     Statistics,
     Trial,
     Update,
     Welcome,
     from_bytes,
+    split,
     to_bytes,
 )
 from fedmq_protocol.session import (
@@ -71,6 +74,9 @@ from fedmq_coordinator.run import Run, Score
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
 from fedmq_coordinator.tasks import OrderError, Wish, release_for
 
+if TYPE_CHECKING:
+    from fedmq_protocol.signing import CoordinatorSeals
+
 __all__ = ["CRASH_POINTS", "Coordinator", "Job", "TaskPlan"]
 
 log = logging.getLogger("fedmq.coordinator")
@@ -79,6 +85,12 @@ TASKS_KEPT = 64
 
 ORDERS_EVERY_SECONDS = 1.0
 """Between two looks whether another program has written an order."""
+
+CARD_OF = "card of "
+"""Before a gateway's name: the ledger's key of the card that it showed last."""
+
+CATCH_UP_SECONDS = 600
+"""For so long a catch-up is worth something to those who asked."""
 
 CRASH_POINTS = (
     "before model file",
@@ -341,6 +353,7 @@ class Job:
                 number=number,
                 model=short(digest),
                 body=ref if chunked else body,
+                until=math.ceil(now) + CATCH_UP_SECONDS - self.line.number,
             ),
         )
         if chunked:
@@ -436,6 +449,7 @@ class Coordinator:
         models: ModelStore,
         clock: Callable[[], float] = time.time,
         new_lineage: bool = False,
+        seals: CoordinatorSeals | None = None,
         crash_point: Callable[[str], None] = lambda name: None,
         holds: object = None,
     ) -> None:
@@ -450,7 +464,9 @@ class Coordinator:
         self._crash_point = crash_point
         self._holds = holds
         models.crash_point = crash_point
-        self._outbox = Outbox(federation)
+        self._seals = seals
+        self._outbox = Outbox(federation, seals)
+        self._said_plan_at = 0.0
         now = clock()
         self._roster = Roster(ledger, windowing=tasks[0].task.windowing)
         self._jobs: dict[str, Job] = {}
@@ -481,6 +497,7 @@ class Coordinator:
         self._newest_round = ledger.newest_round()
         self._connected = False
         self.stopping = False
+        self._recall_cards()
         self._commit()
         session.subscribe(*coordinator_filters(federation))
 
@@ -534,6 +551,7 @@ class Coordinator:
             if self._ledger.changed and (newest := self._ledger.newest_round()) != self._newest_round:
                 self._newest_round = newest
                 retention.fold(self._ledger, keep_rounds=self._limits.keep_rounds)
+            self._show_a_head(now)
         self._commit()
         for said in self._outbox.take():
             self._crash_point(f"before {said.channel}")
@@ -541,6 +559,8 @@ class Coordinator:
                 said.topic, said.payload, qos=said.qos, retain=said.retain, expiry_seconds=said.expiry_seconds
             )
             self._crash_point(f"after {said.channel}")
+            if said.channel == Channel.PLAN.value:
+                self._said_plan_at = now
 
     def _commit(self) -> None:
         if self._ledger.changed:
@@ -579,7 +599,15 @@ class Coordinator:
             channel = where.channel.value
             if not event.payload and event.retained:
                 return
-            message = from_bytes(where.spec, event.payload)
+            if self._seals is None:
+                message = from_bytes(where.spec, event.payload)
+            else:
+                found = split(event.payload)
+                message = from_bytes(where.spec, found.plain)
+                if isinstance(message, Birth) and (roots := self._seals.behind(message)) is not None:
+                    self._outbox.command(where.gateway or "", Channel.WELCOME, roots)
+                    return
+                self._seals.check(event.topic, where, message, found)
         except ValueError as error:
             log.warning("dropped %d bytes on %s: %s", len(event.payload), event.topic, error)
             self._ledger.count_refused(channel, str(error)[:120], len(event.payload))
@@ -654,7 +682,37 @@ class Coordinator:
         if gateway.nonce == birth.nonce:
             self._welcomed[name] = birth
             self._note_sensors(name, birth)
+            if self._seals is not None and birth.card is not None:
+                self._seals.know(name, birth.nonce, birth.card)
+                if self._ledger.get(CARD_OF + name) != birth.card:
+                    self._ledger.put(CARD_OF + name, birth.card)
         self._welcome(gateway, birth, now)
+
+    def _recall_cards(self) -> None:
+        """Those who are here need not be born again because the coordinator was away."""
+        if self._seals is None:
+            return
+        for gateway in self._roster.all():
+            card = self._ledger.get(CARD_OF + gateway.name)
+            if card is None:
+                continue
+            try:
+                self._seals.know(gateway.name, gateway.nonce, card)
+            except ValueError as error:
+                log.warning("%s", error)
+
+    def _show_a_head(self, now: float) -> None:
+        """Something signed from time to time, also while no round is due: a gateway that hears nothing for long holds
+        that somebody keeps it from hearing."""
+        if self._seals is None or now - self._said_plan_at < self._limits.head_hours * 3600:
+            return
+        self._said_plan_at = now
+        for job in self._jobs.values():
+            plan = job.plan_at_hand(now)
+            if plan is not None and plan.kind is RoundKind.REST:
+                job.run.publish_plan(plan, now)
+                return
+        self._welcome_all(now)
 
     def _note_sensors(self, name: str, birth: Birth) -> None:
         """For people who look: nothing is decided by it."""

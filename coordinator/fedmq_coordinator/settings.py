@@ -634,6 +634,15 @@ class LimitSettings(Table):
             " once, as after a restart of the broker, its gateways spread out over as many seconds as that makes.",
         ),
     ] = 200
+    head_hours: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=8760,
+            description="Where messages are signed: hours without a round after which the state of affairs is signed"
+            " and said again, so that gateways know that nothing is kept from them. Well below their stale_hours.",
+        ),
+    ] = 6.0
     keep_payloads: Annotated[
         bool,
         Meta(
@@ -706,6 +715,14 @@ class CoordinatorSettings(Table):
             " learn side by side with the one below. Relative paths start where this file is.",
         ),
     ] = ()
+    revoked_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/mosquitto/tls/revoked.crl"],
+            description="With connection.identity_dir: the list of revoked certificates, read again when it changes;"
+            " most often the broker's. Without it: revoked.crl of the identity folder, where there is one.",
+        ),
+    ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"
