@@ -14,7 +14,7 @@ import pytest
 from fedmq_compression.frame import MAX_SCALE, deflate
 from fedmq_compression.indices import Layout
 from fedmq_coordinator.ledger import Answer
-from fedmq_protocol.messages import BlobRef, Chunk, Leave, RoundPlan, Statistics, Update, to_bytes
+from fedmq_protocol.messages import SEAL_BYTES, BlobRef, Chunk, Leave, RoundPlan, Seal, Statistics, Update, to_bytes
 from fedmq_protocol.session import Connected, Connection, Disconnected, MessageTooLarge, MqttSession
 from fedmq_protocol.topics import Channel, Direction, spec
 from redteam import FLOATS, MAIN, Insider, Outcome, Stand, cmd, up
@@ -213,7 +213,7 @@ def test_another_version_of_the_wire_is_refused(stand: Stand, outcome: Outcome) 
         update = Update(
             round_id=plan.round_id, base=plan.base_mark, counter=1, payload=payload, sent=0, received=0, loss=0
         )
-        data = to_bytes(update)
+        data = mallory.wire(Channel.ANSWER, update)
         mallory.publish(mallory.own(Channel.ANSWER), bytes([2 << 4 | data[0] & 15]) + data[1:])
         stand.site.poll(
             lambda: stand.refused_messages(Channel.ANSWER, "wire version 2") == before + 1, "the message to be refused"
@@ -311,7 +311,7 @@ def test_who_speaks_is_told_by_the_topic_and_nothing_else(stand: Stand, outcome:
         # One more field, as a message with a name in it would have it.
         named = bytearray(to_bytes(update)) + b"\xc0" + b"\xa8honest-1"
         named[1] += 2
-        mallory.publish(mallory.own(Channel.ANSWER), bytes(named))
+        mallory.publish(mallory.own(Channel.ANSWER), mallory.wire(Channel.ANSWER, update, plain=bytes(named)))
         assert stand.verdict(mallory, plan) == "accepted"
         # A good-bye with the nonce of somebody else's start.
         mallory.say(Channel.STATUS, Leave(nonce=nonce, clean=True, sent=1, received=1))
@@ -353,11 +353,11 @@ def replace_round(plan: RoundPlan, round_id: int) -> RoundPlan:
 def test_a_message_that_is_too_large_is_refused_before_it_is_sent_and_the_connection_stands(
     stand: Stand, outcome: Outcome
 ) -> None:
-    own = stand.issuer.issue("mallory-large")
+    own = stand.keys.issue("mallory-large")
     session = MqttSession(
         Connection(
             host="127.0.0.1", port=stand.port, client_id=own.name,
-            ca_file=stand.issuer.ca_file, cert_file=own.cert_file, key_file=own.key_file,
+            ca_file=stand.keys.ca_file, cert_file=own.cert_file, key_file=own.key_file,
         )
     )  # fmt: skip
     session.start()
@@ -381,18 +381,19 @@ def test_a_message_that_is_too_large_is_refused_before_it_is_sent_and_the_connec
 
 @pytest.mark.attack("oversize message")
 def test_a_client_that_sends_too_much_is_cut_off_and_nobody_reads_it(stand: Stand, outcome: Outcome) -> None:
-    own = stand.issuer.issue("mallory-huge")
+    own = stand.keys.issue("mallory-huge")
     with stand.client(own) as client:
         assert "the connection ended" in client.publish(up(own.name, Channel.ANSWER), bytes(300_000))
         stand.honest_round_went_on()
     # Within the broker's bound, and over the topic's.
-    size = spec(Direction.UP, Channel.ANSWER).max_bytes + 1
+    most = spec(Direction.UP, Channel.ANSWER).max_bytes
+    size = most + 1 + SEAL_BYTES[Seal.MAC]
     with stand.client(own) as client:
-        assert client.publish(up(own.name, Channel.ANSWER), bytes(size)) == "Success"
-        line = f"dropped {size} bytes on {up(own.name, Channel.ANSWER)}: {size} bytes, at most {size - 1} expected"
+        assert client.publish(up(own.name, Channel.ANSWER), b"\x32" + bytes(size - 1)) == "Success"
+        line = f"dropped {size} bytes on {up(own.name, Channel.ANSWER)}: {most + 1} bytes, at most {most} expected"
         stand.site.poll(lambda: line in stand.coordinator_log, "a line of the oversize message")
         stand.honest_round_went_on()
-    assert stand.refused_messages(Channel.ANSWER, f"{size} bytes, at most") >= 1
+    assert stand.refused_messages(Channel.ANSWER, f"{most + 1} bytes, at most") >= 1
     outcome("broker: max_packet_size; coordinator: the topic's bound")
 
 

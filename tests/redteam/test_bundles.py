@@ -20,6 +20,7 @@ from fedmq_broker_config.run import LocalBroker
 from fedmq_compression.frame import deflate
 from fedmq_models.bundle import BundleError, from_bytes
 from fedmq_models.graph import Node
+from fedmq_protocol import identity
 from fedmq_protocol.messages import (
     AskChunks,
     Assignment,
@@ -31,6 +32,7 @@ from fedmq_protocol.messages import (
     RoundPlan,
     Welcome,
     bitmap,
+    split,
     to_bytes,
 )
 from fedmq_protocol.messages import from_bytes as message_of
@@ -139,15 +141,16 @@ class FalseCoordinator:
     """Speaks as the coordinator: welcomes whoever is born to a task of its own, and sends the bundle when asked."""
 
     def __init__(self, stand: Stand, port: int, task: Task, data: bytes) -> None:
-        own = stand.issuer.issue("coordinator")
+        own = stand.keys.coordinator_folder
         self.task = task
         self.data = data
         self.lineage = int(time.time())
         self.declines: list[Decline] = []
+        self._seals = stand.keys.coordinator_seals()
         self._session = MqttSession(
             Connection(
-                host="127.0.0.1", port=port, client_id=own.name,
-                ca_file=stand.issuer.ca_file, cert_file=own.cert_file, key_file=own.key_file,
+                host="127.0.0.1", port=port, client_id="coordinator", ca_file=stand.keys.ca_file,
+                cert_file=own / identity.CERTIFICATE, key_file=own / identity.CERTIFICATE_KEY,
             )
         )  # fmt: skip
         self._session.subscribe(*coordinator_filters(FEDERATION))
@@ -167,10 +170,12 @@ class FalseCoordinator:
             if isinstance(event, Received):
                 where = parse(event.topic)
                 if where.gateway is not None:
-                    self._receive(where.gateway, message_of(where.spec, event.payload))
+                    self._receive(where.gateway, message_of(where.spec, split(event.payload).plain))
 
     def _receive(self, gateway: str, message: Message) -> None:
         if isinstance(message, Birth):
+            assert message.card is not None
+            self._seals.know(gateway, message.nonce, message.card)
             assignment = Assignment(lineage=self.lineage, counter=0, task=self.task, plan=self.plan(1))
             welcome = Welcome(nonce=message.nonce, now=time.time(), roster=0, spread=0, tasks=(assignment,))
             self._say(topic(FEDERATION, Direction.CMD, Channel.WELCOME, gateway), welcome)
@@ -181,7 +186,7 @@ class FalseCoordinator:
             self.declines.append(message)
 
     def _say(self, where: str, message: Welcome | Chunk | RoundPlan) -> None:
-        self._session.publish(where, to_bytes(message))
+        self._session.publish(where, self._seals.seal(where, parse(where), message, to_bytes(message)))
 
     def stop(self) -> None:
         self._session.stop(flush_seconds=1.0)
@@ -206,7 +211,7 @@ def test_a_gateway_that_receives_such_a_bundle_refuses_it_and_declines(
     )  # fmt: skip
     with (
         LocalBroker(stand.broker_settings, directory=tmp_path / "broker") as broker,
-        CertifiedSite(tmp_path, fleet, issuer=stand.issuer, port=broker.port) as site,
+        CertifiedSite(tmp_path, fleet, keys=stand.keys, port=broker.port) as site,
     ):
         gateway = site.start_gateway(fleet.gateways[0].name)
         false = FalseCoordinator(stand, broker.port, task, data)

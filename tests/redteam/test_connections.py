@@ -8,7 +8,7 @@ import pytest
 from fedmq_protocol.messages import AskVerdict, Leave, to_bytes
 from fedmq_protocol.topics import Channel
 from redteam import NOT_AUTHORIZED, Client, Outcome, Refused, Stand, cmd, up, wait_until
-from redteam_keys import Issuer
+from redteam_keys import Keys
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
@@ -20,7 +20,7 @@ def is_kept_out(stand: Stand, client: Client, said_by_broker: str) -> None:
         client.connect()
     wait_until(lambda: said_by_broker in stand.broker_log()[before:], f"{said_by_broker!r} in the broker's log")
     assert " as nobody" not in stand.broker_log()[before:]
-    assert f" as {client.name} (" not in stand.broker_log()[before:]
+    assert f" as {client.client_id} (" not in stand.broker_log()[before:]
     stand.honest_round_went_on()
 
 
@@ -32,9 +32,9 @@ def test_who_shows_no_certificate_is_kept_out(stand: Stand, outcome: Outcome) ->
 
 @pytest.mark.attack("expired certificate")
 def test_a_certificate_that_is_out_of_date_is_kept_out(stand: Stand, outcome: Outcome) -> None:
-    expired = stand.issuer.issue("mallory-expired", begins_days=-3, days=1)
+    expired = stand.keys.forge("mallory-expired", begins_days=-3, days=1)
     is_kept_out(stand, stand.client(expired), "certificate verify failed")
-    early = stand.issuer.issue("mallory-early", begins_days=1, days=1)
+    early = stand.keys.forge("mallory-early", begins_days=1, days=1)
     is_kept_out(stand, stand.client(early), "certificate verify failed")
     outcome("broker: TLS handshake")
 
@@ -45,7 +45,7 @@ def test_a_certificate_of_another_authority_is_kept_out_whatever_its_name(
     stand: Stand, outcome: Outcome, tmp_path: Path, name: str
 ) -> None:
     # Its own name is that of ours, so that only the signature gives it away.
-    other = Issuer(tmp_path / "other").issue(name)
+    other = Keys(tmp_path / "other").forge(name)
     before = len(stand.broker_log())
     with pytest.raises(Refused):
         stand.client(other, client_id=f"thief of {name}").connect()
@@ -64,7 +64,7 @@ def test_a_revoked_certificate_is_kept_out(stand: Stand, outcome: Outcome) -> No
 @pytest.mark.attack("steals a client id")
 @pytest.mark.parametrize("victim", ["honest-1", "coordinator"])
 def test_a_stolen_client_id_pushes_nobody_out_and_gives_no_right(stand: Stand, outcome: Outcome, victim: str) -> None:
-    own = stand.issuer.issue(f"mallory-as-{victim}")
+    own = stand.keys.issue(f"mallory-as-{victim}")
     with stand.client(own, client_id=victim) as thief:
         # The broker knows it by its certificate, whatever it said.
         assert f" as {own.name} (" in stand.broker_log()
@@ -80,8 +80,8 @@ def test_a_stolen_client_id_pushes_nobody_out_and_gives_no_right(stand: Stand, o
 @pytest.mark.attack("certificate with CN + or #")
 @pytest.mark.parametrize("name", ["+", "#", "honest-1/answer/#"])
 def test_a_name_that_is_a_pattern_matches_nobody_elses_topics(stand: Stand, outcome: Outcome, name: str) -> None:
-    # What `fedmq ca` would never issue, of an authority that was careless.
-    careless = stand.issuer.issue(name)
+    # What `fedmq ca` would never issue.
+    careless = stand.keys.forge(name)
     leave = to_bytes(Leave(nonce=nonce_of(stand, "honest-1"), clean=True))
     with stand.client(careless, client_id="careless") as client:
         assert client.publish(up("honest-1", Channel.STATUS), leave) == NOT_AUTHORIZED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from fedmq_protocol.messages import AskChunks, AskModel, AskVerdict, CatchUp, MessageError, from_bytes, to_bytes
+from fedmq_protocol.messages import AskChunks, AskModel, AskVerdict, CatchUp, MessageError, from_bytes, split
 from fedmq_protocol.task import short
 from fedmq_protocol.topics import Channel, Direction, spec
 from redteam import FLOATS, MAIN, Outcome, Stand, cmd, down
@@ -25,7 +25,7 @@ def test_many_questions_for_a_model_have_one_answer_for_all(stand: Stand, outcom
         asked = 0
         for number in range(QUESTIONS):
             # Each from another version, so that each would have another answer.
-            data = to_bytes(AskModel(lineage=plan.lineage, version=number % (plan.base + 1)))
+            data = mallory.wire(Channel.ASK, AskModel(lineage=plan.lineage, version=number % (plan.base + 1)))
             asked += len(mallory.own(Channel.ASK)) + len(data)
             mallory.throw(mallory.own(Channel.ASK), data, qos=0)
         stand.site.poll(lambda: len(stand.catch_ups()) > answers_before, "an answer")
@@ -51,7 +51,7 @@ def test_the_same_chunks_are_not_sent_as_often_as_somebody_asks_for_them(stand: 
         asked = 0
         for _ in range(QUESTIONS):
             # The same chunk many times in one question, and the same question many times.
-            data = to_bytes(AskChunks(transfer=transfer, missing=(0,) * 100))
+            data = mallory.wire(Channel.ASK, AskChunks(transfer=transfer, missing=(0,) * 100))
             asked += len(mallory.own(Channel.ASK)) + len(data)
             mallory.throw(mallory.own(Channel.ASK), data, qos=0)
         stand.honest_round_went_on()
@@ -65,6 +65,6 @@ def test_the_same_chunks_are_not_sent_as_often_as_somebody_asks_for_them(stand: 
 
 def answer_of(data: bytes) -> object:
     try:
-        return from_bytes(spec(Direction.DOWN, Channel.MODEL), data)
+        return from_bytes(spec(Direction.DOWN, Channel.MODEL), split(data).plain)
     except MessageError as error:
         return error

@@ -7,7 +7,7 @@ import pytest
 from fedmq_protocol.messages import AskVerdict, Birth, Decline, Receipt, Verdict, to_bytes
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.topics import Channel
-from redteam import MAIN, NOT_AUTHORIZED, Outcome, Stand, cmd, down, up
+from redteam import MAIN, NOT_AUTHORIZED, Insider, Outcome, Stand, cmd, down, up
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
@@ -94,23 +94,27 @@ def test_a_gateway_gives_no_receipts(stand: Stand, outcome: Outcome) -> None:
 
 @pytest.mark.attack("site A's bridge poses as site B's gateway")
 def test_a_sites_bridge_carries_its_own_gateways_and_no_others(stand: Stand, outcome: Outcome) -> None:
-    site_a, site_b = stand.issuer.issue("site-a"), stand.issuer.issue("site-b")
-    ask = to_bytes(AskVerdict(round_id=1, counter=1, digest=bytes(8)))
-    with stand.client(site_a) as a, stand.client(site_b) as b:
+    keys = stand.keys
+    site_a, site_b = keys.issue("site-a", "site"), keys.issue("site-b", "site")
+    question = AskVerdict(round_id=1, counter=1, digest=bytes(8))
+    with (
+        Insider(stand, keys.issue("press-a"), via=site_a) as a,
+        Insider(stand, keys.issue("press-b"), via=site_b) as b,
+    ):
+        # Each was born and welcomed by way of its own site; A's bridge reaches for B's gateway, and for one that has
+        # a connection of its own.
         a.subscribe("fl/1/plant/cmd/+/+")
-        b.subscribe("fl/1/plant/cmd/+/+")
-        # Each speaks for its own ...
-        assert a.publish(up("press-a", Channel.ASK), ask) == "Success"
-        a.until(lambda: a.heard(cmd("press-a", Channel.RECEIPT)), "press-a's receipt")
-        # ... and not for the other's, nor for one that has a connection of its own.
+        data = b.wire(Channel.ASK, question)
         for where in (up("press-b", Channel.ASK), up(VICTIM, Channel.ASK), cmd("press-b", Channel.RECEIPT)):
-            assert a.publish(where, ask) == NOT_AUTHORIZED
-        assert a.publish(down(Channel.PLAN), ask) == NOT_AUTHORIZED
-        a.publish(up("press-b", Channel.ASK), ask, qos=0)
+            assert a.publish(where, data) == NOT_AUTHORIZED
+        assert a.publish(down(Channel.PLAN), data) == NOT_AUTHORIZED
+        a.publish(up("press-b", Channel.ASK), data, qos=0)
         # What is said to site B's gateway goes to B alone.
-        assert b.publish(up("press-b", Channel.ASK), ask) == "Success"
+        b.say(Channel.ASK, question)
         b.until(lambda: b.heard(cmd("press-b", Channel.RECEIPT)), "press-b's receipt")
+        a.say(Channel.ASK, question)
+        a.until(lambda: a.heard(cmd("press-a", Channel.RECEIPT)), "press-a's receipt")
         stand.honest_round_went_on()
-        assert {text for text, _, _ in a.messages} == {cmd("press-a", Channel.RECEIPT)}
-        assert len(b.messages) == 1, "A's question in B's name was answered"
+        assert {text for text, _, _ in a.messages if "/cmd/press-a/" not in text} == {down(Channel.PLAN)}
+        assert len(b.heard(cmd("press-b", Channel.RECEIPT))) == 1, "A's question in B's name was answered"
     outcome("broker: ACL")

@@ -47,6 +47,7 @@ from fedmq_protocol.messages import (
     Update,
     Welcome,
     from_bytes,
+    split,
     to_bytes,
 )
 from fedmq_protocol.reasons import Reason
@@ -55,7 +56,7 @@ from fedmq_protocol.topics import Channel, Direction, parse, spec, topic
 from numpy.typing import NDArray
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from processes import FEDERATION, PATIENCE_SECONDS, Program, Site, small_fleet, write_toml
-from redteam_keys import Identity, Issuer
+from redteam_keys import Identity, Keys
 
 from fedmq.data import Fleet
 from fedmq.programs import ledger_path
@@ -136,14 +137,14 @@ class Client:
         ca_file: Path | None = None,
     ) -> None:
         self.stand = stand
-        self.name = client_id if identity is None else identity.name
+        self.client_id = client_id
         self.messages: list[tuple[str, bytes, bool]] = []
         self.ended: str | None = None
         """Why the connection ended, or None."""
         self._changed = threading.Condition()
         self._connack: str | None = None
         self._acknowledged: dict[tuple[str, int], str] = {}
-        context = ssl.create_default_context(cafile=ca_file or stand.issuer.ca_file)
+        context = ssl.create_default_context(cafile=ca_file or stand.keys.ca_file)
         if identity is not None:
             context.load_cert_chain(identity.cert_file, identity.key_file)
         self._paho = paho.Client(
@@ -215,7 +216,7 @@ class Client:
         """Wait for what this client is to hear."""
         with self._changed:
             came = self._changed.wait_for(lambda: bool(condition()), PATIENCE_SECONDS)
-        assert came, f"{self.name} waited in vain for {what}; the connection: {self.ended or 'stands'}"
+        assert came, f"{self.client_id} waited in vain for {what}; the connection: {self.ended or 'stands'}"
 
     def _reason(self, kind: str, mid: int, what: str) -> str:
         self.until(lambda: (kind, mid) in self._acknowledged or self.ended is not None, what)
@@ -254,10 +255,14 @@ class Insider(Client):
         stand: Stand,
         identity: Identity,
         *,
+        via: Identity | None = None,
         tags: tuple[str, ...] = (),
         signal_samples: int = 40_000,
     ) -> None:
+        """`via` is whose connection it comes by: its own, or that of a site's bridge."""
+        self.name = identity.name
         self.nonce = os.urandom(8)
+        self.seals = identity.seals(self.nonce)
         self.tags = tags
         self.signal_samples = signal_samples
         self.welcome: Welcome | None = None
@@ -270,7 +275,8 @@ class Insider(Client):
         self._leaving = False
         will = to_bytes(Leave(nonce=self.nonce, clean=False))
         status = topic(FEDERATION, Direction.UP, Channel.STATUS, identity.name)
-        super().__init__(stand, identity, client_id=identity.name, will=(status, will))
+        tls = via or identity
+        super().__init__(stand, tls, client_id=tls.name, will=(status, will))
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -302,7 +308,7 @@ class Insider(Client):
     def decline(self, plan: RoundPlan) -> None:
         """The answer "not now"."""
         decline = Decline(round_id=plan.round_id, reason=Reason.SAMPLES, sent=0, received=0)
-        self.throw(self.own(Channel.ANSWER), to_bytes(decline))
+        self.throw(self.own(Channel.ANSWER), self.wire(Channel.ANSWER, decline))
 
     def own(self, channel: Channel) -> str:
         """Its own topic."""
@@ -310,7 +316,12 @@ class Insider(Client):
 
     def say(self, channel: Channel, message: Message) -> str:
         """As a gateway says it: the PUBACK's reason."""
-        return self.publish(self.own(channel), to_bytes(message))
+        return self.publish(self.own(channel), self.wire(channel, message))
+
+    def wire(self, channel: Channel, message: Message, *, plain: bytes | None = None) -> bytes:
+        """A message as it travels, with this gateway's seal; `plain` in place of its own bytes."""
+        where = self.own(channel)
+        return self.seals.seal(where, parse(where), message, to_bytes(message) if plain is None else plain)
 
     def join(self) -> None:
         """Be born, and welcomed."""
@@ -322,6 +333,8 @@ class Insider(Client):
             sent=0,
             received=0,
             tags=self.tags,
+            root=self.seals.root.version,
+            card=self.seals.card,
         )
         self.say(Channel.STATUS, birth)
         self.until(lambda: self.welcome is not None, "its welcome")
@@ -358,7 +371,7 @@ class Insider(Client):
     def take(self, where: str, data: bytes) -> None:
         parsed = parse(where)
         try:
-            message = from_bytes(parsed.spec, data)
+            message = from_bytes(parsed.spec, split(data).plain)
         except MessageError:
             return  # junk of another test
         if isinstance(message, Welcome) and message.nonce == self.nonce:
@@ -378,7 +391,7 @@ class Insider(Client):
             self.decline(plan)
             if self._leaving:
                 # An answer is a sign of life.
-                self.throw(self.own(Channel.STATUS), to_bytes(self._leave()))
+                self.throw(self.own(Channel.STATUS), self.wire(Channel.STATUS, self._leave()))
 
 
 class Eve(Client):
@@ -410,29 +423,23 @@ class OwnedBroker(LocalBroker):
 
 
 class CertifiedSite(Site):
-    """A site whose programs connect with certificates."""
+    """A site whose programs have an identity each: TLS, and seals on what they say."""
 
-    def __init__(self, directory: Path, fleet: Fleet, *, issuer: Issuer, **wishes: Any) -> None:
+    def __init__(self, directory: Path, fleet: Fleet, *, keys: Keys, **wishes: Any) -> None:
         super().__init__(directory, fleet, **wishes)
-        self.issuer = issuer
-        self.identities: dict[str, Identity] = {}
+        self.keys = keys
+        self.identity_of: dict[str, Path] = {"coordinator": keys.coordinator_folder}
+        """Folders of those that have another one than the authority gives them."""
 
     def _connection(self, name: str) -> dict[str, Any]:
-        if name not in self.identities:
-            self.identities[name] = self.issuer.issue(name)
-        own = self.identities[name]
-        return super()._connection(name) | {
-            "connection.tls": True,
-            "connection.ca_file": str(self.issuer.ca_file),
-            "connection.certificate_file": str(own.cert_file),
-            "connection.key_file": str(own.key_file),
-        }
+        folder = self.identity_of.get(name) or self.keys.issue(name).folder
+        return super()._connection(name) | {"connection.identity_dir": str(folder)}
 
 
 class TwoTasks(CertifiedSite):
     """The same with MAIN and FLOATS, whose rounds go on without an end."""
 
-    def __init__(self, directory: Path, issuer: Issuer, *, port: int, honest: int, **wishes: Any) -> None:
+    def __init__(self, directory: Path, keys: Keys, *, port: int, honest: int, **wishes: Any) -> None:
         fleet = small_fleet(honest, samples=16_000)
         fleet = replace(
             fleet,
@@ -454,10 +461,11 @@ class TwoTasks(CertifiedSite):
             },
         )
         coordinator = {"more_tasks": [str(more)], "rounds.tags": [], "limits.catch_up_gather_seconds": 0.2}
+        coordinator["revoked_file"] = str(keys.crl_file)
         super().__init__(
             directory,
             fleet,
-            issuer=issuer,
+            keys=keys,
             port=port,
             rounds=1_000_000,
             task={"codec.up_bits": 8, "codec.least_density": 0.3, "codec.most_density": 0.3},
@@ -494,15 +502,14 @@ class Stand:
 
     def __init__(self, directory: Path, *, honest: int = 2, **wishes: Any) -> None:
         self.directory = directory
-        self.issuer = Issuer(directory / "keys")
-        server = self.issuer.issue("broker", address="127.0.0.1")
-        self.revoked = self.issuer.issue("mallory-revoked")
-        self.issuer.revoke(self.revoked)
+        self.keys = Keys(directory)
+        self.revoked = self.keys.issue("mallory-revoked")
+        self.keys.revoke(self.revoked.name)
         access = Certificates(
-            ca_file=self.issuer.ca_file,
-            cert_file=server.cert_file,
-            key_file=server.key_file,
-            revoked_file=self.issuer.crl_file,
+            ca_file=self.keys.ca_file,
+            cert_file=self.keys.broker_cert,
+            key_file=self.keys.broker_key,
+            revoked_file=self.keys.crl_file,
         )
         # What goes to the standard output of a child comes late: it is not a terminal.
         self._broker_log = directory / "mosquitto.log"
@@ -510,7 +517,7 @@ class Stand:
         """For another broker with the same certificates."""
         settings = replace(self.broker_settings, log=self._broker_log)
         self.broker = OwnedBroker(settings, directory=directory / "broker")
-        self.site = TwoTasks(directory, self.issuer, port=self.broker.port, honest=honest, **wishes)
+        self.site = TwoTasks(directory, self.keys, port=self.broker.port, honest=honest, **wishes)
         self.names = self.site.names
         self.task_names: dict[int, str] = {}
         """By lineage."""
@@ -547,11 +554,11 @@ class Stand:
 
     def insider(self, name: str, **wishes: Any) -> Insider:
         """An enrolled gateway that has turned, to be entered with `with`."""
-        return Insider(self, self.issuer.issue(name), **wishes)
+        return Insider(self, self.keys.issue(name), **wishes)
 
     @contextmanager
     def eve(self) -> Iterator[Eve]:
-        with Eve(self, self.issuer.issue(EVE), client_id=EVE) as eve:
+        with Eve(self, self.keys.issue(EVE), client_id=EVE) as eve:
             yield eve
 
     # -- what came of it ---------------------------------------------------------------------------------------
@@ -715,7 +722,7 @@ def down(channel: Channel) -> str:
 def plan_of(data: bytes) -> RoundPlan | None:
     """The plan in a message, or None."""
     try:
-        message = from_bytes(spec(Direction.DOWN, Channel.PLAN), data)
+        message = from_bytes(spec(Direction.DOWN, Channel.PLAN), split(data).plain)
     except MessageError:
         return None
     return message if isinstance(message, RoundPlan) else None
