@@ -52,7 +52,7 @@ class Keys:
     """A federation's authority below one directory, and what it has issued."""
 
     def __init__(self, directory: Path) -> None:
-        self.authority = Authority.create(directory / "ca", federation=FEDERATION, hosts=("127.0.0.1",), years=1)
+        self.authority = Authority.create(directory / "ca", federation=FEDERATION, hosts=("127.0.0.1",), years=5)
         self.ca_file = directory / "ca" / identity.CA_CERTIFICATE
         self.crl_file = directory / "ca" / identity.REVOKED
         self.coordinator_folder = directory / "ca" / "coordinator"
