@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
+import logging
 import os
 import signal
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy as np
+    from fedmq_coordinator.audit import AuditLog
     from fedmq_coordinator.ledger import Book, Ledger
     from fedmq_coordinator.run import Score
     from fedmq_coordinator.service import Coordinator, TaskPlan
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "audit_log",
     "build_coordinator",
     "build_gateway",
     "crash_point",
@@ -53,11 +58,18 @@ __all__ = [
     "open_ledger",
     "read_bundle",
     "recover",
+    "render_site",
     "run_broker",
+    "run_coordinator",
+    "run_guard",
     "scorer",
+    "settings_digest",
     "show_gateway",
+    "socket_path",
     "task_plans",
 ]
+
+log = logging.getLogger("fedmq.coordinator")
 
 
 def connection_of(settings: ConnectionSettings, client_id: str) -> Connection:
@@ -324,7 +336,63 @@ def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = Fals
         seals=_coordinator_seals(settings),
         crash_point=crash,
         holds=lock,
+        audit=audit_log(settings.state_dir),
     )
+
+
+def run_coordinator(coordinator: Coordinator, settings: CoordinatorSettings) -> None:
+    """Until it is to stop: with its control socket, and with start and stop in the audit log. Raises ValueError."""
+    from fedmq_coordinator.audit import local_user
+
+    audit, who, subject = audit_log(settings.state_dir), local_user(), f"coordinator {settings.name}"
+    try:
+        with _control(settings):
+            audit.record(
+                who=who,
+                action="start",
+                subject=subject,
+                outcome=f"fedmq {__version__}, federation {settings.connection.federation}, settings"
+                f" {settings_digest(settings)}",
+            )
+            coordinator.run()
+    except BaseException as error:
+        audit.record(who=who, action="stop", subject=subject, outcome=f"failed: {type(error).__name__}: {error}")
+        raise
+    audit.record(who=who, action="stop", subject=subject, outcome="in order")
+
+
+def _control(settings: CoordinatorSettings) -> AbstractContextManager[object]:
+    """The control socket, open. Raises ControlError."""
+    from fedmq_coordinator.control import Control, Roles, Server
+
+    wanted = settings.control
+    if not wanted.enabled:
+        return nullcontext()
+    roles = Roles(operators=wanted.operators, viewers=wanted.viewers)
+    for name in roles.strangers():
+        log.warning("control: this machine knows no %s: nobody has a role by that name", name)
+    control = Control(ledger_path(settings.state_dir), audit_log(settings.state_dir), roles)
+    return Server(socket_path(settings), control, open_to_all=bool(wanted.operators or wanted.viewers))
+
+
+def socket_path(settings: CoordinatorSettings) -> Path:
+    from fedmq_coordinator.control import SOCKET
+
+    return settings.control.socket or settings.state_dir / SOCKET
+
+
+def audit_log(state_dir: Path) -> AuditLog:
+    from fedmq_coordinator.audit import AUDIT_FILE, AuditLog
+
+    return AuditLog(state_dir / AUDIT_FILE)
+
+
+def settings_digest(settings: CoordinatorSettings) -> str:
+    """sha256 over every setting, and over the files of further tasks: another digest is another configuration."""
+    whole = hashlib.sha256(msgspec.json.encode(settings, enc_hook=str, order="sorted"))
+    for file in settings.more_tasks:
+        whole.update(hashlib.sha256(Path(file).read_bytes()).digest())
+    return f"sha256:{whole.hexdigest()}"
 
 
 def task_plans(settings: CoordinatorSettings) -> list[TaskPlan]:
@@ -403,8 +471,19 @@ def crash_point(known: Sequence[str]) -> Callable[[str], None]:
 def recover(settings: CoordinatorSettings, backup: Path) -> list[str]:
     """`fedmq coordinator recover`: what was done, in sentences. Raises ValueError, and has changed nothing then."""
     from fedmq_coordinator import folder
+    from fedmq_coordinator.audit import local_user
+    from fedmq_protocol.state import make_folder
 
-    return folder.recover(settings.state_dir, backup, settings.connection.federation, now=time.time())
+    audit, who, subject = audit_log(settings.state_dir), local_user(), f"backup {backup}"
+    make_folder(settings.state_dir)
+    audit.record(who=who, action="recover", subject=subject, outcome="begins")
+    try:
+        done = folder.recover(settings.state_dir, backup, settings.connection.federation, now=time.time())
+    except ValueError as error:
+        audit.record(who=who, action="recover", subject=subject, outcome=f"failed: {error}")
+        raise
+    audit.record(who=who, action="recover", subject=subject, outcome="; ".join(done))
+    return done
 
 
 METRIC_NAMES = {"macro_f1": "macro-F1", "auc": "AUC", "r2": "R2", "rmse": "RMSE"}
@@ -483,3 +562,40 @@ def run_broker(arguments: argparse.Namespace) -> None:
     if table.port == 0:
         settings = replace(settings, port=free_port(table.address))
     serve(settings, spec=arguments.broker, directory=arguments.directory, say=lambda text: print(text, flush=True))
+
+
+def run_guard(arguments: argparse.Namespace) -> None:
+    """`fedmq broker guard`: until SIGTERM or SIGINT."""
+    import threading
+
+    from fedmq_broker_config.service import Guard
+    from fedmq_broker_config.settings import BrokerTable
+
+    guard = Guard(load(BrokerTable, arguments.config, arguments.overrides).broker(), site=arguments.site)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    guard.run(stopping)
+
+
+def render_site(arguments: argparse.Namespace) -> None:
+    """`fedmq broker site`."""
+    from fedmq_broker_config.render import Upstream
+    from fedmq_broker_config.run import write_site_configuration
+    from fedmq_broker_config.settings import BrokerTable
+
+    settings = load(BrokerTable, arguments.config, arguments.overrides).broker()
+    host, colon, port = arguments.upstream.rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise ValueError(f"--upstream: expected HOST:PORT, got {arguments.upstream!r}")
+    identity = arguments.identity.absolute()
+    upstream = Upstream(
+        site=arguments.site,
+        host=host,
+        port=int(port),
+        ca_file=identity / "ca.crt",
+        cert_file=identity / "client.crt",
+        key_file=identity / "client.key",
+    )
+    for path in write_site_configuration(settings, upstream, arguments.render):
+        print(f"wrote {path}", file=sys.stderr)

@@ -56,6 +56,7 @@ DOORS = {
         "fedmq/ca/certificates.py",
         "fedmq/simulate/sealing.py",
     },
+    "grp": {"coordinator/control.py"},
     "sqlite3": {"coordinator/ledger.py", "edge_node/memory.py", "firmware_bridge/store.py", "fedmq/simulate/disks.py"},
 }
 """Each outside thing has one door. The demo measures its children's memory, which is not a gateway's vitals, the
@@ -66,8 +67,9 @@ CLOCKS = {
     ("time", name)
     for name in ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "process_time", "sleep", "localtime")
 } | {("datetime", "now"), ("datetime", "today"), ("datetime", "utcnow"), ("date", "today")}
-MAY_READ_CLOCKS = {"service.py", "session.py", "port.py", "modbus.py", "vitals.py"}
-"""`vitals.py` reads the machine: how busy it was is a difference over time."""
+MAY_READ_CLOCKS = {"service.py", "session.py", "port.py", "modbus.py", "vitals.py", "control.py", "audit.py"}
+"""`vitals.py` reads the machine: how busy it was is a difference over time. `control.py` gives each connection its
+time, in a thread of its own; `audit.py` says when something happened as it is noted."""
 
 
 @dataclass(frozen=True, kw_only=True)

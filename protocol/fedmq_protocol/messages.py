@@ -21,7 +21,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Meta
@@ -70,6 +70,7 @@ __all__ = [
     "bitmap",
     "check_of",
     "from_bytes",
+    "kinds_on",
     "sealed",
     "split",
     "to_bytes",
@@ -115,6 +116,8 @@ class Verdict(IntEnum):
     """Never seen, and the round is open: send it again."""
     ABANDONED = 9
     """The round was given up, or belongs to another lineage: residual = y, or zero where the lineage is new."""
+    SET_ASIDE = 10
+    """The coordinator takes no updates of this gateway until an operator readmits it: residual = y."""
 
 
 class RoundKind(IntEnum):
@@ -616,6 +619,12 @@ def split(data: bytes) -> Sealed:
 def sealed(plain: bytes, seal: Seal) -> bytes:
     """What a seal of this kind is to be made over, from what `to_bytes` gave; the seal is put behind it."""
     return bytes([WIRE_VERSION << 4 | seal]) + plain[1:]
+
+
+def kinds_on(spec: TopicSpec) -> tuple[type[msgspec.Struct], ...]:
+    """The types of message that stand on a topic of this row; none where people's tools alone read."""
+    home = _HOMES.get((spec.direction, spec.channel))
+    return () if home is None else get_args(home) or (home,)
 
 
 def to_bytes(message: Message) -> bytes:
