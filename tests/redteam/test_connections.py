@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from fedmq_protocol.messages import AskVerdict, Leave, to_bytes
 from fedmq_protocol.topics import Channel
-from redteam import NOT_AUTHORIZED, Client, Outcome, Refused, Stand, cmd, up, wait_until
+from redteam import MAIN, NOT_AUTHORIZED, Client, Insider, Outcome, Refused, Stand, cmd, up, wait_until
 from redteam_keys import Keys
+from redteam_payloads import Forger
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
@@ -61,6 +62,49 @@ def test_a_revoked_certificate_is_kept_out(stand: Stand, outcome: Outcome) -> No
     outcome("broker: TLS handshake, by its list of revoked certificates")
 
 
+@pytest.mark.attack("revoked while connected")
+def test_who_is_revoked_while_connected_is_cut_off_and_stays_out(outcome: Outcome, tmp_path: Path) -> None:
+    with Stand(tmp_path, guard=True) as own, own.insider("mallory-later") as mallory:
+        plan = mallory.next_plan(MAIN)
+        mallory.decline(plan)
+        own.keys.revoke(mallory.name)
+        mallory.until(lambda: mallory.ended is not None, "its connection to end", seconds=5.0)
+        is_kept_out(own, own.client(own.keys.issue(mallory.name)), "certificate verify failed")
+        own.site.poll(lambda: not own.is_present(mallory.name), "the coordinator to hear that it is gone")
+        own.honest_round_went_on()
+        # Nobody else was cut off on the way.
+        assert all(own.gateway_log(name).count("connected with MQTT") == 1 for name in own.names)
+    outcome("broker guard: cut off and shut out")
+
+
+@pytest.mark.attack("revoked while connected")
+def test_who_is_revoked_is_not_believed_even_where_the_broker_still_lets_it_speak(
+    stand: Stand, outcome: Outcome
+) -> None:
+    with stand.insider("mallory-no-guard") as mallory:
+        plan = mallory.next_plan(MAIN)
+        mallory.decline(plan)
+        stand.honest_round_went_on(plan.round_id)
+        plan = mallory.next_plan(MAIN)
+        # This broker has no guard.
+        stand.keys.revoke(mallory.name)
+        reason = f"the card of {mallory.name} is revoked"
+        payload = Forger(mallory.task(MAIN), plan, stand.steps(plan)).honest()
+        mallory.answer(plan, payload)
+        stand.site.poll(lambda: stand.refused_messages(Channel.ANSWER, reason) == 1, "its answer to be refused")
+        assert stand.answers(mallory, plan) == []
+        mallory.cut()
+        stand.honest_round_went_on(plan.round_id)
+    # A birth under the old card changes nothing, either.
+    again = Insider(stand, stand.keys.issue(mallory.name))
+    again.connect()
+    again.be_born()
+    stand.site.poll(lambda: stand.refused_messages(Channel.STATUS, reason) >= 1, "its birth to be refused")
+    again.cut()
+    assert not stand.is_present(mallory.name)
+    outcome("coordinator: the card's serial number is on the list")
+
+
 @pytest.mark.attack("steals a client id")
 @pytest.mark.parametrize("victim", ["honest-1", "coordinator"])
 def test_a_stolen_client_id_pushes_nobody_out_and_gives_no_right(stand: Stand, outcome: Outcome, victim: str) -> None:
@@ -92,7 +136,7 @@ def test_a_name_that_is_a_pattern_matches_nobody_elses_topics(stand: Stand, outc
         stand.honest_round_went_on()
         assert client.messages == []
         assert f'dangerous username "{name}"' in stand.broker_log()
-    assert next(g for g in stand.site.ledger.gateways() if g.name == "honest-1").present
+    assert stand.is_present("honest-1")
     outcome("broker: a user name with + or # matches no pattern of the ACL")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 
 import pytest
 from fedmq_protocol.messages import AskChunks, AskModel, AskVerdict, CatchUp, MessageError, from_bytes, split
@@ -13,6 +14,32 @@ from redteam import FLOATS, MAIN, Outcome, Stand, cmd, down
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 QUESTIONS = 1000
+FLOOD_SECONDS = 4
+
+
+@pytest.mark.attack("flood of 1,000 messages a second")
+@pytest.mark.parametrize("kind", ["questions", "junk"])
+def test_a_flood_of_one_gateway_is_dropped_unread_and_the_rounds_go_on(
+    stand: Stand, outcome: Outcome, kind: str
+) -> None:
+    before = stand.refused_messages(Channel.ASK, "rate")
+    with stand.insider("mallory-floods") as mallory:
+        question = mallory.wire(Channel.ASK, AskVerdict(round_id=1, counter=1, digest=bytes(8)))
+        data = question if kind == "questions" else b"junk"
+        first = stand.newest_round() + 1
+        for _ in range(FLOOD_SECONDS):
+            for _ in range(QUESTIONS):
+                mallory.throw(mallory.own(Channel.ASK), data, qos=0)
+            time.sleep(1.0)
+        # While it lasts and behind it: nobody waits in a queue for the flood to be over.
+        stand.honest_round_went_on(first)
+        stand.site.poll(
+            lambda: stand.refused_messages(Channel.ASK, "rate") > before + FLOOD_SECONDS * QUESTIONS / 4,
+            "the flood to be dropped",
+        )
+        assert f"{mallory.name} asks for more than its share" in stand.coordinator_log
+        stand.honest_round_went_on()
+    outcome("coordinator: a rate for each gateway; more is dropped unread")
 
 
 @pytest.mark.attack("catch-up requests as an amplifier")
@@ -60,7 +87,7 @@ def test_the_same_chunks_are_not_sent_as_often_as_somebody_asks_for_them(stand: 
         mallory.until(lambda: mallory.heard(cmd(mallory.name, Channel.RECEIPT)), "a receipt")
         answered = sum(len(own) + len(data) for data in mallory.heard(own))
     assert answered < asked, f"{asked:,} bytes of questions brought {answered:,} bytes of answers"
-    outcome("coordinator: limit on questions", "no gain")
+    outcome("coordinator: what one gateway is sent because it asks is bounded", "no gain")
 
 
 def answer_of(data: bytes) -> object:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import ssl
 import threading
 import time
@@ -31,7 +32,7 @@ from typing import Any, Self
 
 import numpy as np
 import paho.mqtt.client as paho
-from fedmq_broker_config.render import ACL_NAME, BrokerSettings, Certificates
+from fedmq_broker_config.render import ACL_NAME, BrokerSettings, Certificates, Guarded
 from fedmq_broker_config.render import Site as BridgedSite
 from fedmq_broker_config.run import LocalBroker, write_configuration
 from fedmq_coordinator.ledger import Answer, CatchUp, Ledger, Round
@@ -105,7 +106,10 @@ ATTACKS = (
 )
 """In the order in which they are told. A test names its own with `@pytest.mark.attack`."""
 
-CLOSING_SECONDS = 10
+SERVED_BYTES = 65_536
+"""What one gateway may have the coordinator send it within a minute."""
+
+CLOSING_SECONDS = 6
 """Of a round: how long one waits at most for an insider that was cut off."""
 
 NOT_AUTHORIZED = "Not authorized"
@@ -190,6 +194,13 @@ class Client:
         self._paho.disconnect()
         self._paho.loop_stop()
 
+    def cut(self) -> None:
+        """End the connection without a word, as a cable that is pulled: the broker tells the last will."""
+        sock = self._paho.socket()
+        if sock is not None:
+            sock.shutdown(socket.SHUT_RDWR)
+        self.until(lambda: self.ended is not None, "the end of the connection")
+
     def publish(self, where: str, data: bytes, *, qos: int = 1, retain: bool = False) -> str:
         """The reason in the broker's PUBACK; with QoS 0 there is none, and it is empty."""
         mid = self.throw(where, data, qos=qos, retain=retain)
@@ -212,10 +223,10 @@ class Client:
         with self._changed:
             return [data for text, data, _ in self.messages if text == where]
 
-    def until(self, condition: Callable[[], object], what: str) -> None:
+    def until(self, condition: Callable[[], object], what: str, *, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait for what this client is to hear."""
         with self._changed:
-            came = self._changed.wait_for(lambda: bool(condition()), PATIENCE_SECONDS)
+            came = self._changed.wait_for(lambda: bool(condition()), seconds)
         assert came, f"{self.client_id} waited in vain for {what}; the connection: {self.ended or 'stands'}"
 
     def _reason(self, kind: str, mid: int, what: str) -> str:
@@ -273,6 +284,7 @@ class Insider(Client):
         self._needs_draw = True
         self._plan: RoundPlan | None = None
         self._leaving = False
+        self._leave_again = 0.0
         will = to_bytes(Leave(nonce=self.nonce, clean=False))
         status = topic(FEDERATION, Direction.UP, Channel.STATUS, identity.name)
         tls = via or identity
@@ -291,11 +303,14 @@ class Insider(Client):
             self._leaving = True
             if self._plan is not None:
                 self.decline(self._plan)
-            self.say(Channel.STATUS, self._leave())
             self.stand.site.poll(self._is_gone, f"{self.name} to be gone")
         super().close()
 
     def _is_gone(self) -> bool:
+        if time.monotonic() > self._leave_again:
+            # Who has sent too much is not heard at first.
+            self._leave_again = time.monotonic() + 1.0
+            self.say(Channel.STATUS, self._leave())
         ledger = self.stand.site.ledger
         heard = {plan.round_id for plan in list(self.plans)}
         still_open = {row.id for row in ledger.rounds() if row.outcome == "open"}
@@ -325,6 +340,10 @@ class Insider(Client):
 
     def join(self) -> None:
         """Be born, and welcomed."""
+        self.be_born()
+        self.until(lambda: self.welcome is not None, "its welcome")
+
+    def be_born(self) -> None:
         birth = Birth(
             nonce=self.nonce,
             software="not what it seems",
@@ -337,7 +356,6 @@ class Insider(Client):
             card=self.seals.card,
         )
         self.say(Channel.STATUS, birth)
-        self.until(lambda: self.welcome is not None, "its welcome")
 
     def task(self, name: str) -> Task:
         with self._changed:
@@ -414,6 +432,8 @@ SITES = (
 class OwnedBroker(LocalBroker):
     """The rendered configuration, and one line in its ACL that nobody but Eve knows of."""
 
+    # A guard that finds somebody revoked writes the ACL anew, and without that line.
+
     def start(self) -> None:
         conf, acl = write_configuration(self.settings, self.directory)
         assert acl.name == ACL_NAME
@@ -461,7 +481,7 @@ class TwoTasks(CertifiedSite):
             },
         )
         coordinator = {"more_tasks": [str(more)], "rounds.tags": [], "limits.catch_up_gather_seconds": 0.2}
-        coordinator["revoked_file"] = str(keys.crl_file)
+        coordinator |= {"revoked_file": str(keys.crl_file), "limits.served_bytes_per_minute": SERVED_BYTES}
         super().__init__(
             directory,
             fleet,
@@ -483,6 +503,28 @@ class TwoTasks(CertifiedSite):
             self._ledger = Ledger(path, read_only=True)
         return self._ledger
 
+    def start_guard(self, settings: BrokerSettings) -> Program:
+        """`fedmq broker guard`, for a broker with these settings."""
+        access = settings.access
+        assert isinstance(access, Certificates)
+        assert access.guarded is not None
+        config = self.directory / "broker.toml"
+        write_toml(
+            config,
+            {
+                "federation": settings.federation,
+                "port": settings.port,
+                "access": "certificates",
+                "ca_file": str(access.ca_file),
+                "certificate_file": str(access.cert_file),
+                "key_file": str(access.key_file),
+                "revoked_file": str(access.guarded.revoked_file),
+                "guard_dir": str(access.guarded.directory),
+                "sites": [f"{site.user}: {' '.join(site.gateways)}" for site in settings.sites],
+            },
+        )
+        return self._start("guard", "broker", "guard", "--config", str(config))
+
 
 def _has_tasks(path: Path, number: int) -> bool:
     if not path.is_file() or not path.stat().st_size:
@@ -500,8 +542,10 @@ def _has_tasks(path: Path, number: int) -> bool:
 class Stand:
     """One plant for many tests. `names` are the honest gateways."""
 
-    def __init__(self, directory: Path, *, honest: int = 2, **wishes: Any) -> None:
+    def __init__(self, directory: Path, *, honest: int = 2, guard: bool = False, **wishes: Any) -> None:
+        """With a guard, somebody who is revoked is cut off; Eve's rights end then, too."""
         self.directory = directory
+        self._guard = guard
         self.keys = Keys(directory)
         self.revoked = self.keys.issue("mallory-revoked")
         self.keys.revoke(self.revoked.name)
@@ -509,13 +553,13 @@ class Stand:
             ca_file=self.keys.ca_file,
             cert_file=self.keys.broker_cert,
             key_file=self.keys.broker_key,
-            revoked_file=self.keys.crl_file,
+            guarded=Guarded(revoked_file=self.keys.crl_file, directory=directory / "guard"),
         )
         # What goes to the standard output of a child comes late: it is not a terminal.
         self._broker_log = directory / "mosquitto.log"
-        self.broker_settings = BrokerSettings(federation=FEDERATION, access=access, sites=SITES)
+        settings = BrokerSettings(federation=FEDERATION, access=access, sites=SITES, log=self._broker_log)
+        self.broker_settings = replace(settings, access=replace(access, guarded=None), log="stdout")
         """For another broker with the same certificates."""
-        settings = replace(self.broker_settings, log=self._broker_log)
         self.broker = OwnedBroker(settings, directory=directory / "broker")
         self.site = TwoTasks(directory, self.keys, port=self.broker.port, honest=honest, **wishes)
         self.names = self.site.names
@@ -529,6 +573,8 @@ class Stand:
     def __enter__(self) -> Self:
         self.broker.start()
         try:
+            if self._guard:
+                self.site.start_guard(self.broker.settings)
             self.site.start()
             self.site.poll(lambda: len(self._rounds(MAIN, "applied")) >= 1, "a first round")
             self.site.poll(lambda: len(self._rounds(FLOATS, "applied")) >= 1, "a first round of the second task")
@@ -633,6 +679,10 @@ class Stand:
     def catch_ups(self) -> list[CatchUp]:
         """What the coordinator has broadcast for who asked, in the main task."""
         return self.site.ledger.book(MAIN).catch_ups()
+
+    def is_present(self, name: str) -> bool:
+        """Whether the coordinator holds that a gateway is here."""
+        return next(gateway for gateway in self.site.ledger.gateways() if gateway.name == name).present
 
     def refused_messages(self, channel: Channel, reason: str) -> int:
         """Messages on this channel that the coordinator counted as refused, for a reason that says this."""
