@@ -737,16 +737,18 @@ class Line:
 
 def table_of(reports: list[tuple[str, bool, str, str]]) -> list[Line]:
     """One line for each attack, from (attack, whether the test passed, result, where it was stopped) of its tests."""
-    lines = {name: Line(attack=name) for name in ATTACKS}
-    for attack, passed, result, stopped_at in reports:
-        line = lines[attack]
-        if not passed:
-            line.outcome = "NOT STOPPED"
-        elif line.outcome == "not tried":
-            line.outcome = result
-        if stopped_at and stopped_at not in line.stopped_at:
-            line.stopped_at = "; ".join(filter(None, [line.stopped_at, stopped_at]))
-    return list(lines.values())
+    lines = []
+    for attack in ATTACKS:
+        tests = [(passed, result, at) for name, passed, result, at in reports if name == attack]
+        line = Line(attack=attack)
+        if tests:
+            results = dict.fromkeys(result for _, result, _ in tests if result)
+            line.outcome = ", ".join(results) if all(passed for passed, _, _ in tests) else "NOT STOPPED"
+        stops = dict.fromkeys(at for _, _, at in tests if at)
+        # In the order in which a message comes by.
+        line.stopped_at = "; ".join(sorted(stops, key=lambda at: not at.startswith("broker")))
+        lines.append(line)
+    return lines
 
 
 def write_table(path: Path, lines: list[Line]) -> None:
