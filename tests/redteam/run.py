@@ -18,14 +18,14 @@ HEADS = ("Attack", "Outcome", "Stopped at")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/redteam", description=__doc__)
+    epilog = "Other arguments go to pytest: `scripts/redteam -k receipt`."
+    parser = argparse.ArgumentParser(prog="scripts/redteam", description=__doc__, epilog=epilog)
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    parser.add_argument("tests", nargs="*", help="arguments for pytest, such as -k receipts")
     options, more = parser.parse_known_args()
     with tempfile.TemporaryDirectory(prefix="fedmq-redteam-") as folder:
         path = Path(folder) / "table.json"
         ended = subprocess.run(
-            [sys.executable, "-m", "pytest", str(HERE), "-q", *options.tests, *more],
+            [sys.executable, "-m", "pytest", str(HERE), "-q", *more],
             env=os.environ | {TABLE_VARIABLE: str(path)},
             # So that the table alone is what goes to the standard output.
             stdout=sys.stderr,
