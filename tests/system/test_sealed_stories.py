@@ -111,6 +111,9 @@ def test_a_revoked_gateway_is_heard_no_more_and_the_others_go_on(tmp_path: Path)
     late = [a for row in plant.book.rounds() if row.id > last + 1 for a in plant.book.answers(row.id)]
     assert {answer.gateway for answer in late} == {"g0", "g1"}
     assert any("revoked" in reason for reason in refused(plant))
+    # Nobody waits for it, though its connection stands.
+    assert {row.name: row.present for row in plant.ledger.gateways()} == {"g0": True, "g1": True, "g2": False}
+    assert [row.drawn for row in plant.book.rounds()][-2:] == [2, 2]
 
 
 def test_after_a_restart_the_coordinator_knows_who_is_who(plant: Plant) -> None:
