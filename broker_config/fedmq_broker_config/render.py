@@ -482,12 +482,14 @@ def _listener_lines(settings: BrokerSettings) -> list[str]:
         "use_identity_as_username true",
     ]
     if access.guarded is not None:
-        lines += [
-            f"crlfile {_path(access.guarded.list_file)}",
-            "",
+        lines += [f"crlfile {_path(access.guarded.list_file)}"]
+        # First, so that it is there as soon as the port accepts.
+        return [
             "# Where the guard cuts off who is revoked: it takes over the session of a client id that it names.",
             f"listener 0 {_path(access.guarded.socket)}",
             "max_connections 4",
+            "",
+            *lines,
         ]
     return lines
 

@@ -143,7 +143,8 @@ class Guard:
             self._cut(names)
         replace_file(self._guarded.acl_file, acl)
         self._tell()
-        self._cut(names)
+        shut_out = frozenset() if self._list is None else self._list.shut_out
+        self._cut(name for name in names if name in shut_out)
         if names:
             log.info("cut off, if they were connected: %s", ", ".join(names))
         self._to_cut, self._reload = frozenset(), False
@@ -156,6 +157,9 @@ class Guard:
         return render_acl(self._settings, out)
 
     def _tell(self) -> None:
+        """Make Mosquitto reload, and return when it has."""
+        # It listens before it minds signals, and one that came in between would end it: first it must have answered.
+        self._cut([GUARD_USER])
         with _connected(self._guarded.socket) as link:
             pid = mosquitto_behind(link)
         try:
@@ -164,6 +168,8 @@ class Guard:
             raise GuardError(
                 f"Mosquitto (process {pid}) cannot be made to reload: {error.strerror}; run the guard as the same user"
             ) from error
+        # Mosquitto reloads between two looks at its sockets: who comes and goes after the signal has seen it do so.
+        self._cut([GUARD_USER])
 
     def _cut(self, names: Iterable[str]) -> None:
         secret = _bounded(self._guarded.secret_file, 256).decode().strip()
