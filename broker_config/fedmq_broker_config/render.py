@@ -404,6 +404,8 @@ def _user_rules(settings: BrokerSettings, revoked: Collection[str]) -> list[str]
         lines += [f"# A bridge: it carries {len(site.gateways)} gateways, each by name.", f"user {site.user}"]
         lines += _no_gateway(federation, site.user)
         for gateway in site.gateways:
+            if gateway in revoked:
+                continue
             lines += [f"topic write {pattern}" for pattern in _patterns(federation, (Direction.UP,), gateway)]
             lines += [f"topic read {pattern}" for pattern in _patterns(federation, (Direction.CMD,), gateway)]
         lines += [""]

@@ -43,6 +43,7 @@ from fedmq_broker_config.render import (
     ACL_NAME,
     CONF_NAME,
     GUARD_USER,
+    Anonymous,
     BrokerSettings,
     Certificates,
     Guarded,
@@ -548,6 +549,11 @@ def choose(
     if spec == "mosquitto" or (spec == "auto" and find_mosquitto() is not None):
         return LocalBroker(settings, port=port, directory=directory)
     if spec == "embedded" or (spec == "auto" and embedded_version() is not None):
+        if not isinstance(settings.access, Anonymous):
+            raise BrokerError(
+                "the embedded broker asks nobody who they are, and the settings want passwords or certificates: "
+                "install Mosquitto (apt-get install mosquitto)"
+            )
         if settings.address != LOOPBACK:
             raise BrokerError(f"the embedded broker has no access control and listens on {LOOPBACK} only")
         return EmbeddedBroker(

@@ -191,3 +191,24 @@ def test_a_site_that_is_revoked_carries_nothing_any_more(plant: Plant) -> None:
     assert coordinator.publish("fl/1/plant/down/plan", b"after")
     assert drain(coordinator) == []
     assert drain(gateway) == []
+
+
+@pytest.mark.broker
+def test_a_gateway_that_is_revoked_is_carried_for_no_longer_whatever_its_site_does(plant: Plant) -> None:
+    coordinator = plant.joined(plant.centre, "coordinator", "fl/1/plant/up/+/+")
+    revoked = plant.joined(plant.north, "g1", "fl/1/plant/cmd/g1/+")
+    other = plant.joined(plant.north, "g2", "fl/1/plant/cmd/g2/+")
+    for gateway, name in ((revoked, "g1"), (other, "g2")):
+        assert gateway.publish(f"fl/1/plant/up/{name}/ask", b"before")
+        assert expect(coordinator, Received).payload == b"before"
+    guard = Guard(plant.centre.settings)
+    plant.authority.revoke(plant.revoked_file, {plant.authority.serial("g1"): "g1"}, number=2)
+    assert guard.look()
+    assert revoked.publish("fl/1/plant/up/g1/ask", b"after")
+    assert coordinator.publish("fl/1/plant/cmd/g1/receipt", b"after")
+    assert drain(coordinator) == []
+    assert drain(revoked) == []
+    assert other.publish("fl/1/plant/up/g2/ask", b"after")
+    assert coordinator.publish("fl/1/plant/cmd/g2/receipt", b"after")
+    assert expect(coordinator, Received).topic == "fl/1/plant/up/g2/ask"
+    assert expect(other, Received).payload == b"after"
