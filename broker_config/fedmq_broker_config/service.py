@@ -119,19 +119,21 @@ class Guard:
         new = read_revocations(
             _bounded(path, MAX_LIST_BYTES), _bounded(self._ca_file, _MAX_CA_BYTES), datetime.now(UTC), self._list
         )
+        fresh = new.entries - (frozenset() if self._list is None else self._list.entries)
+        changed = self._list is None or new.data != self._list.data
+        if changed:
+            replace_file(self._guarded.list_file, new.data)
+            self._list, self._to_cut, self._reload = new, self._to_cut | fresh, True
         self._stamp = stamp
         self._said.pop("list", None)
-        if self._list is not None and new.data == self._list.data:
+        if not changed:
             return
-        fresh = new.entries - (frozenset() if self._list is None else self._list.entries)
         log.info("a new list with %d entries, %d of them new", len(new.entries), len(fresh))
         for entry in fresh:
             if entry.name is None:
                 log.error("the list does not name the owner of serial %x: its connection is not cut off", entry.serial)
             else:
                 log.warning("revoked: %s%s", entry, ", which has a newer certificate" if entry.replaced else "")
-        replace_file(self._guarded.list_file, new.data)
-        self._list, self._to_cut, self._reload = new, self._to_cut | fresh, True
 
     def _enforce(self) -> None:
         names = sorted({entry.name for entry in self._to_cut if entry.name is not None})

@@ -324,6 +324,20 @@ def test_while_mosquitto_is_away_the_guard_waits_and_then_does_what_is_left(
     assert not admitted(hall, "g1")
 
 
+def test_a_list_that_could_not_be_written_is_brought_into_force_when_it_can(hall: Hall) -> None:
+    out = hall.joined("g1")
+    guard = Guard(hall.settings)
+    hall.revoke("g1", number=2)
+    hall.guarded.list_file.unlink()
+    hall.guarded.list_file.mkdir()
+    assert not guard.look()
+    assert not guard.look()
+    hall.guarded.list_file.rmdir()
+    assert guard.look()
+    expect(out, Disconnected)
+    assert not admitted(hall, "g1")
+
+
 def test_an_acl_that_was_rendered_anew_is_put_right(hall: Hall) -> None:
     guard = Guard(hall.settings)
     hall.authority.issue("g1")
