@@ -30,7 +30,13 @@ def _checks(arguments: argparse.Namespace, now: datetime) -> Iterator[Finding]:
     config, overrides, offline = arguments.config, arguments.overrides, arguments.offline
     if arguments.role == "broker":
         return check_broker(
-            config, overrides, directory=arguments.directory, identities=arguments.identity, offline=offline, now=now
+            config,
+            overrides,
+            directory=arguments.directory,
+            identities=arguments.identity,
+            offline=offline,
+            now=now,
+            site=arguments.site,
         )
     check = check_gateway if arguments.role == "gateway" else check_coordinator
     return check(config, overrides, identity=arguments.identity, offline=offline, now=now)
