@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from fedmq_protocol.secrets import SecretError, read_secret
 from fedmq_protocol.signing import Chain, TrustError, read_ed25519, read_x25519
 
 __all__ = [
@@ -66,13 +67,13 @@ def read_card_file(folder: Path) -> bytes:
 def read_agreement(folder: Path) -> X25519PrivateKey:
     """Raises TrustError."""
     path = folder / AGREEMENT_KEY
-    return read_x25519(_read(path), str(path))
+    return read_x25519(_read_key(path), str(path))
 
 
 def read_signing(folder: Path) -> Ed25519PrivateKey:
     """Raises TrustError."""
     path = folder / SIGNING_KEY
-    return read_ed25519(_read(path), str(path))
+    return read_ed25519(_read_key(path), str(path))
 
 
 class RevokedList:
@@ -121,6 +122,13 @@ class RevokedList:
         if not found.is_signature_valid(self._authority.public_key()):  # type: ignore[arg-type]
             raise TrustError(f"{self._path}: not signed by the authority of {CA_CERTIFICATE}")
         return frozenset(entry.serial_number for entry in found)
+
+
+def _read_key(path: Path) -> bytes:
+    try:
+        return read_secret(path, MAX_BYTES)
+    except SecretError as error:
+        raise TrustError(str(error)) from None
 
 
 def _read(path: Path, most: int = MAX_BYTES) -> bytes:

@@ -116,6 +116,8 @@ class Verdict(IntEnum):
     """Never seen, and the round is open: send it again."""
     ABANDONED = 9
     """The round was given up, or belongs to another lineage: residual = y, or zero where the lineage is new."""
+    SET_ASIDE = 10
+    """The coordinator takes no updates of this gateway until an operator readmits it: residual = y."""
 
 
 class RoundKind(IntEnum):

@@ -17,7 +17,8 @@ Refuses to know topics, messages and rounds. Rules it keeps:
   ever. For the same reason QoS and retain are lowered to what the broker offers;
 - callbacks only note and enqueue. An exception in one would end paho's loop while it still says "connected";
 - what comes in is bounded in bytes and number. When the owner does not keep up, the newest messages are dropped
-  and told of, since an application receipt heals that and a blocked network thread does not;
+  and told of, since an application receipt heals that and a blocked network thread does not. What waits of one topic
+  takes no more room than is left beside it, so that a flood on one does not push out what comes on others;
 - waits before a reconnect are drawn from [0, cap) with a doubling cap ("full jitter", Brooker 2015, "Exponential
   Backoff And Jitter"), so that a fleet does not come back as one; the first one after a connection was lost from
   [0, spread), where the owner has said over how long its fleet spreads out.
@@ -796,28 +797,42 @@ class _Client(paho.Client):
 
 
 class _Inbox:
-    """Events on their way to the session's owner; bounded, and closing wakes whoever waits."""
+    """Events on their way to the session's owner; bounded, and closing wakes whoever waits.
+
+    A topic may hold as much as is free: one that is flooded ends with half of the room, k of them with k/(k + 1), and
+    the rest stays for the others (Choudhury and Hahne 1998, "Dynamic Queue Length Thresholds").
+    """
 
     def __init__(self, max_bytes: int, max_messages: int) -> None:
         self._max_bytes = max_bytes
         self._max_messages = max_messages
         self._events: deque[Event] = deque()
         self._payload_bytes = 0
+        self._of_topic: dict[str, tuple[int, int]] = {}
+        """Messages that wait, and their bytes."""
         self._dropped = 0
         self._closed = False
         self._changed = threading.Condition()
 
     def put(self, event: Event) -> None:
-        size = len(event.payload) if isinstance(event, Received) else 0
         with self._changed:
             # What is not a message comes at most a few times per attempt to connect: it always finds a place.
-            full = len(self._events) >= self._max_messages or self._payload_bytes + size > self._max_bytes
-            if full and isinstance(event, Received):
+            if isinstance(event, Received) and not self._make_room(event):
                 self._dropped += 1
             else:
                 self._events.append(event)
-                self._payload_bytes += size
             self._changed.notify()
+
+    def _make_room(self, event: Received) -> bool:
+        size = len(event.payload)
+        messages, held = self._of_topic.get(event.topic, (0, 0))
+        free_messages = self._max_messages - len(self._events)
+        free_bytes = self._max_bytes - self._payload_bytes
+        if messages >= free_messages or held >= free_bytes or size > free_bytes:
+            return False
+        self._of_topic[event.topic] = messages + 1, held + size
+        self._payload_bytes += size
+        return True
 
     def drop(self) -> None:
         with self._changed:
@@ -835,6 +850,9 @@ class _Inbox:
             event = self._events.popleft()
             if isinstance(event, Received):
                 self._payload_bytes -= len(event.payload)
+                messages, held = self._of_topic.pop(event.topic)
+                if messages > 1:
+                    self._of_topic[event.topic] = messages - 1, held - len(event.payload)
             return event
 
     def close(self) -> None:

@@ -370,7 +370,7 @@ def test_a_welcome_whose_time_is_not_a_number_is_refused(now: float) -> None:
         (ROUND, 7, [1, bytes(8), 0, 0], PLAN),
         (ROUND, 7, [2, bytes(8), 1, 0], PLAN),
         (ROUND, 12, bytes(8 * 4096 + 1), PLAN),
-        (EVERY[11][0], 3, 10, RECEIPT),
+        (EVERY[11][0], 3, 11, RECEIPT),
         (EVERY[11][0], 3, -1, RECEIPT),
         (BIRTH, 1, bytes(7), STATUS),
         (BIRTH, 2, "x" * 33, STATUS),

@@ -604,7 +604,7 @@ def test_a_client_id_in_use_twice_is_suspected_where_the_broker_does_not_say(
 def test_what_the_owner_does_not_take_in_time_is_dropped_counted_and_told(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_INBOX_MESSAGES", 3)
+    monkeypatch.setattr(module, "_INBOX_MESSAGES", 4)
 
     def sends_ten(connection: socket.socket, first: bytes) -> None:
         connection.sendall(CONNACK_5 + b"".join(bytes([0x30, 5, 0, 1, 97, 0, 48 + i]) for i in range(10)) + b"\xe0\x00")
@@ -627,6 +627,28 @@ def test_the_inbox_is_bounded_in_bytes() -> None:
     assert [type(inbox.take(0)) for _ in range(5)] == [Dropped, Received, Received, Disconnected, type(None)]
     inbox.put(Received("a", bytes(100)))
     assert isinstance(inbox.take(0), Received)
+
+
+@given(
+    flooded=st.integers(1, 6),
+    each=st.integers(100, 400),
+    size=st.integers(0, 40),
+)
+def test_a_flood_leaves_room_for_what_comes_on_other_topics(flooded: int, each: int, size: int) -> None:
+    inbox = module._Inbox(4_000, 200)
+    for n in range(flooded * each):
+        inbox.put(Received(f"up/loud/{n % flooded}", bytes(size)))
+    # Of what the flood has left it may take the half.
+    due = min(200, 4_000 // 41) // (flooded + 1) // 2 - 1
+    for n in range(due):
+        inbox.put(Received("up/quiet/answer", bytes([n])))
+    taken = []
+    while (event := inbox.take(0)) is not None:
+        taken.append(event)
+    quiet = [event for event in taken if isinstance(event, Received) and event.topic == "up/quiet/answer"]
+    assert len(quiet) == due
+    assert [event.payload[0] for event in quiet] == sorted(event.payload[0] for event in quiet)
+    assert inbox._of_topic == {}
 
 
 def test_next_waits_no_longer_once_the_session_has_stopped(make: Make) -> None:
