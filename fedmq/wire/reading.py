@@ -22,6 +22,7 @@ from fedmq_protocol.messages import (
     BlobRef,
     CatchUp,
     Chunk,
+    Message,
     MessageError,
     RoundPlan,
     Seal,
@@ -31,6 +32,7 @@ from fedmq_protocol.messages import (
     from_bytes,
     split,
 )
+from fedmq_protocol.signing import seal_of
 from fedmq_protocol.task import Codec, Task, short
 from fedmq_protocol.topics import Channel, Topic, parse
 from fedmq_protocol.transfer import BUNDLE_CHUNK_BYTES
@@ -115,6 +117,8 @@ class Watch:
         self._plans: dict[int, RoundPlan] = {}
         self._transfers: dict[bytes, tuple[int, str]] = {}
         """Chunks and what they are of, by the short digest."""
+        self._seals = False
+        """Whether a sealed message went by: then this federation seals."""
 
     def read(self, text: str, payload: bytes, *, retained: bool, at: float) -> Seen:
         """Never raises: what cannot be read is told of."""
@@ -140,7 +144,7 @@ class Watch:
             seal=taken.seal,
             fields=fields,
             overhead=len(payload) - len(taken.trailer) - covered,
-            notes=tuple(self._explain(where, message)),
+            notes=(*self._explain(where, message), *self._unsealed(where, message, taken.seal)),
         )  # fmt: skip
 
     def _seen(
@@ -183,6 +187,13 @@ class Watch:
         return self._seen(
             where, text, payload, retained, at, kind="report", fields=fields, overhead=len(payload) - covered
         )
+
+    def _unsealed(self, where: Topic, message: Message, seal: Seal) -> tuple[str, ...]:
+        """Where a seal is not the one that receivers ask for. Whether it is genuine, only they can say."""
+        self._seals = self._seals or seal is not Seal.NONE
+        if not self._seals or seal is seal_of(where, message):
+            return ()
+        return (f"! seal {seal.name.lower()}, {seal_of(where, message).name.lower()} expected: its receivers drop it",)
 
     # -- what it means ------------------------------------------------------------------------------------------
 

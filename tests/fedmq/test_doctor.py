@@ -652,6 +652,64 @@ def test_an_acl_that_is_not_in_force_is_found_by_trying(plant: Plant, monkeypatc
 
 
 @pytest.mark.broker
+def test_what_the_ca_issues_is_sound_and_its_observer_sees_the_traffic(tmp_path: Path) -> None:
+    """The whole way: `fedmq ca`, then the programs' own settings, then the doctor and `fedmq wire show`."""
+    if find_mosquitto() is None or os.geteuid() != 0:
+        pytest.skip("needs Mosquitto, and root, whom the broker's settings name")
+    ca = tmp_path / "ca"
+    for words in (
+        ("init", "--federation", "plant"),
+        ("issue", "gateway-1", "--out", str(tmp_path / "gateway-1")),
+        ("issue", "auditor", "--kind", "observer", "--out", str(tmp_path / "auditor")),
+    ):
+        ended = fedmq("ca", *words, "--dir", str(ca))
+        assert ended.returncode == 0, ended.stderr
+    port = free_port()
+    broker = tmp_path / "broker.toml"
+    write_toml(
+        broker,
+        {
+            "access": "certificates", "port": port, "user": "root", "observers": ["auditor"],
+            "ca_file": "ca/broker/ca.crt", "certificate_file": "ca/broker/broker.crt",
+            "key_file": "ca/broker/broker.key",
+            "revoked_file": str(ca / "revoked.crl"), "guard_dir": str(tmp_path / "guard"),
+        },
+    )  # fmt: skip
+    (tmp_path / "data").mkdir()
+    gateway, coordinator, wire = (tmp_path / f"{name}.toml" for name in ("gateway", "coordinator", "wire"))
+    own = {"name": "gateway-1", "data_dir": "data", "state_dir": "state", "connection.identity_dir": "gateway-1"}
+    write_toml(gateway, own | {"connection.port": port})
+    task = {"task.name": "t", "task.classes": ["a", "b"], "state_dir": "coordinator"}
+    write_toml(coordinator, task | {"connection.identity_dir": "ca/coordinator", "connection.port": port})
+    write_toml(wire, {"connection.identity_dir": "auditor", "connection.port": port})
+    settings = load(BrokerTable, broker).broker()
+    with LocalBroker(settings, port=None, directory=tmp_path / "etc"):
+        found = doctor("gateway", "--config", str(gateway))
+        for check in ("trust", "card", "certificate", "agreement.key's place", "ACL, forbidden message"):
+            assert found[check] == "ok", check
+        found = doctor("coordinator", "--config", str(coordinator))
+        for check in ("trust", "signing.key's place", "ACL, forbidden message", "ACL, own message"):
+            assert found[check] == "ok", check
+        identities = ("--identity", str(ca / "broker"), "--identity", str(tmp_path / "auditor"))
+        found = doctor("broker", "--config", str(broker), "--directory", str(tmp_path / "etc"), *identities)
+        assert (found["identity of a broker"], found["identity of an observer"]) == ("ok", "ok")
+
+        shown = tmp_path / "shown"
+        with shown.open("wb") as output:
+            words_ = [sys.executable, "-m", "fedmq", "wire", "show", "--config", str(wire), "--json"]
+            watcher = subprocess.Popen(words_, stdout=output, stderr=subprocess.PIPE, env=environment())
+        try:
+            assert watcher.stderr is not None
+            assert b"connected" in watcher.stderr.readline()
+            # What the doctor tries on the gateway's behalf goes by, and the observer sees it.
+            doctor("gateway", "--config", str(gateway))
+            eventually(lambda: b'"channel":"chunk"' in shown.read_bytes(), "the observer to see the traffic")
+        finally:
+            watcher.kill()
+            watcher.wait()
+
+
+@pytest.mark.broker
 def test_a_list_that_nobody_has_taken_up_is_found(plant: Plant) -> None:
     with plant.broker:
         plant.pki.revoke(plant.revoked, [4711])

@@ -296,6 +296,14 @@ def test_a_topic_that_is_none_of_the_table_is_shown(where: str) -> None:
     assert where in as_text(seen)
 
 
+def test_a_message_without_its_seal_is_remarked_once_others_are_sealed() -> None:
+    watch = Watch()
+    plain = to_bytes(Decline(round_id=1, reason=Reason.CPU, sent=1, received=2))
+    assert read(watch, up(Channel.ANSWER), plain).notes == ()
+    assert read(watch, up(Channel.ANSWER), bytes([plain[0] | Seal.MAC]) + plain[1:] + b"m" * 8).notes == ()
+    assert read(watch, up(Channel.ANSWER), plain).notes == ("! seal none, mac expected: its receivers drop it",)
+
+
 def test_terminal_codes_in_a_text_do_not_reach_the_terminal() -> None:
     birth = msgspec.structs.replace(BIRTH, software="\x1b[2Jgone")
     assert "\x1b" not in as_text(read(Watch(), up(Channel.STATUS), to_bytes(birth)))
@@ -364,10 +372,12 @@ def test_what_is_no_message_is_shown_live(tmp_path: Path, mosquitto: LocalBroker
     with shown.open("wb") as output:
         watcher = subprocess.Popen(
             [sys.executable, "-m", "fedmq", "wire", "show", "--port", str(mosquitto.port)],
-            stdout=output, stderr=subprocess.DEVNULL, env=environment(), start_new_session=True,
+            stdout=output, stderr=subprocess.PIPE, env=environment(), start_new_session=True,
         )  # fmt: skip
     speaker.start()
     try:
+        assert watcher.stderr is not None
+        assert b"connected" in watcher.stderr.readline()
         expect(speaker, Connected)
 
         def is_shown() -> bool:
