@@ -6,6 +6,7 @@ rest on, the chain of roots, the keys that it names and a gateway's card, by `ch
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,11 +62,11 @@ _KEYS: dict[str, type[X25519PrivateKey] | type[Ed25519PrivateKey]] = {
 
 def kind_of(folder: Path) -> Kind:
     """What a folder is of, by the files that only one kind has."""
-    if (folder / "broker.crt").exists() or (folder / "broker.key").exists():
+    if os.path.exists(folder / "broker.crt") or os.path.exists(folder / "broker.key"):
         return "broker"
-    if (folder / "signing.key").exists():
+    if os.path.exists(folder / "signing.key"):
         return "coordinator"
-    return "gateway" if (folder / "card").exists() or (folder / "agreement.key").exists() else "observer"
+    return "gateway" if os.path.exists(folder / "card") or os.path.exists(folder / "agreement.key") else "observer"
 
 
 def check_folder(
@@ -76,11 +77,11 @@ def check_folder(
     by one, in place of those of the folder."""
     a_kind = f"a{'n' if kind == 'observer' else ''} {kind}"
     what = f"identity of {a_kind}"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         yield failed(what, f"{folder} is no folder", "name what `fedmq ca issue` or `fedmq gateway enrol` has made")
         return
     places = {file: folder / file for file in FILES[kind]} | dict(elsewhere or {})
-    missing = [file for file in FILES[kind] if not places[file].is_file()]
+    missing = [file for file in FILES[kind] if not os.path.isfile(places[file])]
     if missing:
         yield failed(what, f"{folder} lacks {', '.join(missing)}", "have it issued again, whole: fedmq ca issue")
     else:
@@ -127,12 +128,12 @@ def check_seals(folder: Path, kind: Kind, *, name: str | None, federation: str, 
     said = f"root {root.version} of federation {root.federation}"
     yield _dated("trust", said, root.begins, root.expires, now, "make the next root: fedmq ca")
     try:
-        if kind == "gateway" and (folder / CARD).is_file():
+        if kind == "gateway" and os.path.isfile(folder / CARD):
             yield from _check_card(folder, root, name or _own_name(folder), federation, now)
-        if kind == "coordinator" and (folder / SIGNING_KEY).is_file():
+        if kind == "coordinator" and os.path.isfile(folder / SIGNING_KEY):
             own = public_bytes(read_signing(folder)) == root.coordinator
             yield _belongs("signing.key's place", own, said)
-        if kind == "coordinator" and (folder / AGREEMENT_KEY).is_file():
+        if kind == "coordinator" and os.path.isfile(folder / AGREEMENT_KEY):
             own = public_bytes(read_agreement(folder)) == root.agreement
             yield _belongs("agreement.key's place", own, said)
     except TrustError as error:
@@ -146,7 +147,7 @@ def _check_card(folder: Path, root: Root, name: str, federation: str, now: datet
         yield failed("card", str(error), "have the identity issued again: fedmq ca issue")
         return
     yield _dated("card", f"of {name}", card.begins, card.expires, now, "have the identity issued again: fedmq ca issue")
-    if (folder / AGREEMENT_KEY).is_file():
+    if os.path.isfile(folder / AGREEMENT_KEY):
         yield _belongs("agreement.key's place", public_bytes(read_agreement(folder)) == card.agreement, "the card")
     own = read_certificates(folder / CERTIFICATE)
     if not isinstance(own, str) and own[0].serial_number != card.serial:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from fedmq.doctor.findings import Finding, Status, as_json, as_text
+from fedmq.doctor.findings import Finding, Status, as_json, as_text, failed
 from fedmq.doctor.roles import check_broker, check_coordinator, check_gateway
 
 __all__ = ["run"]
@@ -17,7 +17,15 @@ def run(arguments: argparse.Namespace) -> int:
     """1 where something has failed."""
     if arguments.config is None and not arguments.overrides:
         raise ValueError(f"expected settings to check: --config {arguments.role}.toml")
-    findings = list(_checks(arguments, datetime.now(UTC)))
+    findings = []
+    try:
+        for finding in _checks(arguments, datetime.now(UTC)):
+            findings.append(finding)
+    except OSError as error:
+        # What was found until then is worth telling all the same.
+        findings.append(
+            failed("all the rest", f"was not checked: {error}", "run this as root or as the program's user")
+        )
     if arguments.json:
         print(as_json(arguments.role, findings))
     else:

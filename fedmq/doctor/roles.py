@@ -22,7 +22,7 @@ from fedmq_protocol.settings import ConnectionSettings, SettingsError, load
 
 from fedmq.doctor.certificates import check_certificate, check_names, check_revoked, read_certificates
 from fedmq.doctor.clock import check_clock
-from fedmq.doctor.files import check_public, check_secret, check_state, is_open
+from fedmq.doctor.files import can_tell, check_public, check_secret, check_state, is_open
 from fedmq.doctor.findings import Finding, failed, ok, unknown, warned
 from fedmq.doctor.identity import check_folder, kind_of
 from fedmq.doctor.network import (
@@ -88,6 +88,7 @@ def check_coordinator(
     yield from _settings_file(config)
     if settings.test_data is not None:
         yield _readable("test data", settings.test_data)
+    lock = settings.state_dir / "lock"
     revoked, own = settings.revoked_file, identity or settings.connection.identity_dir
     if own is not None:
         yield from _coordinators_list(revoked or own / REVOKED, own, now)
@@ -96,14 +97,14 @@ def check_coordinator(
     yield from check_clock(now, [ledger, ledger.with_name(f"{ledger.name}-wal")])
     yield from _check_connection(
         "coordinator", settings.connection, settings.name, identity,
-        running=folder.is_held(settings.state_dir), who=f"a process holds {settings.state_dir / 'lock'}",
+        running=folder.is_held(settings.state_dir) if can_tell(lock) else None, who=f"a process holds {lock}",
         offline=offline, now=now,
     )  # fmt: skip
 
 
 def _coordinators_list(revoked: Path, folder: Path, now: datetime) -> Iterator[Finding]:
     """A coordinator goes by it for the cards of gateways; where there is none, nobody is revoked."""
-    if revoked.is_file():
+    if os.path.isfile(revoked):
         yield from check_revoked("revoked certificates", revoked, folder / CA_CERTIFICATE, (), now)
     else:
         yield warned(
@@ -209,9 +210,9 @@ def _settings_file(config: Path | None) -> Iterator[Finding]:
 
 
 def _readable(check: str, path: Path) -> Finding:
-    if not path.exists():
+    if not os.path.exists(path):
         return failed(check, f"{path} is not there", "correct the settings, or put it there")
-    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+    if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
         return failed(check, f"{path} cannot be read", "see to its owner; run this as the program's user")
     return ok(check, str(path))
 
@@ -308,7 +309,7 @@ def _guard(table: BrokerTable) -> Iterator[Finding]:
     if guarded is None:
         return
     folder = guarded.directory
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         yield failed("guard's folder", f"{folder} is not there", "fedmq broker --render makes it")
         return
     mode = folder.stat().st_mode & 0o777

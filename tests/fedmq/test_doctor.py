@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -33,10 +34,10 @@ from processes import Site, environment, fedmq, small_fleet, write_toml
 from small_disk import SmallDisk
 from trust import TrustAuthority
 
-from fedmq.doctor import clock, roles
+from fedmq.doctor import clock, program, roles
 from fedmq.doctor.certificates import check_certificate, check_names, check_revoked, read_certificates
 from fedmq.doctor.clock import check_against
-from fedmq.doctor.files import check_public, check_secret, check_state, filesystem_of, is_open
+from fedmq.doctor.files import can_tell, check_public, check_secret, check_state, filesystem_of, is_open
 from fedmq.doctor.findings import Finding, Status, as_json, as_text, failed, ok, unknown, warned
 from fedmq.doctor.identity import FILES, Kind, check_folder, kind_of
 from fedmq.doctor.network import PROBE, Role, Tried, connections_to, judge, listeners, probes, refuses_strangers
@@ -851,6 +852,43 @@ def test_settings_that_cannot_be_used_fail_with_every_mistake(tmp_path: Path, ro
     (found,) = json.loads(ended.stdout)["findings"]
     assert found["status"] == "FAIL"
     assert "unknown_key" in found["said"]
+
+
+def test_what_was_found_is_told_where_the_rest_cannot_be_looked_at(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> Iterator[Finding]:
+        yield ok("settings", "fine")
+        raise PermissionError(13, "Permission denied", "/root/x")
+
+    monkeypatch.setattr(program, "check_gateway", broken)
+    arguments = argparse.Namespace(
+        role="gateway", config=Path("x"), overrides=[], offline=True, identity=None, json=False
+    )
+    assert program.run(arguments) == 1
+    said = capsys.readouterr().out
+    assert "fine" in said
+    assert "/root/x" in said
+
+
+def test_what_may_not_be_read_cannot_be_told_of(tmp_path: Path) -> None:
+    """A coordinator that a stranger cannot see may run: nobody connects in its place then."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    (tmp_path / "lock").write_text("")
+    tmp_path.chmod(0o700)
+    assert can_tell(tmp_path / "lock")
+    assert can_tell(tmp_path / "nothing")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setuid(65_534)
+            looked = (can_tell(tmp_path / "lock"), can_tell(tmp_path / "nothing"), is_open(tmp_path / "x.sqlite"))
+            status = 0 if looked == (False, False, None) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_without_settings_it_says_what_it_needs() -> None:
