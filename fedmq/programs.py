@@ -248,7 +248,7 @@ def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = Fals
 
 def run_coordinator(coordinator: Coordinator, settings: CoordinatorSettings) -> None:
     """Until it is to stop: with its control socket, and with start and stop in the audit log. Raises ValueError."""
-    from fedmq_coordinator.audit import local_user
+    from fedmq_coordinator.audit import AuditError, local_user
 
     audit, who, subject = audit_log(settings.state_dir), local_user(), f"coordinator {settings.name}"
     try:
@@ -262,7 +262,10 @@ def run_coordinator(coordinator: Coordinator, settings: CoordinatorSettings) -> 
             )
             coordinator.run()
     except BaseException as error:
-        audit.record(who=who, action="stop", subject=subject, outcome=f"failed: {type(error).__name__}: {error}")
+        try:
+            audit.record(who=who, action="stop", subject=subject, outcome=f"failed: {type(error).__name__}: {error}")
+        except AuditError as unnoted:
+            log.error("%s", unnoted)  # what ended the program is what is to be told
         raise
     audit.record(who=who, action="stop", subject=subject, outcome="in order")
 
