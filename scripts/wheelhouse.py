@@ -136,6 +136,15 @@ def fill(directory: Path, extras: tuple[str, ...], target: Target, indexes: Sequ
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise WheelhouseError(f"{directory}: expected an empty folder: old wheels would be installed with the new ones")
+    try:
+        return _fill(directory, extras, target, indexes)
+    except BaseException:
+        for path in directory.iterdir():  # half a folder would be taken for a whole one
+            path.unlink()
+        raise
+
+
+def _fill(directory: Path, extras: tuple[str, ...], target: Target, indexes: Sequence[str]) -> int:
     environment = target.environment()
     isolation = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
     _pip("wheel", "--no-deps", *isolation, "--wheel-dir", str(directory), str(ROOT))

@@ -142,6 +142,7 @@ def test_a_folder_with_something_in_it_and_an_extra_that_is_none_are_refused(hou
     wrong = fill(tmp_path / "wheels", "telepathy")
     assert wrong.returncode == 1
     assert "no extra telepathy; there is authoring, bench, bridge" in wrong.stderr
+    assert not list((tmp_path / "wheels").iterdir()), "half a folder would be taken for a whole one"
 
 
 def test_a_target_is_described_as_its_conditions_see_it(script: ModuleType) -> None:

@@ -246,7 +246,7 @@ class Control:
 def _request(line: bytes) -> Request:
     try:
         request = msgspec.json.decode(line, type=Request)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ControlError(f"expected a request as a line of JSON, got something else: {error}") from None
     if isinstance(request, Look) and not 20 <= request.width <= 1000:
         raise ControlError(f"width: expected 20 to 1,000, got {request.width}")

@@ -33,11 +33,16 @@ from fedmq_coordinator.control import (
     Server,
     ask,
 )
+from fedmq_coordinator.ledger import LedgerError
 from fedmq_coordinator.service import TaskPlan
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_coordinator.tasks import Wish
+from hypothesis import given
+from hypothesis import strategies as st
 from processes import environment, fedmq
 from scripted_fleet import ScriptedFleet, scripted_task
+
+from fedmq.programs import open_ledger
 
 DAEMON, BIN, SYS = (1, 1), (2, 2), (3, 3)
 """User and group of users that every Debian has; none of them is the one who runs the tests."""
@@ -230,11 +235,24 @@ def test_an_order_that_cannot_be_noted_is_not_taken(fleet: ScriptedFleet, tmp_pa
         (b'{"ask": "look", "what": "passwords"}', "expected a request as a line of JSON"),
         (b"\xff\xfe\x00", "expected a request as a line of JSON"),
         (b"[" * 9000, "expected a request as a line of JSON"),
+        (
+            b'{"ask": "order", "task": "pumps", "wish": {"verb": "pause", "x": ' + b"[" * 7000 + b"]" * 7000 + b"}}",
+            "expected a request as a line of JSON",
+        ),
     ],
 )
 def test_what_is_no_request_is_an_answer(fleet: ScriptedFleet, line: bytes, said: str) -> None:
     assert said in control_of(fleet).answer(line, *DAEMON).error
     assert not fleet.ledger.orders_waiting()
+
+
+@given(st.binary(max_size=300) | st.text(max_size=100).map(str.encode))
+def test_anything_is_a_request_or_refused_as_none(line: bytes) -> None:
+    try:
+        request = control._request(line)
+    except ControlError:
+        return
+    assert isinstance(request, Order | Outcome | Look)
 
 
 # -- the socket ------------------------------------------------------------------------------------------------
@@ -400,6 +418,30 @@ def test_the_kernel_says_who_asks(fleet: ScriptedFleet, open_folder: Path) -> No
         path.chmod(0o600)
         assert "this user may not connect there" in as_user(*DAEMON, path, PAUSE)
     assert [order.verb for order in fleet.ledger.orders_waiting()] == ["pause"]
+
+
+def test_a_shut_folder_says_to_use_the_socket(fleet: ScriptedFleet, open_folder: Path) -> None:
+    shut = open_folder / "state"
+    shutil.copytree(fleet.directory, shut)
+    shut.chmod(0o700)
+    come, go = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(1)
+            os.setuid(1)
+            try:
+                open_ledger(shut)
+            except LedgerError as error:
+                os.write(go, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(go)
+    with os.fdopen(come) as file:
+        said = file.read()
+    os.waitpid(child, 0)
+    assert f"this user may not look into {shut}: ask the coordinator by its socket (--control)" in said
 
 
 # -- the command -----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from certificates import Authority
 from fedmq_protocol.secrets import SecretError, check_keys, credential, read_secret
 from fedmq_protocol.session import Connection, MqttSession
 from fedmq_protocol.settings import ConnectionSettings, SettingsError, load
+from small_disk import SmallDisk
 
 SECRET = "hunter2-and-more"
 
@@ -117,6 +118,16 @@ def test_settings_in_a_folder_where_everybody_may_replace_them_are_refused(tmp_p
     with pytest.raises(SettingsError, match=f"its folder has mode 0777.*chmod o-w {folder}$"):
         load(ConnectionSettings, link)
     folder.chmod(0o1777)  # as /tmp is: nobody replaces what is another's
+    assert load(ConnectionSettings, path).port == 7
+
+
+def test_what_nobody_can_write_may_have_any_mode(small_disk: SmallDisk) -> None:
+    """Kubernetes mounts settings read-only, in a folder of mode 0777."""
+    path = written(small_disk.place / "a.toml", 0o666, "port = 7")
+    small_disk.place.chmod(0o777)
+    with pytest.raises(SettingsError, match="mode 0666"):
+        load(ConnectionSettings, path)
+    small_disk.make_read_only()
     assert load(ConnectionSettings, path).port == 7
 
 
