@@ -33,7 +33,7 @@ from fedmq_coordinator.control import (
     Server,
     ask,
 )
-from fedmq_coordinator.ledger import LedgerError
+from fedmq_coordinator.ledger import Ledger, LedgerError
 from fedmq_coordinator.service import TaskPlan
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_coordinator.tasks import Wish
@@ -160,6 +160,23 @@ def test_a_lineage_that_begins_is_noted(fleet: ScriptedFleet) -> None:
     assert len(noted(fleet)) == lines, "a restart goes on with the same"
 
 
+def test_an_order_that_the_ledger_does_not_take_is_noted_as_such(
+    fleet: ScriptedFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> int:
+        raise LedgerError("the ledger is locked")
+
+    monkeypatch.setattr(Ledger, "order", busy)
+    assert asked(fleet, PAUSE, DAEMON).error == "the ledger is locked"
+    assert [outcome for *_, outcome in noted(fleet)[-2:]] == ["ordered", "not taken: the ledger is locked"]
+
+
+def test_a_number_that_no_ledger_can_hold_stops_no_coordinator(fleet: ScriptedFleet) -> None:
+    order = fleet.order("rollback", "pumps", version=1, lineage=1 << 63)
+    assert not order.done
+    assert "cannot be read" in (order.result or "")
+
+
 def test_who_gave_an_order_is_the_kernel_s_word(fleet: ScriptedFleet) -> None:
     claimed = msgspec.json.decode(msgspec.json.encode(PAUSE))
     claimed["wish"]["by"] = {"user": "root", "uid": 0, "how": "local"}
@@ -229,7 +246,12 @@ def test_an_order_that_cannot_be_noted_is_not_taken(fleet: ScriptedFleet, tmp_pa
         (b'{"ask": "order", "task": "pumps", "wish": {"verb": "explode"}}', "expected pause, resume"),
         (b'{"ask": "order", "task": "fans", "wish": {"verb": "pause"}}', "no task 'fans'; there is pumps"),
         (b'{"ask": "order", "task": "pumps", "wish": {"verb": "promote", "canary_pct": 900}}', "expected a request"),
+        (
+            b'{"ask": "order", "task": "pumps", "wish": {"verb": "rollback", "lineage": 9223372036854775808}}',
+            "expected a",
+        ),
         (b'{"ask": "outcome", "order": 99}', "there is no order 99"),
+        (b'{"ask": "outcome", "order": 9223372036854775808}', "expected a request"),
         (b'{"ask": "look", "what": "status", "width": 100000}', "width: expected 20 to 1,000"),
         (b'{"ask": "look", "what": "status", "task": "fans"}', "no task 'fans'"),
         (b'{"ask": "look", "what": "passwords"}', "expected a request as a line of JSON"),
