@@ -35,6 +35,8 @@ examples:
   fedmq report --state /var/lib/fedmq --html savings.html
   fedmq task list --state /var/lib/fedmq           several tasks: how each stands; pause, promote, roll back
   fedmq export --c-int8 model.c --state /var/lib/fedmq --calibrate DIR      a model for a microcontroller
+  fedmq doctor gateway --config gateway.toml       whether files, certificates, clock and broker are sound
+  fedmq wire show                                  what crosses the broker, field by field
   fedmq bench codec --quick                        bytes and time of the codec beside its rivals
   fedmq simulate --faults all --schedules 100      a federation in virtual time, and everything that can go wrong
 """
@@ -90,7 +92,37 @@ def _parser() -> argparse.ArgumentParser:
     _add_override(broker, "--port", "port", "port on 127.0.0.1; 0 picks a free one (default: 1883)")
     _add_override(broker, "--federation", "federation", "name in the topics that the ACL allows (default: plant)")
     broker.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
-    broker.set_defaults(run=_broker)
+    broker.set_defaults(run=_broker, action=None)
+    actions = broker.add_subparsers(dest="action", metavar="[guard | site]")
+    guard = actions.add_parser(
+        "guard",
+        help="cut off whose certificate is revoked",
+        description="Runs beside Mosquitto until it is stopped (SIGTERM), as the same user: watches the list of revoked"
+        " certificates (revoked_file), checks it, makes Mosquitto reload it and ends the connections of those who are"
+        " newly on it. A list that does not pass is an error in the log, and the one before stays in force.",
+    )
+    _add_settings(guard, "broker.toml")
+    guard.add_argument("--site", metavar="NAME", help="this is the broker of that site, as `fedmq broker site` made it")
+    guard.set_defaults(run=_guard)
+    site = actions.add_parser(
+        "site",
+        help="write the configuration of a broker on site, with its bridge",
+        description="Writes mosquitto.conf and acl for the broker of one of the sites in the settings: it serves that"
+        " site's gateways, and carries their topics to the federation's broker and back, and no others. The settings"
+        " are those of the site's own broker: its address, port and certificates.",
+    )
+    site.add_argument("site", metavar="NAME", help="as it stands in the setting sites")
+    site.add_argument("--render", type=Path, required=True, metavar="DIR", help="write mosquitto.conf and acl into DIR")
+    site.add_argument("--upstream", required=True, metavar="HOST:PORT", help="the federation's broker, from the site")
+    site.add_argument(
+        "--identity",
+        type=Path,
+        default=Path("/etc/mosquitto/fedmq"),
+        metavar="DIR",
+        help="folder with the site's ca.crt, client.crt and client.key (default: /etc/mosquitto/fedmq)",
+    )
+    _add_settings(site, "broker.toml")
+    site.set_defaults(run=_site)
 
     coordinator = commands.add_parser(
         "coordinator",
@@ -175,11 +207,17 @@ def _parser() -> argparse.ArgumentParser:
     add_audit(commands)
     from fedmq.bridge.command import add_label
     from fedmq.bridge.command import add_parser as add_bridge
+    from fedmq.ca.command import add_parser as add_ca
+    from fedmq.doctor.command import add_parser as add_doctor
     from fedmq.export import add_parser as add_export
+    from fedmq.wire.command import add_parser as add_wire
 
     add_bridge(commands)
     add_label(commands)
     add_export(commands)
+    add_ca(commands)
+    add_wire(commands)
+    add_doctor(commands)
     _add_demo(commands)
     _add_simulate(commands)
     _add_bench(commands)
@@ -314,6 +352,12 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     demo.add_argument(
         "--broker", default="auto", metavar="auto|mosquitto|embedded|HOST:PORT", help="which broker (default: auto)"
+    )
+    demo.add_argument(
+        "--secure",
+        action="store_true",
+        help="with a certificate authority made for this run: TLS with client certificates, plans signed, updates and"
+        " receipts with MACs (needs Mosquitto)",
     )
     demo.add_argument(
         "--gates",
@@ -659,6 +703,19 @@ def _broker(arguments: argparse.Namespace) -> None:
         print(document(BrokerTable), end="")
         return
     run_broker(arguments)
+
+
+def _guard(arguments: argparse.Namespace) -> None:
+    from fedmq.programs import run_guard
+
+    _log("info")
+    run_guard(arguments)
+
+
+def _site(arguments: argparse.Namespace) -> None:
+    from fedmq.programs import render_site
+
+    render_site(arguments)
 
 
 def _width() -> int:

@@ -37,10 +37,12 @@ if TYPE_CHECKING:
         RoundSettings,
         TaskSettings,
     )
+    from fedmq_edge_node.memory import Memory
     from fedmq_edge_node.runtimes import Engine
     from fedmq_edge_node.samples import Targets
     from fedmq_edge_node.service import Gateway, Source
     from fedmq_edge_node.settings import GatewaySettings
+    from fedmq_protocol.signing import CoordinatorSeals, GatewaySeals
     from numpy.typing import NDArray
 
 __all__ = [
@@ -56,8 +58,10 @@ __all__ = [
     "open_ledger",
     "read_bundle",
     "recover",
+    "render_site",
     "run_broker",
     "run_coordinator",
+    "run_guard",
     "scorer",
     "settings_digest",
     "show_gateway",
@@ -78,12 +82,90 @@ def connection_of(settings: ConnectionSettings, client_id: str) -> Connection:
         keepalive_seconds=settings.keepalive_seconds,
         username=settings.username,
         password=settings.password(),
-        tls=settings.tls,
-        ca_file=settings.ca_file,
-        cert_file=settings.certificate_file,
-        key_file=settings.key_file,
+        tls=settings.tls or settings.identity_dir is not None,
+        ca_file=settings.ca_file or _own(settings, CA_CERTIFICATE),
+        cert_file=settings.certificate_file or _own(settings, CERTIFICATE),
+        key_file=settings.key_file or _own(settings, CERTIFICATE_KEY),
         reconnect_min_seconds=settings.reconnect_min_seconds,
         reconnect_max_seconds=settings.reconnect_max_seconds,
+    )
+
+
+CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY = "ca.crt", "client.crt", "client.key"
+"""As `fedmq_protocol.identity` has them, which loads what only a sealed federation needs."""
+
+
+def _own(settings: ConnectionSettings, name: str) -> Path | None:
+    return None if settings.identity_dir is None else settings.identity_dir / name
+
+
+class _Renewing:
+    """The seals of a gateway's start, made again when its folder has another card. Raises TrustError."""
+
+    def __init__(self, settings: GatewaySettings, nonce: bytes, memory: Memory) -> None:
+        self._settings = settings
+        self._nonce = nonce
+        self._memory = memory
+        self.first = _gateway_seals(settings, nonce, memory)
+        self._card = None if self.first is None else self.first.card
+
+    def __call__(self) -> GatewaySeals | None:
+        if self._card is None:
+            return None
+        from fedmq_protocol import identity
+
+        assert self._settings.connection.identity_dir is not None
+        card = identity.read_card_file(self._settings.connection.identity_dir)
+        if card == self._card:
+            return None
+        seals = _gateway_seals(self._settings, self._nonce, self._memory)
+        self._card = card
+        return seals
+
+
+def _gateway_seals(settings: GatewaySettings, nonce: bytes, memory: Memory) -> GatewaySeals | None:
+    """Raises TrustError."""
+    folder = settings.connection.identity_dir
+    if folder is None:
+        return None
+    from fedmq_protocol import identity
+    from fedmq_protocol.signing import Chain, GatewaySeals
+
+    federation = settings.connection.federation
+    chain = identity.read_chain(folder, federation)
+    walked = memory.get("trust")
+    if walked is not None:
+        further = Chain.read(walked.decode(), federation)
+        chain = further if further.newest.version > chain.newest.version else chain
+    return GatewaySeals(
+        federation=federation,
+        gateway=settings.name,
+        nonce=nonce,
+        chain=chain,
+        card=identity.read_card_file(folder),
+        agreement=identity.read_agreement(folder),
+        unix=time.time,
+        keep=lambda longer: memory.put("trust", longer.text().encode()),
+    )
+
+
+def _coordinator_seals(settings: CoordinatorSettings) -> CoordinatorSeals | None:
+    """Raises TrustError."""
+    folder = settings.connection.identity_dir
+    if folder is None:
+        return None
+    from fedmq_protocol import identity
+    from fedmq_protocol.signing import CoordinatorSeals
+
+    federation = settings.connection.federation
+    revoked = settings.revoked_file or folder / identity.REVOKED
+    return CoordinatorSeals(
+        federation=federation,
+        chain=identity.read_chain(folder, federation),
+        signing=identity.read_signing(folder),
+        agreement=identity.read_agreement(folder),
+        unix=time.time,
+        revoked=identity.RevokedList(revoked, folder / identity.CA_CERTIFICATE),
     )
 
 
@@ -100,6 +182,8 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
     lower_priority(settings.nice)
     _hold_memory_together()
     nonce = os.urandom(8)
+    memory = Memory(memory_path(settings))
+    seals = _Renewing(settings, nonce, memory)
     federation = settings.connection.federation
     session = MqttSession(connection_of(settings.connection, settings.name), will(federation, settings.name, nonce))
     if settings.vitals_file is None:
@@ -111,7 +195,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         name=settings.name,
         federation=federation,
         session=session,
-        memory=Memory(memory_path(settings)),
+        memory=memory,
         source=_source(settings),
         vitals=reader.read,
         limits=settings.gates,
@@ -127,6 +211,9 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         preparation=lambda bundle: make_preparation(bundle, settings.engine),
         prove=prover(settings.engine),
         engines=available_engines() if settings.engine == "auto" else (settings.engine,),
+        seals=seals.first,
+        renewed=seals,
+        stale_seconds=settings.stale_hours * 3600,
         crash_point=crash_point(CRASH_POINTS),
     )
 
@@ -139,13 +226,19 @@ def show_gateway(settings: GatewaySettings) -> list[str]:
     """`fedmq gateway --show`: how each task stands on this gateway, in lines. Raises StateError."""
     from fedmq_edge_node.memory import Memory
     from fedmq_edge_node.personal import belongs, describe
+    from fedmq_edge_node.service import STALE
 
     if not memory_path(settings).is_file():
         return [f"nothing yet: no gateway has worked in {settings.state_dir}"]
     memory = Memory(memory_path(settings))
     states = memory.load()
+    stale = memory.get(STALE)
     memory.close()
     lines = [] if states else ["no task yet"]
+    if stale is not None:
+        lines.insert(
+            0, "ALERT: nothing new and signed by the coordinator for long: it is down, or somebody keeps it away"
+        )
     for name, state in states.items():
         lines.append(f"{name}: version {state.version} of lineage {state.lineage} is in training")
         service, own = state.in_service, state.personal
@@ -240,6 +333,7 @@ def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = Fals
         ledger=Ledger(ledger_path(settings.state_dir)),
         models=ModelStore(settings.state_dir / "models", crash_point=crash),
         new_lineage=new_lineage,
+        seals=_coordinator_seals(settings),
         crash_point=crash,
         holds=lock,
         audit=audit_log(settings.state_dir),
@@ -471,3 +565,40 @@ def run_broker(arguments: argparse.Namespace) -> None:
     if table.port == 0:
         settings = replace(settings, port=free_port(table.address))
     serve(settings, spec=arguments.broker, directory=arguments.directory, say=lambda text: print(text, flush=True))
+
+
+def run_guard(arguments: argparse.Namespace) -> None:
+    """`fedmq broker guard`: until SIGTERM or SIGINT."""
+    import threading
+
+    from fedmq_broker_config.service import Guard
+    from fedmq_broker_config.settings import BrokerTable
+
+    guard = Guard(load(BrokerTable, arguments.config, arguments.overrides).broker(), site=arguments.site)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    guard.run(stopping)
+
+
+def render_site(arguments: argparse.Namespace) -> None:
+    """`fedmq broker site`."""
+    from fedmq_broker_config.render import Upstream
+    from fedmq_broker_config.run import write_site_configuration
+    from fedmq_broker_config.settings import BrokerTable
+
+    settings = load(BrokerTable, arguments.config, arguments.overrides).broker()
+    host, colon, port = arguments.upstream.rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise ValueError(f"--upstream: expected HOST:PORT, got {arguments.upstream!r}")
+    identity = arguments.identity.absolute()
+    upstream = Upstream(
+        site=arguments.site,
+        host=host,
+        port=int(port),
+        ca_file=identity / "ca.crt",
+        cert_file=identity / "client.crt",
+        key_file=identity / "client.key",
+    )
+    for path in write_site_configuration(settings, upstream, arguments.render):
+        print(f"wrote {path}", file=sys.stderr)

@@ -70,6 +70,23 @@ not sent is set to zero. Where versions were released, it is put in service ever
 """
 
 
+_SET_ASIDE = """\
+example:
+  fedmq task set-aside pumps press-4 --state DIR
+
+The gateway is not drawn any more, and what it sends for this task is refused. What was accepted of it before counts.
+It keeps the model, and hears of each new version. `readmit` takes it back.
+"""
+
+_READMIT = """\
+example:
+  fedmq task readmit pumps press-4 --state DIR
+
+For a gateway that was set aside by order, and for one that `fedmq status` names as flagged: it takes part again, and is
+judged as if it were new.
+"""
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     task = commands.add_parser(
         "task",
@@ -115,6 +132,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--canary", type=_percent, default=100.0, metavar="PERCENT", help="of the gateways, at first (default: all)"
     )
     promote.add_argument("--force", action="store_true", help="in service without a comparison")
+    for name, about, epilog in (
+        ("set-aside", "draw a gateway no more, and refuse what it sends", _SET_ASIDE),
+        ("readmit", "let a gateway take part again that was set aside or flagged", _READMIT),
+    ):
+        verb(name, about, epilog).add_argument("gateway", metavar="GATEWAY", help="as `fedmq status` has it")
     rollback = verb("rollback", "let training go on from an older version", _ROLLBACK)
     rollback.add_argument("--version", type=_version, required=True, metavar="N", help="the version to go back to")
     add_verbs(verbs)
@@ -152,6 +174,7 @@ def _order(arguments: argparse.Namespace) -> int:
         lineage=getattr(arguments, "lineage", None),
         canary_pct=getattr(arguments, "canary", 100.0),
         forced=getattr(arguments, "force", False),
+        gateway=getattr(arguments, "gateway", ""),
     )
     until = time.monotonic() + arguments.wait
     socket = socket_of(arguments)

@@ -50,6 +50,16 @@ DOORS = {
     "torch": {"fedmq/authoring/tracing.py", "fedmq/authoring/building.py"},
     "onnx": {"fedmq/authoring/tracing.py", "fedmq/authoring/conversion.py"},
     "onnxscript": {"fedmq/authoring/tracing.py"},
+    "cryptography": {
+        "protocol/signing.py",
+        "protocol/identity.py",
+        "fedmq/ca/certificates.py",
+        "fedmq/doctor/certificates.py",
+        "fedmq/doctor/identity.py",
+        "fedmq/doctor/network.py",
+        "fedmq/simulate/sealing.py",
+        "broker_config/revocation.py",
+    },
     "grp": {"coordinator/control.py"},
     "sqlite3": {"coordinator/ledger.py", "edge_node/memory.py", "firmware_bridge/store.py", "fedmq/simulate/disks.py"},
 }

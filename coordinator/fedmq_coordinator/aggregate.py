@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from statistics import median
+from statistics import median_low
 from typing import Protocol
 
 import numpy as np
@@ -114,6 +114,11 @@ class WeightedMean:
         self.weight += weight
         self.updates += 1
 
+    @property
+    def total(self) -> NDArray[np.int64]:
+        """The weighted sum in steps, `(length,) int64`: to look at, not to write to."""
+        return self._sum
+
     def mean(self) -> NDArray[np.float64]:
         """`(length,) float64`. Raises ValueError while nothing was added."""
         if not self.weight:
@@ -124,10 +129,11 @@ class WeightedMean:
 def most_windows(fleet: Iterable[int]) -> float:
     """How many windows of a gateway count at most: four times the fleet's median.
 
-    One gateway with a huge archive must not speak for the whole fleet.
+    One gateway with a huge archive must not speak for the whole fleet; nor one that says it had one. So of two, the
+    smaller number is the median. Gateways without windows have nothing to say, and are not asked here.
     """
-    counts = list(fleet)
-    return max(1.0, 4 * median(counts)) if counts else 1.0
+    counts = [count for count in fleet if count > 0]
+    return max(1.0, 4 * median_low(counts)) if counts else 1.0
 
 
 def weigh(windows: int, most: float) -> int:

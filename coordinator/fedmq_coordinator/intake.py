@@ -156,12 +156,17 @@ class Intake:
             version=self._line.version,
             staleness=self._line.task.staleness,
             now=now,
+            aside=name in self._roster.aside,
         )
 
     def _examine(self, name: str, update: Update, payload: bytes, now: float) -> None:
         plan = self._run.plan_of(update.round_id)
         assert plan is not None  # the update was admitted
-        judgement = examine(lambda: self._line.decode(payload, plan.level, plan.base), self._line.task.max_norm)
+        judgement = examine(
+            lambda: self._line.decode(payload, plan.level, plan.base),
+            self._line.task.max_norm,
+            self._run.watch.norm_bound,
+        )
         self._conclude(name, update, payload, short(refer(payload, 256).digest), judgement, now)
 
     def _conclude(
@@ -202,12 +207,17 @@ class Intake:
                 payload=payload if accepted else None,
                 training_loss=update.loss / 1e4,
                 counted_in=counting,
+                norm=judgement.norm,
             )
             late = answer.late
             self._ledger.save_answer(answer)
             self._ledger.save_verdict(name, update.round_id, update.counter, digest, verdict_name(verdict))
+            if judgement.norm is not None and (accepted or judgement.beyond):
+                self._run.watch.note_norm(name, judgement.norm, beyond=judgement.beyond)
             if judgement.decoded is not None:
                 self._run.count(answer, judgement.decoded)
+        if judgement.repeat and verdict is Verdict.CONFLICT:
+            self._ledger.count_conflict(update.round_id, name)
         if not accepted and not judgement.repeat:
             self._run.refuse(name, update.round_id)
         # The next plan tells only of the round before it.
@@ -262,6 +272,7 @@ class Intake:
             or not round_.drawn(name, place)
             or name in round_.answered
             or (kind == "statistics") > (round_.plan.kind is RoundKind.STATISTICS)
+            or (kind == "statistics" and name in self._roster.aside)
         ):
             return
         self._ledger.save_answer(

@@ -30,9 +30,12 @@ from fedmq_protocol.state import DATABASE, PlaceError, check_place, make_place
 from fedmq_coordinator.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, SchemaError
 
 __all__ = [
+    "FLAGGED",
     "Answer",
     "Book",
     "CatchUp",
+    "Conduct",
+    "Flag",
     "Folded",
     "Gateway",
     "Ledger",
@@ -49,6 +52,14 @@ __all__ = [
 
 CHECKED_BYTES = 256 * 1024 * 1024
 """Larger files are not looked through as they are opened."""
+
+MOST_REASONS = 64
+"""Reasons for which junk on one channel is counted one by one."""
+
+OTHER_REASONS = "for other reasons"
+
+FLAGGED = "flagged"
+"""Key of a task's state under which the setting limits.flagged is kept, for who reads the file alone."""
 
 T = TypeVar("T")
 
@@ -124,6 +135,12 @@ class Answer:
     payload: bytes | None
     training_loss: float | None = None
     counted_in: int | None = None
+    norm: float | None = None
+    """L2, as decoded."""
+    cosine: float | None = None
+    """With the sum of the others in the same version."""
+    conflicts: int = 0
+    """How often other bytes came for the same round."""
 
     @property
     def late(self) -> bool:
@@ -219,6 +236,36 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conduct:
+    """Where a gateway's updates have pointed lately; see `conduct`."""
+
+    gateway: str
+    lineage: int
+    version: int
+    updates: int
+    direction: bytes
+    toward: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """A gateway that somebody should look at, or that was looked at."""
+
+    gateway: str
+    at: float
+    round: int
+    state: str
+    """flagged | aside | readmitted"""
+    reason: str
+    """refused | against | ordered"""
+    evidence: str
+
+    def sets_aside(self, flagged: str) -> bool:
+        """Whether the gateway is set aside: by order, or because the setting limits.flagged says so."""
+        return self.state == "aside" or (self.state == "flagged" and flagged == "set_aside")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mark:
     """Where the counters of a process stood when the last answer of it that is summed up was sent."""
 
@@ -246,6 +293,11 @@ class Folded(msgspec.Struct, kw_only=True, omit_defaults=True):
     received: int = 0
     """Socket bytes that belong to rounds."""
     last_round: int = 0
+    cosines: int = 0
+    """Updates of which a cosine is known."""
+    cosine_sum: int = 0
+    """Of theirs, each in whole 1/10,000: sums of whole numbers do not depend on their order."""
+    conflicts: int = 0
 
 
 _BOOLEANS = {"present", "final", "owed", "configured", "forced", "done"}
@@ -659,11 +711,15 @@ class Ledger(_Records):
         """(channel, reason, messages, bytes)."""
         return list(self._execute("SELECT channel, reason, messages, bytes FROM refused ORDER BY 1, 2"))
 
-    def count_refused(self, channel: str, reason: str, size: int) -> None:
+    def count_refused(self, channel: str, reason: str, size: int, messages: int = 1) -> None:
+        """Beyond MOST_REASONS of one channel, whatever is new is counted as others: a reason may quote what came."""
+        known = self._one("SELECT 1 FROM refused WHERE channel = ? AND reason = ?", (channel, reason))
+        if not known and self._one("SELECT count(*) FROM refused WHERE channel = ?", (channel,)) >= MOST_REASONS:
+            reason = OTHER_REASONS
         self.write(
-            "INSERT INTO refused VALUES (?, ?, 1, ?) ON CONFLICT (channel, reason) DO UPDATE SET"
-            " messages = messages + 1, bytes = bytes + excluded.bytes",
-            (channel, reason, size),
+            "INSERT INTO refused VALUES (?, ?, ?, ?) ON CONFLICT (channel, reason) DO UPDATE SET"
+            " messages = messages + excluded.messages, bytes = bytes + excluded.bytes",
+            (channel, reason, messages, size),
         )
 
     # -- what is summed up -------------------------------------------------------------------------------------
@@ -920,6 +976,62 @@ class Book(_Records):
 
     def count_refused(self, channel: str, reason: str, size: int) -> None:
         self.ledger.count_refused(channel, reason, size)
+
+    # -- who should be looked at ---------------------------------------------------------------------------------
+
+    def count_conflict(self, round_id: int, gateway: str) -> None:
+        """Other bytes than those on record have come for this round."""
+        self.ledger.write(
+            "UPDATE answers SET conflicts = conflicts + 1 WHERE round = ? AND gateway = ?", (round_id, gateway)
+        )
+
+    def set_cosine(self, round_id: int, gateway: str, cosine: float) -> None:
+        self.ledger.write("UPDATE answers SET cosine = ? WHERE round = ? AND gateway = ?", (cosine, round_id, gateway))
+
+    def latest_updates(self, gateway: str, *, after: int, last: int) -> list[tuple[str, int]]:
+        """(verdict, conflicts) of a gateway's last updates to this task since that round, the newest first."""
+        return list(
+            self._execute(
+                "SELECT verdict, conflicts FROM answers JOIN rounds ON rounds.id = answers.round"
+                " WHERE gateway = ? AND answers.kind = 'update' AND round > ? AND task = ? ORDER BY round DESC LIMIT ?",
+                (gateway, after, self.number, last),
+            )
+        )
+
+    def latest_cosines(self, gateway: str, lineage: int, *, after: int, last: int) -> list[float]:
+        """Of a gateway's last updates in versions of a lineage since that round, the newest first."""
+        rows = self._execute(
+            "SELECT cosine FROM answers JOIN rounds ON rounds.id = answers.round WHERE gateway = ?"
+            " AND answers.kind = 'update' AND round > ? AND lineage = ? AND cosine IS NOT NULL"
+            " ORDER BY round DESC LIMIT ?",
+            (gateway, after, lineage, last),
+        )
+        return [float(cosine) for (cosine,) in rows]
+
+    def conduct(self, gateway: str) -> Conduct | None:
+        clause = "WHERE task = ? AND gateway = ?"
+        return next(iter(self._select(Conduct, "conduct", clause, (self.number, gateway))), None)
+
+    def save_conduct(self, conduct: Conduct) -> None:
+        self.ledger.insert("conduct", conduct, replace=True, task=self.number)
+
+    def forget_conduct(self, gateway: str) -> None:
+        self.ledger.write("DELETE FROM conduct WHERE task = ? AND gateway = ?", (self.number, gateway))
+
+    def towards(self, lineage: int, least: int) -> list[float]:
+        """Where the gateways of a lineage point that have so many updates in its versions."""
+        rows = self._execute(
+            "SELECT toward FROM conduct WHERE task = ? AND lineage = ? AND updates >= ? AND toward IS NOT NULL",
+            (self.number, lineage, least),
+        )
+        return [float(toward) for (toward,) in rows]
+
+    def flags(self) -> list[Flag]:
+        """Of all gateways that have one, lifted or not."""
+        return self._select(Flag, "flags", "WHERE task = ? ORDER BY gateway", (self.number,))
+
+    def save_flag(self, flag: Flag) -> None:
+        self.ledger.insert("flags", flag, replace=True, task=self.number)
 
     # -- versions ----------------------------------------------------------------------------------------------
 

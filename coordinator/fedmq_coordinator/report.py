@@ -22,7 +22,7 @@ from typing import Literal
 import msgspec
 
 from fedmq_coordinator.absent import ABSENT, from_bytes, set_aside
-from fedmq_coordinator.ledger import Answer, Folded, Gateway, Ledger, Mark, Round, Version, Wire
+from fedmq_coordinator.ledger import FLAGGED, Answer, Folded, Gateway, Ledger, Mark, Round, Version, Wire
 from fedmq_coordinator.retention import LATE, add, read
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "AsideLine",
     "CatchUpLine",
     "Factors",
+    "FlagLine",
     "GatewayLine",
     "IpEstimate",
     "PersonalLine",
@@ -42,6 +43,7 @@ __all__ = [
     "VerdictLine",
     "build",
     "divide",
+    "flag_text",
     "many",
     "metrics_by_round",
     "personal_text",
@@ -199,6 +201,10 @@ class GatewayLine(_Line, frozen=True, kw_only=True):
     payload: Traffic
     dense: Traffic
     raw_bytes: int
+    cosine: float | None
+    """Mean over its updates in versions, each with the sum of the others in the same version."""
+    conflicts: int
+    """How often it sent other bytes for a round that it had answered."""
 
 
 class AsideLine(_Line, frozen=True, kw_only=True):
@@ -209,6 +215,20 @@ class AsideLine(_Line, frozen=True, kw_only=True):
     """Rounds in a row that it was asked in vain."""
     left: int
     """Rounds of its pause that are still to close, the open one counted."""
+
+
+class FlagLine(_Line, frozen=True, kw_only=True):
+    """A gateway that somebody should look at."""
+
+    gateway: str
+    since: float
+    round: int
+    """The newest one then."""
+    reason: str
+    """refused | against | ordered"""
+    aside: bool
+    """Not drawn, and what it sends is refused."""
+    evidence: str
 
 
 class VerdictLine(_Line, frozen=True, kw_only=True):
@@ -283,6 +303,8 @@ class Report(_Line, frozen=True, kw_only=True):
     refused: list[RefusedLine]
     tails: list[Tail]
     set_aside: list[AsideLine]
+    flagged: list[FlagLine]
+    """Gateways whose updates are refused again and again, or point away from the others'; or set aside by order."""
     personal: list[PersonalLine]
     """Of gateways that were asked for personal models and have told."""
     rounds: list[RoundLine]
@@ -329,6 +351,8 @@ def build(ledger: Ledger, task: str | None = None) -> Report:
         refused = ledger.refused()
         trials = [] if book is None else book.trials()
         absences = from_bytes(None if book is None else book.get(ABSENT))
+        flags = [] if book is None else [flag for flag in book.flags() if flag.state != "readmitted"]
+        rule = "report" if book is None else (book.get(FLAGGED) or b"report").decode("utf-8", "replace")
         every_round = {row.id for row in ledger.rounds()}
 
     known = {r.id for r in rounds}
@@ -390,6 +414,17 @@ def build(ledger: Ledger, task: str | None = None) -> Report:
         for trial in trials
         if trial.personal is not None
     ]
+    flagged = [
+        FlagLine(
+            gateway=flag.gateway,
+            since=flag.at,
+            round=flag.round,
+            reason=flag.reason,
+            aside=flag.sets_aside(rule),
+            evidence=flag.evidence,
+        )
+        for flag in flags
+    ]
     below = [line.id for line in round_lines if line.outcome == "below quorum"]
     kinds: Counter[str] = Counter()
     for totals in counted:
@@ -397,7 +432,7 @@ def build(ledger: Ledger, task: str | None = None) -> Report:
     return Report(
         task="" if book is None else book.name,
         metric_name=metric_name,
-        findings=_findings(metric_name, total, dense, raw, round_lines, gateway_lines, below, tails, personal),
+        findings=_findings(metric_name, total, dense, raw, round_lines, gateway_lines, below, tails, personal, flagged),
         wire=total,
         joining=_sum(line.joining for line in gateway_lines),
         payload=payload,
@@ -439,6 +474,7 @@ def build(ledger: Ledger, task: str | None = None) -> Report:
             AsideLine(gateway=name, missed=absences[name].missed, left=absences[name].left)
             for name in sorted(set_aside(absences, {g.name: g.nonce for g in gateways}))
         ],
+        flagged=flagged,
         personal=personal,
         rounds=round_lines,
         gateways=gateway_lines,
@@ -617,6 +653,8 @@ def _gateway_line(
         payload=Traffic(up=counted.payload_bytes, down=payload_down),
         dense=Traffic(up=counted.dense_bytes, down=counted.dense_bytes),
         raw_bytes=0 if gateway is None else gateway.signal_bytes,
+        cosine=counted.cosine_sum / counted.cosines / 1e4 if counted.cosines else None,
+        conflicts=counted.conflicts,
     )
 
 
@@ -680,6 +718,7 @@ def _findings(
     below: Sequence[int],
     tails: Sequence[Tail],
     personal: Sequence[PersonalLine],
+    flagged: Sequence[FlagLine],
 ) -> list[str]:
     if not rounds:
         return ["No round has been opened yet."]
@@ -716,9 +755,18 @@ def _findings(
     if tails:
         names = len({t.gateway for t in tails})
         findings.append(f"{many(names, 'gateway')} counted bytes that are not reported: the figures lack these tails.")
+    if flagged:
+        named = ", ".join(line.gateway for line in flagged[:5]) + ("" if len(flagged) <= 5 else " and others")
+        findings.append(f"{many(len(flagged), 'gateway')} should be looked at: {named}.")
     if personal:
         findings.append(f"Personal models: {personal_text(personal)}.")
     return findings
+
+
+def flag_text(line: FlagLine) -> str:
+    """In a few words."""
+    why = {"refused": "refused again and again", "against": "points away from the others", "ordered": "by order"}
+    return f"{why.get(line.reason, line.reason)}{', set aside' if line.aside else ''}"
 
 
 def personal_text(lines: Sequence[PersonalLine]) -> str:

@@ -281,6 +281,20 @@ def _otherwise(report: Report) -> list[str]:
             _heading("Set aside"),
             f"<p>Asked in vain, and not asked for a number of rounds: {names}.</p>",
         ]
+    if report.flagged:
+        rows = [
+            [
+                _row_head(line.gateway),
+                f"{line.round:,}",
+                "set aside" if line.aside else "takes part",
+                escape(line.evidence),
+            ]
+            for line in report.flagged[:GATEWAYS_SHOWN]
+        ]
+        parts += [
+            _heading("Gateways that should be looked at"),
+            _table("Gateways that should be looked at", ["gateway", "since round", "state", "why"], rows),
+        ]
     if report.verdicts:
         rows = [[_row_head(v.kind), v.verdict, f"{v.answers:,}"] for v in report.verdicts]
         parts += [

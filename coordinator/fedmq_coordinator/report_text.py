@@ -24,6 +24,7 @@ from fedmq_coordinator.report import (
     RoundLine,
     Traffic,
     build,
+    flag_text,
     many,
     personal_text,
     size,
@@ -120,6 +121,10 @@ def status(ledger: Ledger, now: float, width: int = 80, task: str | None = None)
     presence = f"{here} present, {len(gateways) - here} absent"
     if report.set_aside:
         presence += f"; set aside: {_aside(report)}"
+    if report.flagged:
+        named = [f"{line.gateway} ({flag_text(line)})" for line in report.flagged]
+        more = f" and {len(named) - 12} more" if len(named) > 12 else ""
+        fields.append(("flagged", ", ".join(named[:12]) + more))
     unwell = [f"{name}: {words}" for name, every in sensors.items() if (words := "; ".join(filter(None, every)))]
     if any(sensors.values()):
         told = "; ".join(unwell[:SENSORS_SHOWN]) or "all well"
@@ -240,6 +245,16 @@ def _otherwise(page: _Page, report: Report) -> None:
     if report.set_aside:
         page.heading("Set aside")
         page.lines([f"Asked in vain, and not asked for now: {_aside(report)}."])
+    if report.flagged:
+        page.heading("Gateways that should be looked at")
+        page.table(
+            ("gateway", "since round", "state", "why"),
+            [
+                (line.gateway, f"{line.round:,}", "set aside" if line.aside else "takes part", line.evidence)
+                for line in report.flagged[:GATEWAYS_SHOWN]
+            ],
+            left=(0, 2, 3),
+        )
     if report.personal:
         shown = sorted(report.personal, key=lambda line: (not line.serves, line.gateway))[:GATEWAYS_SHOWN]
         more = len(report.personal) - len(shown)

@@ -41,6 +41,10 @@ def add(totals: Folded, answer: Answer) -> None:
     if answer.kind == "update" and answer.verdict == "accepted":
         totals.dense_bytes += answer.dense_bytes
     totals.last_round = max(totals.last_round, answer.round)
+    if answer.cosine is not None:
+        totals.cosines += 1
+        totals.cosine_sum += round(answer.cosine * 1e4)
+    totals.conflicts += answer.conflicts
 
 
 def fold(ledger: Ledger, *, keep_rounds: int) -> int:

@@ -135,6 +135,8 @@ class Members:
         self.paused_tags: Set[str] = frozenset()
         """Gateways with one of these are not drawn. In a fleet of more than 64 the plan cannot leave them out: what
         they send is taken, only nobody waits for it."""
+        self.aside: Set[str] = frozenset()
+        """Names of gateways that are set aside: not drawn, and what they send is refused."""
 
     def __len__(self) -> int:
         """Places given in the whole roster: by place the plan's bitmap counts."""
@@ -143,7 +145,7 @@ class Members:
     @property
     def mark(self) -> object:
         """Equal as long as nothing has changed of who takes part."""
-        return self._roster.changes, self.paused_tags
+        return self._roster.changes, self.paused_tags, self.aside
 
     def belongs(self, gateway: Gateway) -> bool:
         return not self._tags or not self._tags.isdisjoint(gateway.tag_set)
@@ -158,17 +160,24 @@ class Members:
         return None if gateway is None else gateway.roster
 
     def present(self) -> dict[str, int]:
-        """Names of those who are here and do not pause, each with its place."""
+        """Names of those who are here, do not pause and are not set aside, each with its place."""
         return {
             gateway.name: gateway.roster
             for gateway in self._roster.all()
-            if gateway.present and self.belongs(gateway) and self.paused_tags.isdisjoint(gateway.tag_set)
+            if gateway.present
+            and gateway.name not in self.aside
+            and self.belongs(gateway)
+            and self.paused_tags.isdisjoint(gateway.tag_set)
         }
 
     def windows(self, name: str) -> int:
         """As this task cuts them, at the gateway's last birth."""
         gateway = self._roster.get(name)
         return 0 if gateway is None else gateway.samples // self._windowing.hop
+
+    def fleet_windows(self) -> list[int]:
+        """Of each gateway that takes part, here or not, and is not set aside."""
+        return [self.windows(g.name) for g in self._roster.all() if self.belongs(g) and g.name not in self.aside]
 
     @property
     def all_windows(self) -> int:

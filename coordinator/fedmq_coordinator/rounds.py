@@ -48,6 +48,10 @@ class Judgement:
     """The verdict is an earlier one: nothing is to be written."""
     decoded: Decoded | None = None
     why: str = ""
+    norm: float | None = None
+    """Of what was decoded."""
+    beyond: bool = False
+    """Refused for being longer than what is usual, not than what the task allows."""
 
 
 class Round:
@@ -151,12 +155,14 @@ def admit(
     version: int,
     staleness: int,
     now: float,
+    aside: bool = False,
 ) -> Judgement | None:
     """What can be said of an update without decoding it; None when it deserves to be decoded.
 
     `base` is the update's mark of it. `record` is the gateway's answer to this very round, or else its latest one.
     `closed` is the round's plan where it was a training round of this lineage and has closed, as far back as that is
     kept; `version` is the one in force, and `staleness` how far behind it an update's base may be (0: none is late).
+    `aside`: an operator, or the rule that he has set, does not want the gateway's updates.
     """
     if record is not None and record.round_id == round_id:
         if record.digest == digest and record.counter == counter:
@@ -175,6 +181,8 @@ def admit(
         return Judgement(verdict=Verdict.CLOSED, why=why)
     else:
         plan = closed
+    if aside:
+        return Judgement(verdict=Verdict.SET_ASIDE, why="the gateway is set aside until an operator readmits it")
     if plan.kind is not RoundKind.TRAINING or roster is None or not plan.draws(roster, gateway):
         return Judgement(verdict=Verdict.NOT_DRAWN, why="it was not drawn for this round")
     if base != plan.base_mark:
@@ -188,16 +196,22 @@ def admit(
     return None
 
 
-def examine(decode: Callable[[], Decoded], max_norm: float) -> Judgement:
-    """The verdict on an admitted update, from its content."""
+def examine(decode: Callable[[], Decoded], max_norm: float, usual: float | None = None) -> Judgement:
+    """The verdict on an admitted update, from its content.
+
+    `usual` is how long an update may be by what the fleet has sent so far; None where that is not known.
+    """
     try:
         decoded = decode()
     except PayloadError as error:
         return Judgement(verdict=Verdict.MALFORMED, why=str(error))
     norm = decoded.norm()
     if not norm <= max_norm:
-        return Judgement(verdict=Verdict.NORM, why=f"norm {norm:.3g}, at most {max_norm:g} expected")
-    return Judgement(verdict=Verdict.ACCEPTED, decoded=decoded)
+        return Judgement(verdict=Verdict.NORM, why=f"norm {norm:.3g}, at most {max_norm:g} expected", norm=norm)
+    if usual is not None and norm > usual:
+        why = f"norm {norm:.3g}, at most {usual:.3g} expected by the updates before it"
+        return Judgement(verdict=Verdict.NORM, why=why, norm=norm, beyond=True)
+    return Judgement(verdict=Verdict.ACCEPTED, decoded=decoded, norm=norm)
 
 
 def verdict_name(verdict: Verdict) -> str:

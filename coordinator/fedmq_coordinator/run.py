@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -35,7 +35,14 @@ from numpy.typing import NDArray
 
 from fedmq_coordinator.absent import ABSENT, Absence, after_round, from_bytes, set_aside
 from fedmq_coordinator.absent import to_bytes as absences_to_bytes
-from fedmq_coordinator.aggregate import AggregationRule, most_windows, rule_named, staleness, weigh
+from fedmq_coordinator.aggregate import (
+    AggregationRule,
+    WeightedMean,
+    most_windows,
+    rule_named,
+    staleness,
+    weigh,
+)
 from fedmq_coordinator.cohort import BITMAP_FLEET, Turn, draw, following
 from fedmq_coordinator.ledger import Answer, Book
 from fedmq_coordinator.ledger import Round as RoundRow
@@ -45,6 +52,7 @@ from fedmq_coordinator.roster import Members
 from fedmq_coordinator.rounds import Round, verdict_name
 from fedmq_coordinator.schedule import may_resume, next_opening, reason_to_rest, rounds_tonight
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
+from fedmq_coordinator.watch import Watch
 
 __all__ = ["Run", "Score"]
 
@@ -87,6 +95,8 @@ class _Closed(msgspec.Struct, frozen=True, kw_only=True):
     plan: RoundPlan
     """Without delta and scaler."""
     most_windows: float
+    weights: dict[str, int] = msgspec.field(default_factory=dict)
+    """Of those who were asked, in a fleet of at most BITMAP_FLEET."""
 
 
 class _Rest(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +132,8 @@ class Run:
         self._started_at = now
         self._make_rule = rule_named(settings.rule)
         self._buffered = settings.aggregation == "buffered"
+        self.watch = Watch(ledger=ledger, lineage=line.number, limits=limits)
+        roster.aside = self.watch.aside
         self.round: Round | None = None
         self._opened: _Opened | None = None
         """What is on disk of it."""
@@ -217,12 +229,17 @@ class Run:
         return closed.plan if closed is not None and self._ledger.has_round(round_id) else None
 
     def weight_of(self, name: str, round_id: int) -> int:
-        """Of a gateway's update to a round with a plan: fixed when that opened, but for one that came later."""
-        opened = self._opened
+        """Of a gateway's update to a round with a plan: fixed when that opened, whatever the gateway says later.
+
+        One that was not here then counts by what its last birth says, up to the fleet's median.
+        """
+        opened: _Opened | _Closed | None = self._opened
         if opened is None or opened.plan.round_id != round_id:
-            return weigh(self._roster.windows(name), self._closed[round_id].most_windows)
+            opened = self._closed[round_id]
         fixed = opened.weights.get(name)
-        return weigh(self._roster.windows(name), opened.most_windows) if fixed is None else fixed
+        if fixed is not None:
+            return fixed
+        return weigh(min(self._roster.windows(name), math.ceil(opened.most_windows / 4)), opened.most_windows)
 
     def count(self, answer: Answer, decoded: Decoded) -> None:
         """An accepted update is on record: into the open training round's sum, where there is one."""
@@ -318,7 +335,8 @@ class Run:
         if self._buffered and kind is RoundKind.TRAINING:
             target = quorum = min(self._settings.buffer_updates, len(names))
         counted = {name: self._roster.windows(name) for name in names}
-        most = most_windows(counted.values())
+        # Of the whole fleet: among few who are asked, one that says it had a million would be the median.
+        most = most_windows(self._roster.fleet_windows())
         opened = _Opened(
             plan=plan,
             asked=tuple(names),
@@ -448,6 +466,7 @@ class Run:
         self._ledger.forget("opened")
         plan = round_.plan
         version, loss = None, None
+        counted: set[str] = set()
         if not round_.has_quorum:
             outcome = "below quorum"
             self._ledger.owe(plan.round_id)
@@ -458,6 +477,7 @@ class Run:
             outcome = "applied"
             assert self.mean is not None  # a training round that has quorum has a sum
             loss = self._training_loss(plan.round_id)
+            counted = self._compare(plan.round_id)
             version = self._line.apply(
                 self.mean,
                 plan.round_id,
@@ -468,6 +488,7 @@ class Run:
             )
         self._ledger.close_round(plan.round_id, at=now, outcome=outcome, version=version, training_loss=loss)
         self._remember(plan)
+        self.judge(counted | round_.refused, now)
         self._look_for_absent(round_, now)
         self._score(plan, version)
         if version is not None:
@@ -485,6 +506,46 @@ class Run:
         )
         self._tell_tools(round_, outcome)
 
+    def _compare(self, round_id: int) -> set[str]:
+        """Put on record where the updates of the version being made point; returns whose they are.
+
+        Payloads are decoded once more: to keep what was decoded would take memory for every answer of a round.
+        """
+        names: set[str] = set()
+
+        def updates() -> Iterator[tuple[Answer, Decoded, int]]:
+            for answer in self._ledger.summed(round_id):
+                asked = self._ledger.round(answer.round)
+                assert asked is not None  # an answer is on record only for a round that is
+                assert answer.payload is not None  # kept until a version holds it
+                names.add(answer.gateway)
+                decoded = self._line.decode(answer.payload, asked.level, asked.base)
+                yield answer, decoded, self._weight_in(round_id, answer.round, answer.weight)
+
+        total = self.mean
+        if not isinstance(total, WeightedMean):
+            # A rule that is no sum: what single updates are compared with is one all the same.
+            total = WeightedMean(self._line.task.model.parameters)
+            for _, decoded, weight in updates():
+                total.add(decoded, weight)
+        self.watch.compare(self._line.version + 1, total.total, updates())
+        return names
+
+    def judge(self, names: set[str], now: float) -> None:
+        """Flag those who give reason to; where the settings say so they are set aside by that."""
+        self.watch.judge(names, self.newest_round(), now)
+        self._roster.aside = self.watch.aside
+
+    def set_aside(self, name: str, now: float) -> None:
+        """By order."""
+        self.watch.set_aside(name, self.newest_round(), now)
+        self._roster.aside = self.watch.aside
+
+    def readmit(self, name: str, now: float) -> None:
+        """By order; also one that was only flagged."""
+        self.watch.readmit(name, self.newest_round(), now)
+        self._roster.aside = self.watch.aside
+
     def _remember(self, plan: RoundPlan) -> None:
         """Keep of a closed round what an update to it may need that comes late."""
         most = self._line.task.staleness
@@ -492,7 +553,8 @@ class Run:
         if not most or plan.kind is not RoundKind.TRAINING or opened is None:
             return
         plan = msgspec.structs.replace(plan, delta=None, scaler=None)
-        self._closed[plan.round_id] = _Closed(plan=plan, most_windows=opened.most_windows)
+        weights = opened.weights if len(opened.weights) <= BITMAP_FLEET else {}
+        self._closed[plan.round_id] = _Closed(plan=plan, most_windows=opened.most_windows, weights=weights)
         kept = [one for one in self._closed.values() if self._line.version - one.plan.base <= most]
         self._closed = {one.plan.round_id: one for one in kept[-(2 * most + CLOSED_BELOW_QUORUM) :]}
         self._ledger.put("closed", msgspec.msgpack.encode(list(self._closed.values())))
@@ -560,6 +622,7 @@ class Run:
             "of_earlier_rounds": round_.others,
             "declines": len(round_.declines),
             "asked": len(round_.asked),
+            "flagged": len(self.watch.flagged),
             "metric": row.metric if row is not None else None,
             "seconds": row.closed_at - row.opened_at if row is not None and row.closed_at is not None else None,
         }

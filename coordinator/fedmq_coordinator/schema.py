@@ -14,7 +14,7 @@ import msgspec
 
 __all__ = ["MIGRATIONS", "SCHEMA", "SCHEMA_VERSION", "SchemaError"]
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 Execute: TypeAlias = Callable[..., Any]
 """A statement and its values; gives a cursor."""
@@ -41,7 +41,7 @@ CREATE TABLE state (
 CREATE TABLE orders (                     -- what people told the running coordinator to do, and what came of it
     id INTEGER PRIMARY KEY,
     at REAL NOT NULL,
-    verb TEXT NOT NULL,                   -- pause | resume | stop | promote | rollback
+    verb TEXT NOT NULL,                   -- pause | resume | stop | promote | rollback | set-aside | readmit
     task TEXT NOT NULL,                   -- its name, as it was given
     details BLOB NOT NULL,                -- MessagePack, by name
     done_at REAL,                         -- NULL: not carried out yet
@@ -138,15 +138,39 @@ CREATE TABLE answers (
     counted_in INTEGER,                   -- round in whose sum an accepted update was first: a later one where it was
                                           -- late; NULL while it is late and waits for one to open
     payload BLOB,                         -- NULL once its version is committed
+    norm REAL,                            -- L2, as decoded: of an accepted update, or one that was refused for it
+    cosine REAL,                          -- of an update in a version, with the sum of the others in it
+    conflicts INTEGER NOT NULL DEFAULT 0, -- how often other bytes came for the same round
     PRIMARY KEY (round, gateway)
 ) STRICT;
 CREATE INDEX answers_owed ON answers (round) WHERE owed = 1;
 CREATE INDEX answers_kept ON answers (round) WHERE payload IS NOT NULL;
 CREATE INDEX answers_counted ON answers (counted_in) WHERE counted_in IS NOT NULL;
+CREATE INDEX updates_of_gateway ON answers (gateway, round) WHERE kind = 'update';
 CREATE TABLE folded (                     -- of each gateway and task: its answers that are summed up
     task INTEGER NOT NULL,
     gateway TEXT NOT NULL,
     totals BLOB NOT NULL,                 -- `Folded`
+    PRIMARY KEY (task, gateway)
+) STRICT;
+CREATE TABLE conduct (                    -- where each gateway's updates have pointed lately
+    task INTEGER NOT NULL,
+    gateway TEXT NOT NULL,
+    lineage INTEGER NOT NULL,
+    version INTEGER NOT NULL,             -- the last one that holds an update of its
+    updates INTEGER NOT NULL,             -- in versions of the lineage
+    direction BLOB NOT NULL,              -- sketch of their sum, older ones fading
+    toward REAL,                          -- cosine of that with the others'; NULL where there was none
+    PRIMARY KEY (task, gateway)
+) STRICT;
+CREATE TABLE flags (                      -- gateways that somebody should look at
+    task INTEGER NOT NULL,
+    gateway TEXT NOT NULL,
+    at REAL NOT NULL,
+    round INTEGER NOT NULL,               -- newest round then
+    state TEXT NOT NULL,                  -- flagged | aside (ordered) | readmitted: what was before is forgotten
+    reason TEXT NOT NULL,                 -- refused | against | ordered
+    evidence TEXT NOT NULL,               -- in words
     PRIMARY KEY (task, gateway)
 ) STRICT;
 CREATE TABLE versions (
@@ -295,7 +319,25 @@ def _from_4(execute: Execute) -> None:
     _run_all(execute, _FROM_4)
 
 
-MIGRATIONS: dict[int, Callable[[Execute], None]] = {3: _from_3, 4: _from_4}
+_FROM_5 = """
+ALTER TABLE answers ADD COLUMN norm REAL;
+ALTER TABLE answers ADD COLUMN cosine REAL;
+ALTER TABLE answers ADD COLUMN conflicts INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX updates_of_gateway ON answers (gateway, round) WHERE kind = 'update';
+CREATE TABLE conduct (task INTEGER NOT NULL, gateway TEXT NOT NULL, lineage INTEGER NOT NULL,
+    version INTEGER NOT NULL, updates INTEGER NOT NULL, direction BLOB NOT NULL, toward REAL,
+    PRIMARY KEY (task, gateway)) STRICT;
+CREATE TABLE flags (task INTEGER NOT NULL, gateway TEXT NOT NULL, at REAL NOT NULL, round INTEGER NOT NULL,
+    state TEXT NOT NULL, reason TEXT NOT NULL, evidence TEXT NOT NULL, PRIMARY KEY (task, gateway)) STRICT;
+"""
+
+
+def _from_5(execute: Execute) -> None:
+    """Nobody looked where updates pointed: norms are gathered from now on."""
+    _run_all(execute, _FROM_5)
+
+
+MIGRATIONS: dict[int, Callable[[Execute], None]] = {3: _from_3, 4: _from_4, 5: _from_5}
 """What takes a file of this schema to the next one, within a transaction."""
 
 

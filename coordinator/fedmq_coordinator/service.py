@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -34,13 +35,16 @@ from fedmq_protocol.messages import (
     Decline,
     Held,
     Leave,
+    Message,
     PersonalPolicy,
+    RoundKind,
     RoundPlan,
     Statistics,
     Trial,
     Update,
     Welcome,
     from_bytes,
+    split,
     to_bytes,
 )
 from fedmq_protocol.session import (
@@ -61,16 +65,20 @@ from numpy.typing import NDArray
 from fedmq_coordinator import retention
 from fedmq_coordinator.audit import AuditLog, Who, local_user
 from fedmq_coordinator.intake import Intake
+from fedmq_coordinator.ledger import FLAGGED, Gateway, Ledger, Order, Release
 from fedmq_coordinator.ledger import CatchUp as CatchUpRow
-from fedmq_coordinator.ledger import Gateway, Ledger, Order, Release
 from fedmq_coordinator.ledger import Trial as TrialRow
 from fedmq_coordinator.lineage import Lineage
 from fedmq_coordinator.models import ModelError, ModelStore
 from fedmq_coordinator.outbox import Outbox
+from fedmq_coordinator.rates import Rates
 from fedmq_coordinator.roster import SENSORS_OF, Members, Roster
 from fedmq_coordinator.run import Run, Score
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
 from fedmq_coordinator.tasks import OrderError, Wish, release_for
+
+if TYPE_CHECKING:
+    from fedmq_protocol.signing import CoordinatorSeals
 
 __all__ = ["CRASH_POINTS", "Coordinator", "Job", "TaskPlan"]
 
@@ -78,8 +86,23 @@ log = logging.getLogger("fedmq.coordinator")
 
 TASKS_KEPT = 64
 
+RATES_EVERY_SECONDS = 10.0
+"""Between two entries in the ledger of what came too fast: a flood shall not cost a commit each time."""
+
+FETCHES_AT_ONCE = 4
+"""How often a gateway may fetch all that there is, one time after the other: bundle and model of every task."""
+
+UPLINK_CHUNK_BYTES = 8 * 1024
+"""As gateways cut an update."""
+
 ORDERS_EVERY_SECONDS = 1.0
 """Between two looks whether another program has written an order."""
+
+CARD_OF = "card of "
+"""Before a gateway's name: the ledger's key of the card that it showed last."""
+
+CATCH_UP_SECONDS = 600
+"""For so long a catch-up is worth something to those who asked."""
 
 CRASH_POINTS = (
     "before model file",
@@ -137,10 +160,12 @@ class Job:
         models: ModelStore,
         roster: Roster,
         outbox: Outbox,
+        rates: Rates,
         now: float,
         new_lineage: bool,
     ) -> None:
         self.plan = plan
+        self._rates = rates
         self.name = plan.task.name
         self._federation = federation
         self._limits = limits
@@ -150,6 +175,7 @@ class Job:
         # Before the first commit: whoever reads the ledger finds the names in it.
         self.book.put("metric_name", plan.metric_name.encode())
         self.book.put("tags", "\n".join(plan.rounds.tags).encode())
+        self.book.put(FLAGGED, limits.flagged.encode())
         self._keep_same_task()
         self.book.put("task_body", msgspec.msgpack.encode(plan.task))
         if plan.bundle and self.book.get("bundle") != plan.bundle:
@@ -310,11 +336,15 @@ class Job:
         askers, self._askers, self.asked_at = self._askers, {}, None
         wanted, self._wanted = self._wanted, {}
         if askers:
+            names_of = {have: sorted(names) for have, names in askers.items()}
             routes = {have: self.line.route(have) for have in askers}
             keyframe = self.line.route(-1)
             if len(routes) > 1 and sum(len(route.body) for route in routes.values()) >= len(keyframe.body):
                 routes = {-1: keyframe}
+                names_of = {-1: sorted(set().union(*askers.values()))}
             for have, route in routes.items():
+                for name in names_of[have]:
+                    self._rates.charge(name, len(route.body), now)
                 count = len(askers.get(have, set())) or sum(map(len, askers.values()))
                 self._send(route.kind, route.start, self.line.version, self.line.digest, route.body, count, now)
         for number, names in wanted.items():
@@ -326,6 +356,8 @@ class Job:
                     continue
                 digest = self.line.digest_of(number)
                 self._sent = dict([*self._sent.items(), (short(refer(body, 256).digest), body)][-4:])
+                for name in names:
+                    self._rates.charge(name, len(body), now)
                 self._send(CatchUpKind.KEYFRAME, 0, number, digest, body, len(names), now)
             else:
                 log.warning("%s ask for version %d, which is not released", ", ".join(sorted(names)[:5]), number)
@@ -347,6 +379,7 @@ class Job:
                 number=number,
                 model=short(digest),
                 body=ref if chunked else body,
+                until=math.ceil(now) + CATCH_UP_SECONDS - self.line.number,
             ),
         )
         if chunked:
@@ -376,6 +409,8 @@ class Job:
         bundle = self.plan.bundle
         for chunk in chunks(bundle, refer(bundle, BUNDLE_CHUNK_BYTES), sorted(set().union(*fetching.values()))):
             lacking = [name for name, missing in fetching.items() if chunk.index in missing]
+            for name in lacking:
+                self._rates.charge(name, len(chunk.data), now)
             if len(lacking) == 1:
                 self._outbox.command(lacking[0], Channel.CHUNK, chunk)
             else:
@@ -394,6 +429,7 @@ class Job:
             ref = refer(blob, self._limits.chunk_bytes)
             if short(ref.digest) == ask.transfer:
                 for chunk in chunks(blob, ref, ask.missing):
+                    self._rates.charge(name, len(chunk.data), now)
                     self._outbox.command(name, Channel.CHUNK, chunk)
                 return True
         return False
@@ -424,6 +460,20 @@ def _told(metric: int | None) -> float | None:
     return None if metric is None else metric / 1e4
 
 
+def _rates(limits: LimitSettings, tasks: Sequence[TaskPlan]) -> Rates:
+    """As the settings have it; a fleet with large models needs more at once."""
+    parameters = [plan.task.model.parameters for plan in tasks]
+    rates = Rates(
+        messages_per_second=limits.messages_per_second,
+        messages_burst=max(limits.messages_burst, 2 * math.ceil(4 * max(parameters) / UPLINK_CHUNK_BYTES)),
+        births_per_minute=limits.births_per_minute,
+        served_bytes_per_minute=limits.served_bytes_per_minute,
+    )
+    everything = sum(len(plan.bundle) for plan in tasks) + 4 * sum(parameters)
+    rates.serve_at_once = max(rates.serve_at_once, FETCHES_AT_ONCE * everything)
+    return rates
+
+
 class Coordinator:
     """One federation, and the tasks that its gateways learn side by side.
 
@@ -443,6 +493,7 @@ class Coordinator:
         models: ModelStore,
         clock: Callable[[], float] = time.time,
         new_lineage: bool = False,
+        seals: CoordinatorSeals | None = None,
         crash_point: Callable[[str], None] = lambda name: None,
         holds: object = None,
         audit: AuditLog | None = None,
@@ -459,9 +510,13 @@ class Coordinator:
         self._holds = holds
         self._audit = audit
         models.crash_point = crash_point
-        self._outbox = Outbox(federation)
+        self._seals = seals
+        self._outbox = Outbox(federation, seals)
+        self._said_plan_at = 0.0
         now = clock()
         self._roster = Roster(ledger, windowing=tasks[0].task.windowing)
+        self._rates = _rates(self._limits, tasks)
+        self._rates_at = now
         self._jobs: dict[str, Job] = {}
         stopped = {row.name for row in ledger.tasks() if row.state == "stopped"}
         for plan in tasks:
@@ -476,6 +531,7 @@ class Coordinator:
                 models=models,
                 roster=self._roster,
                 outbox=self._outbox,
+                rates=self._rates,
                 now=now,
                 new_lineage=new_lineage,
             )
@@ -490,6 +546,7 @@ class Coordinator:
         self._newest_round = ledger.newest_round()
         self._connected = False
         self.stopping = False
+        self._recall_cards()
         for job in self._jobs.values():
             if job.begun:
                 self._note(local_user(), "new lineage", job.name, f"lineage {job.line.number} begins: {job.begun}")
@@ -523,6 +580,7 @@ class Coordinator:
                 while events and len(events) < 1000 and (event := self._session.next(0.0)) is not None:
                     events.append(event)
                 self.step(events, self._clock())
+            self._count_refused(self._clock(), at_once=True)
             self._commit()
         finally:
             self._session.stop(flush_seconds=5.0)
@@ -546,6 +604,8 @@ class Coordinator:
             if self._ledger.changed and (newest := self._ledger.newest_round()) != self._newest_round:
                 self._newest_round = newest
                 retention.fold(self._ledger, keep_rounds=self._limits.keep_rounds)
+            self._show_a_head(now)
+        self._count_refused(now)
         self._commit()
         for said in self._outbox.take():
             self._crash_point(f"before {said.channel}")
@@ -553,6 +613,8 @@ class Coordinator:
                 said.topic, said.payload, qos=said.qos, retain=said.retain, expiry_seconds=said.expiry_seconds
             )
             self._crash_point(f"after {said.channel}")
+            if said.channel == Channel.PLAN.value:
+                self._said_plan_at = now
 
     def _commit(self) -> None:
         if self._ledger.changed:
@@ -591,12 +653,31 @@ class Coordinator:
             channel = where.channel.value
             if not event.payload and event.retained:
                 return
-            message = from_bytes(where.spec, event.payload)
+            if where.gateway is not None and not self._rates.reads(where.gateway, now):
+                self._refuse(where.gateway, event, channel, now)
+                return
+            roots = None
+            if self._seals is None:
+                message = from_bytes(where.spec, event.payload)
+            else:
+                found = split(event.payload)
+                message = from_bytes(where.spec, found.plain)
+                roots = self._seals.behind(message) if isinstance(message, Birth) else None
+                if roots is None:
+                    self._seals.check(event.topic, where, message, found)
         except ValueError as error:
             log.warning("dropped %d bytes on %s: %s", len(event.payload), event.topic, error)
             self._ledger.count_refused(channel, str(error)[:120], len(event.payload))
+            if channel != "?" and where.gateway is not None:
+                self._rates.blame(where.gateway, now)
             return
         gateway = where.gateway or ""
+        if not self._answers(gateway, message, now):
+            self._refuse(gateway, event, channel, now)
+            return
+        if roots is not None:
+            self._outbox.command(gateway, Channel.WELCOME, roots)
+            return
         match message:
             case Birth():
                 self._on_birth(gateway, message, event.retained, now)
@@ -618,6 +699,37 @@ class Coordinator:
                     job.intake.on_chunk(gateway, message, now)
             case _:
                 log.warning("dropped a %s on %s: not for the coordinator", type(message).__name__, event.topic)
+
+    # -- how much ----------------------------------------------------------------------------------------------
+
+    def _answers(self, gateway: str, message: Message, now: float) -> bool:
+        """Whether a gateway may make the coordinator speak once more, where its message does that."""
+        match message:
+            case Birth():
+                return self._rates.welcomes(gateway, now)
+            case AskModel():
+                return self._rates.hears_question(gateway, now)
+            case AskChunks():
+                return self._rates.serves(gateway, now)
+        return True
+
+    def _refuse(self, gateway: str, event: Received, channel: str, now: float) -> None:
+        """One more message of a gateway than it may send, or have answered."""
+        said = self._rates.refuse(gateway, channel, len(event.payload), now)
+        if said is not None:
+            log.warning(
+                "%s asks for more than its share: %d messages were dropped, this one on %s (limits.*_per_*)",
+                gateway,
+                said,
+                event.topic,
+            )
+
+    def _count_refused(self, now: float, *, at_once: bool = False) -> None:
+        if not at_once and not self._ledger.changed and 0 <= now - self._rates_at < RATES_EVERY_SECONDS:
+            return
+        self._rates_at = now
+        for channel, refused in self._rates.take_refused().items():
+            self._ledger.count_refused(channel, "rate", refused.bytes, refused.messages)
 
     # -- whose it is -------------------------------------------------------------------------------------------
 
@@ -666,7 +778,37 @@ class Coordinator:
         if gateway.nonce == birth.nonce:
             self._welcomed[name] = birth
             self._note_sensors(name, birth)
+            if self._seals is not None and birth.card is not None:
+                self._seals.know(name, birth.nonce, birth.card)
+                if self._ledger.get(CARD_OF + name) != birth.card:
+                    self._ledger.put(CARD_OF + name, birth.card)
         self._welcome(gateway, birth, now)
+
+    def _recall_cards(self) -> None:
+        """Those who are here need not be born again because the coordinator was away."""
+        if self._seals is None:
+            return
+        for gateway in self._roster.all():
+            card = self._ledger.get(CARD_OF + gateway.name)
+            if card is None:
+                continue
+            try:
+                self._seals.know(gateway.name, gateway.nonce, card)
+            except ValueError as error:
+                log.warning("%s", error)
+
+    def _show_a_head(self, now: float) -> None:
+        """Something signed from time to time, also while no round is due: a gateway that hears nothing for long holds
+        that somebody keeps it from hearing."""
+        if self._seals is None or now - self._said_plan_at < self._limits.head_hours * 3600:
+            return
+        self._said_plan_at = now
+        for job in self._jobs.values():
+            plan = job.plan_at_hand(now)
+            if plan is not None and plan.kind is RoundKind.REST:
+                job.run.publish_plan(plan, now)
+                return
+        self._welcome_all(now)
 
     def _note_sensors(self, name: str, birth: Birth) -> None:
         """For people who look: nothing is decided by it."""

@@ -607,6 +607,60 @@ class LimitSettings(Table):
     max_norm: Annotated[
         float, Meta(gt=0, le=1e9, description="Length (L2 norm) of a decoded update above which it is refused.")
     ] = 1_000.0
+    norm_factor: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1e6,
+            description="An update is also refused when it is so many times as long as the median of the last 100 that"
+            " were accepted; once 20 were, from 3 gateways. 0: never. docs/robustness.md has what honest ones come to.",
+        ),
+    ] = 20.0
+    flagged: Annotated[
+        Literal["report", "set_aside"],
+        Meta(
+            description="What becomes of a gateway whose updates are refused again and again, or point away from those"
+            ' of the others: "report" names it in `fedmq status` and in the report; "set_aside" also draws it no more'
+            " and refuses what it sends, until `fedmq task readmit`. docs/robustness.md says what the rules can tell"
+            " and what they cannot."
+        ),
+    ] = "report"
+    messages_per_second: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1e6,
+            description="Messages of one gateway that are read within a second, for long. More are dropped unread, and"
+            " counted in the report.",
+        ),
+    ] = 200.0
+    messages_burst: Annotated[
+        int,
+        Meta(
+            ge=10,
+            le=1_000_000,
+            description="Messages of one gateway that are read at once, after it was still for a while: an update in"
+            " several hundred chunks, and what goes with it.",
+        ),
+    ] = 2_000
+    births_per_minute: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=1e6,
+            description="Births and questions for a model of one gateway that are answered within a minute, for long;"
+            " and of each so many at once.",
+        ),
+    ] = 60.0
+    served_bytes_per_minute: Annotated[
+        int,
+        Meta(
+            ge=1024,
+            le=1 << 40,
+            description="Bytes that one gateway is sent because it asks, within a minute, for long: welcomes, models,"
+            " bundles, chunks. At once it gets as much, or four times all there is to fetch where that is more.",
+        ),
+    ] = 4 * 1024 * 1024
     chunk_bytes: Annotated[
         int,
         Meta(
@@ -635,6 +689,15 @@ class LimitSettings(Table):
             " once, as after a restart of the broker, its gateways spread out over as many seconds as that makes.",
         ),
     ] = 200
+    head_hours: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=8760,
+            description="Where messages are signed: hours without a round after which the state of affairs is signed"
+            " and said again, so that gateways know that nothing is kept from them. Well below their stale_hours.",
+        ),
+    ] = 6.0
     keep_payloads: Annotated[
         bool,
         Meta(
@@ -749,6 +812,14 @@ class CoordinatorSettings(Table):
             " learn side by side with the one below. Relative paths start where this file is.",
         ),
     ] = ()
+    revoked_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/mosquitto/tls/revoked.crl"],
+            description="With connection.identity_dir: the list of revoked certificates, read again when it changes;"
+            " most often the broker's. Without it: revoked.crl of the identity folder, where there is one.",
+        ),
+    ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"

@@ -1,8 +1,8 @@
 """What people may order of a task while it runs, how it stands, and what a release means for one gateway.
 
-Owns the rules of pause, resume, stop, promote and roll back: each is checked first, and then changes the task in the
-ledger's running transaction. Refuses to know how an order came here (`service` takes it out of the ledger) and who
-hears of it.
+Owns the rules of pause, resume, stop, promote, roll back, set aside and readmit: each is checked first, and then
+changes the task in the ledger's running transaction. Refuses to know how an order came here (`service` takes it out of
+the ledger) and who hears of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERBS", "OrderError", "Wish", "in_canary", "release_for", "standing"]
 
-VERBS = ("pause", "resume", "stop", "promote", "rollback")
+VERBS = ("pause", "resume", "stop", "promote", "rollback", "set-aside", "readmit")
 
 
 _Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -48,6 +48,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """None: the one in force."""
     canary_pct: Annotated[float, Meta(gt=0, le=100)] = 100.0
     forced: bool = False
+    gateway: Annotated[str, Meta(max_length=63)] = ""
     by: Who | None = None
     """Who ordered it; None where other software wrote the row."""
 
@@ -55,6 +56,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """All but verb and task, for people."""
         parts = [f"version {self.version}"] if self.version is not None else []
         parts += [f"lineage {self.lineage}"] if self.lineage is not None else []
+        parts += [f"gateway {self.gateway}"] if self.gateway else []
         parts += [f"tags {', '.join(self.tags)}"] if self.tags else []
         parts += [f"{self.canary_pct:g} %"] if self.canary_pct != 100 else []
         parts += ["without a comparison"] if self.forced else []
@@ -84,6 +86,10 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 return self._promote(job, now)
             case "rollback":
                 return self._roll_back(job, now)
+            case "set-aside":
+                return self._set_aside(job, now)
+            case "readmit":
+                return self._readmit(job, now)
         raise OrderError(f"expected {', '.join(VERBS)}, got {self.verb!r}")
 
     def _pause(self, job: Job) -> str:
@@ -181,6 +187,22 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             text += f"; release {served + 1} puts it in service everywhere"
         job.run.publish_plan(job.run.rest_plan(now), now)
         return text
+
+    def _set_aside(self, job: Job, now: float) -> str:
+        if job.members.get(self.gateway) is None:
+            raise OrderError(f"no gateway {self.gateway!r} takes part in this task: `fedmq status` lists them")
+        if self.gateway in job.members.aside:
+            raise OrderError(f"{self.gateway} is set aside already")
+        job.run.set_aside(self.gateway, now)
+        return f"{self.gateway} is set aside: not drawn any more, and what it sends is refused, until it is readmitted"
+
+    def _readmit(self, job: Job, now: float) -> str:
+        flag = job.run.watch.flag_of(self.gateway)
+        if flag is None:
+            named = ", ".join(sorted(flag.gateway for flag in job.run.watch.flagged)) or "none"
+            raise OrderError(f"{self.gateway!r} is neither set aside nor flagged; those that are: {named}")
+        job.run.readmit(self.gateway, now)
+        return f"{self.gateway} takes part again, and its flag is lifted"
 
 
 def standing(book: Book, gateways: Sequence[Gateway]) -> dict[str, Any]:

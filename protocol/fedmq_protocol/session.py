@@ -17,7 +17,8 @@ Refuses to know topics, messages and rounds. Rules it keeps:
   ever. For the same reason QoS and retain are lowered to what the broker offers;
 - callbacks only note and enqueue. An exception in one would end paho's loop while it still says "connected";
 - what comes in is bounded in bytes and number. When the owner does not keep up, the newest messages are dropped
-  and told of, since an application receipt heals that and a blocked network thread does not;
+  and told of, since an application receipt heals that and a blocked network thread does not. What waits of one topic
+  takes no more room than is left beside it, so that a flood on one does not push out what comes on others;
 - waits before a reconnect are drawn from [0, cap) with a doubling cap ("full jitter", Brooker 2015, "Exponential
   Backoff And Jitter"), so that a fleet does not come back as one; the first one after a connection was lost from
   [0, spread), where the owner has said over how long its fleet spreads out.
@@ -70,6 +71,9 @@ MAX_PACKET_BYTES = 262_144
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 """How long a broker may take from the TCP connection to its CONNACK."""
+
+RENEWAL_LOOK_SECONDS = 30.0
+"""How often it is looked whether the certificate's files hold another one."""
 
 _INBOX_BYTES = 64 << 20
 _INBOX_MESSAGES = 65_536
@@ -294,6 +298,9 @@ class MqttSession:
         self._will = will
         self._rng = rng or Random()  # noqa: S311 - jitter, not a secret
         self._tls = _tls_context(connection) if connection.uses_tls else None
+        self._certificate = _stamp(connection)
+        self._looked_at = time.monotonic()
+        self._renewing = False
         self._bytes = _Counter()
         self._inbox = _Inbox(_INBOX_BYTES, _INBOX_MESSAGES)
         self._protocol: _ProtocolName = "3.1.1" if connection.protocol == "3.1.1" else "5"
@@ -417,6 +424,8 @@ class MqttSession:
             attempt = 0 if ended.lasted_seconds >= self._connection.reconnect_max_seconds else attempt
             spread = self._spread_seconds if ended.connected else 0.0
             delay = retry_delay_seconds(attempt, self._connection, self._rng, spread)
+            if self._renewing:
+                delay, self._renewing = 0.0, False
             if ended.taken_over:
                 # Two processes with one client id push each other out; at least it shall not be fast.
                 delay = self._connection.reconnect_max_seconds * self._rng.uniform(0.5, 1.0)
@@ -475,6 +484,7 @@ class MqttSession:
         self._end = None
         where = f"{connection.host}:{connection.port}"
         try:
+            self._take_certificate()
             client.reconnect()
         except (OSError, ValueError) as error:
             # ValueError: a host name that cannot be encoded.
@@ -493,6 +503,8 @@ class MqttSession:
         with self._subscribe_lock:
             self._unanswered.clear()
         if connected:
+            if self._renewing:
+                problem = "left, to come back with a new certificate"
             return _Ended(
                 reason=f"{where}: {problem or self._say_end()}",
                 connected=True,
@@ -517,7 +529,8 @@ class MqttSession:
         poller = select.poll()
         poller.register(self._wake_read, select.POLLIN)
         registered = -1
-        idle_seconds = min(5.0, self._connection.keepalive_seconds / 4)
+        connection = self._connection
+        idle_seconds = min(5.0, connection.keepalive_seconds / 4)
         leaving_at: float | None = None
         while (sock := client.socket()) is not None:
             now = time.monotonic()
@@ -538,6 +551,13 @@ class MqttSession:
                     client.disconnect()
                     continue
                 wait = min(wait, self._stop_at - now)
+            elif self._renewing:
+                leaving_at = now + 1.0
+                client.disconnect()
+                continue
+            elif now - self._looked_at >= RENEWAL_LOOK_SECONDS and client.outstanding() == 0:
+                self._looked_at = now
+                self._renewing = _stamp(connection) != self._certificate
 
             events = select.POLLIN | (select.POLLOUT if client.want_write() else 0)
             if registered != sock.fileno():
@@ -557,6 +577,13 @@ class MqttSession:
                 client.loop_write()
             client.loop_misc()
         return client.complaint
+
+    def _take_certificate(self) -> None:
+        """Who renews a certificate puts it into its file. Raises OSError, and ValueError for one without its key."""
+        stamp = _stamp(self._connection)
+        if self._tls is not None and stamp != self._certificate:
+            _load_certificate(self._tls, self._connection)
+            self._certificate = stamp
 
     def _new_client(self) -> _Client:
         connection = self._connection
@@ -770,28 +797,42 @@ class _Client(paho.Client):
 
 
 class _Inbox:
-    """Events on their way to the session's owner; bounded, and closing wakes whoever waits."""
+    """Events on their way to the session's owner; bounded, and closing wakes whoever waits.
+
+    A topic may hold as much as is free: one that is flooded ends with half of the room, k of them with k/(k + 1), and
+    the rest stays for the others (Choudhury and Hahne 1998, "Dynamic Queue Length Thresholds").
+    """
 
     def __init__(self, max_bytes: int, max_messages: int) -> None:
         self._max_bytes = max_bytes
         self._max_messages = max_messages
         self._events: deque[Event] = deque()
         self._payload_bytes = 0
+        self._of_topic: dict[str, tuple[int, int]] = {}
+        """Messages that wait, and their bytes."""
         self._dropped = 0
         self._closed = False
         self._changed = threading.Condition()
 
     def put(self, event: Event) -> None:
-        size = len(event.payload) if isinstance(event, Received) else 0
         with self._changed:
             # What is not a message comes at most a few times per attempt to connect: it always finds a place.
-            full = len(self._events) >= self._max_messages or self._payload_bytes + size > self._max_bytes
-            if full and isinstance(event, Received):
+            if isinstance(event, Received) and not self._make_room(event):
                 self._dropped += 1
             else:
                 self._events.append(event)
-                self._payload_bytes += size
             self._changed.notify()
+
+    def _make_room(self, event: Received) -> bool:
+        size = len(event.payload)
+        messages, held = self._of_topic.get(event.topic, (0, 0))
+        free_messages = self._max_messages - len(self._events)
+        free_bytes = self._max_bytes - self._payload_bytes
+        if messages >= free_messages or held >= free_bytes or size > free_bytes:
+            return False
+        self._of_topic[event.topic] = messages + 1, held + size
+        self._payload_bytes += size
+        return True
 
     def drop(self) -> None:
         with self._changed:
@@ -809,6 +850,9 @@ class _Inbox:
             event = self._events.popleft()
             if isinstance(event, Received):
                 self._payload_bytes -= len(event.payload)
+                messages, held = self._of_topic.pop(event.topic)
+                if messages > 1:
+                    self._of_topic[event.topic] = messages - 1, held - len(event.payload)
             return event
 
     def close(self) -> None:
@@ -828,6 +872,12 @@ def _tls_context(connection: Connection) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise ValueError(f"ca_file {connection.ca_file}: expected PEM certificates: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load_certificate(context, connection)
+    return context
+
+
+def _load_certificate(context: ssl.SSLContext, connection: Connection) -> None:
+    """For the connections that begin from now on."""
     if connection.cert_file is not None:
         for name, path in (("cert_file", connection.cert_file), ("key_file", connection.key_file)):
             if path is None or not os.access(path, os.R_OK):
@@ -841,7 +891,19 @@ def _tls_context(connection: Connection) -> ssl.SSLContext:
             raise ValueError(f"key_file {error}") from error
         except (OSError, ssl.SSLError) as error:
             raise ValueError(f"cert_file {connection.cert_file} with its key_file: {error}") from error
-    return context
+
+
+def _stamp(connection: Connection) -> tuple[tuple[int, int, int] | None, ...]:
+    """Another one where another file is in the place of the certificate or its key."""
+    return tuple(_file_stamp(path) for path in (connection.cert_file, connection.key_file) if path is not None)
+
+
+def _file_stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _no_delay(client: Any, userdata: Any, sock: Any) -> None:

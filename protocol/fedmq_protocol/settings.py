@@ -143,6 +143,15 @@ class ConnectionSettings(Table):
             ' "credential:NAME", here and for the files below, is a credential of systemd.',
         ),
     ] = None
+    identity_dir: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/fedmq/identity"],
+            description="Folder of this program's identity, as `fedmq ca issue` or `fedmq gateway enrol` makes it:"
+            " certificate, keys, and whom to believe. With it TLS is spoken, and messages are signed or carry a MAC, so"
+            " that neither the broker nor another gateway can forge one. The three files below may be elsewhere.",
+        ),
+    ] = None
     tls: Annotated[
         bool, Meta(description="Whether to speak TLS. Without ca_file the broker is checked against the system's CAs.")
     ] = False
@@ -197,10 +206,10 @@ class ConnectionSettings(Table):
                 ("key_file", "certificate_file") if self.key_file is None else ("certificate_file", "key_file")
             )
             yield missing, f"required where there is a {given}"
-        if not self.tls:
+        if not self.tls and self.identity_dir is None:
             for key in ("ca_file", "certificate_file", "key_file"):
                 if getattr(self, key) is not None:
-                    yield key, "has no effect without tls = true; set that, or take this key out"
+                    yield key, "has no effect without tls = true or identity_dir; set that, or take this key out"
 
     def password(self) -> str | None:
         """The password as its file holds it now, None where there is none. Raises SettingsError if unreadable."""

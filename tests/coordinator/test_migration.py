@@ -6,9 +6,10 @@ import contextlib
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 from fedmq_coordinator.ledger import Ledger, LedgerError
-from fedmq_coordinator.report import build
+from fedmq_coordinator.report import Report, build
 from plant import Plant
 
 SCHEMA_3 = (Path(__file__).parents[1] / "support" / "ledger_schema_3.sql").read_text(encoding="utf-8")
@@ -37,6 +38,22 @@ def stopped_at(directory: Path, version: int) -> Plant:
     plant.run_until(lambda: plant.job.run.round is not None)
     plant.kill_coordinator()
     return plant
+
+
+def turn_back_to_5(db: sqlite3.Connection) -> None:
+    """Without what schema 6 has brought."""
+    db.execute("DROP INDEX updates_of_gateway")
+    for column in ("norm", "cosine", "conflicts"):
+        db.execute(f"ALTER TABLE answers DROP COLUMN {column}")
+    for table in ("conduct", "flags"):
+        db.execute(f"DROP TABLE {table}")
+    db.execute("PRAGMA user_version = 5")
+
+
+def without_cosines(report: Report) -> Report:
+    """But for what older schemas had no place for."""
+    lines = [msgspec.structs.replace(line, cosine=None) for line in report.gateways]
+    return msgspec.structs.replace(report, gateways=lines)
 
 
 def rows(path: Path, sql: str) -> list[tuple[object, ...]]:
@@ -70,7 +87,7 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
 
     ledger = Ledger(path)
 
-    assert build(ledger) == before
+    assert without_cosines(build(ledger)) == without_cosines(before)
     assert ledger.only.name == "story"
     assert {gateway.samples for gateway in ledger.gateways()} == {120 * 1024}
     ledger.close()
@@ -116,12 +133,30 @@ def test_a_ledger_of_schema_4_keeps_what_gateways_told_of_releases(tmp_path: Pat
         )
         for column in ("personal", "personal_windows", "personal_metric", "shared_metric"):
             db.execute(f"ALTER TABLE trials DROP COLUMN {column}")
+        turn_back_to_5(db)
         db.execute("PRAGMA user_version = 4")
         db.commit()
     ledger = Ledger(path)
     (trial,) = ledger.book("story").trials()
     assert (trial.gateway, trial.in_service, trial.metric, trial.personal) == ("g0", 2, 0.9, None)
     ledger.close()
+
+
+def test_a_run_of_schema_5_goes_on_and_its_updates_are_compared_from_then_on(tmp_path: Path) -> None:
+    undisturbed = Plant(tmp_path / "undisturbed", rounds=5)
+    undisturbed.run_to_rest()
+    plant = stopped_at(tmp_path / "plant", 2)
+    with contextlib.closing(sqlite3.connect(plant.directory / "ledger.sqlite")) as db:
+        turn_back_to_5(db)
+        db.commit()
+
+    plant.start_coordinator()
+    plant.run_to_rest()
+
+    assert plant.digest == undisturbed.digest
+    cosines = {row.version: [a.cosine for a in plant.ledger.answers(row.id)] for row in plant.ledger.rounds()}
+    assert all(cosine is None for version in (1, 2) for cosine in cosines[version])
+    assert all(cosine is not None for version in (3, 4, 5) for cosine in cosines[version])
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
@@ -133,7 +168,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> Non
         db.commit()
     before = rows(path, "SELECT sql FROM sqlite_master"), rows(path, "SELECT * FROM state")
 
-    with pytest.raises(LedgerError, match=r"cannot bring .*ledger\.sqlite from schema 3 to 5: its task cannot be read"):
+    with pytest.raises(LedgerError, match=r"cannot bring .*ledger\.sqlite from schema 3 to 6: its task cannot be read"):
         Ledger(path)
 
     assert (rows(path, "SELECT sql FROM sqlite_master"), rows(path, "SELECT * FROM state")) == before
@@ -152,7 +187,7 @@ def test_who_does_not_own_the_file_leaves_it_to_its_coordinator(tmp_path: Path, 
     assert rows(path, "PRAGMA user_version") == [(3,)]
 
 
-@pytest.mark.parametrize(("version", "age"), [(6, "newer"), (2, "older")])
+@pytest.mark.parametrize(("version", "age"), [(7, "newer"), (2, "older")])
 def test_a_schema_that_nobody_here_can_read_is_refused(tmp_path: Path, version: int, age: str) -> None:
     path = tmp_path / "ledger.sqlite"
     Ledger(path).close()

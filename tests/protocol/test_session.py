@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 from broker_fixtures import PATIENCE_SECONDS, eventually, expect, joined
+from certificates import Authority
 from counting_proxy import CountingProxy
-from fedmq_broker_config.run import EmbeddedBroker, LocalBroker, free_port
+from fedmq_broker_config.render import BrokerSettings, Certificates
+from fedmq_broker_config.run import EmbeddedBroker, LocalBroker, find_mosquitto, free_port
 from fedmq_protocol import session as module
 from fedmq_protocol.session import (
     MAX_PACKET_BYTES,
@@ -604,7 +606,7 @@ def test_a_client_id_in_use_twice_is_suspected_where_the_broker_does_not_say(
 def test_what_the_owner_does_not_take_in_time_is_dropped_counted_and_told(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_INBOX_MESSAGES", 3)
+    monkeypatch.setattr(module, "_INBOX_MESSAGES", 4)
 
     def sends_ten(connection: socket.socket, first: bytes) -> None:
         connection.sendall(CONNACK_5 + b"".join(bytes([0x30, 5, 0, 1, 97, 0, 48 + i]) for i in range(10)) + b"\xe0\x00")
@@ -627,6 +629,28 @@ def test_the_inbox_is_bounded_in_bytes() -> None:
     assert [type(inbox.take(0)) for _ in range(5)] == [Dropped, Received, Received, Disconnected, type(None)]
     inbox.put(Received("a", bytes(100)))
     assert isinstance(inbox.take(0), Received)
+
+
+@given(
+    flooded=st.integers(1, 6),
+    each=st.integers(100, 400),
+    size=st.integers(0, 40),
+)
+def test_a_flood_leaves_room_for_what_comes_on_other_topics(flooded: int, each: int, size: int) -> None:
+    inbox = module._Inbox(4_000, 200)
+    for n in range(flooded * each):
+        inbox.put(Received(f"up/loud/{n % flooded}", bytes(size)))
+    # Of what the flood has left it may take the half.
+    due = min(200, 4_000 // 41) // (flooded + 1) // 2 - 1
+    for n in range(due):
+        inbox.put(Received("up/quiet/answer", bytes([n])))
+    taken = []
+    while (event := inbox.take(0)) is not None:
+        taken.append(event)
+    quiet = [event for event in taken if isinstance(event, Received) and event.topic == "up/quiet/answer"]
+    assert len(quiet) == due
+    assert [event.payload[0] for event in quiet] == sorted(event.payload[0] for event in quiet)
+    assert inbox._of_topic == {}
 
 
 def test_next_waits_no_longer_once_the_session_has_stopped(make: Make) -> None:
@@ -829,3 +853,31 @@ def test_paho_is_kept_quiet_and_out_of_the_log(make: Make, caplog: pytest.LogCap
         session.start()
         expect(session, ConnectFailed)
     assert caplog.records == []
+
+
+# --- a renewed certificate --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.broker
+def test_a_renewed_certificate_is_taken_without_a_restart_and_a_wrong_one_is_told(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_mosquitto() is None:
+        pytest.skip("needs Mosquitto")
+    monkeypatch.setattr(module, "RENEWAL_LOOK_SECONDS", 0.05)
+    authority = Authority(tmp_path / "ca")
+    server_cert, server_key = authority.issue("broker", address="127.0.0.1")
+    access = Certificates(ca_file=authority.ca_file, cert_file=server_cert, key_file=server_key)
+    with LocalBroker(BrokerSettings(access=access), directory=tmp_path / "broker") as broker:
+        cert, key = authority.issue("g1")
+        session = make(broker.port, "g1", ca_file=authority.ca_file, cert_file=cert, key_file=key, keepalive_seconds=1)
+        session.start()
+        joined(session)
+
+        right, _ = authority.issue("g1", file="renewed")
+        (tmp_path / "ca" / "renewed.key").replace(key)
+        # Between the two renames the certificate and the key do not belong together.
+        assert "new certificate" in expect(session, Disconnected).reason
+        assert "key_file" in expect(session, ConnectFailed).reason
+        right.replace(cert)
+        joined(session)

@@ -1,0 +1,87 @@
+"""How long an update may be, learnt from those that were accepted before. Pure: histories come in, and go out.
+
+The task's `max_norm` is a bound for what is absurd; this one knows what this model's updates are like. It is a factor
+times the median of the last accepted ones, and in force only once enough gateways have sent enough of them.
+
+A median follows the fleet, and the factor is wide, since norms fall as a model settles and rise with the level at which
+updates are coded. Where more than half of the gateways that were judged lately are beyond it, it is the bound that is
+wrong, and it is learnt afresh: it must not lock a fleet out whose machines have changed.
+
+Refuses to know rounds, the ledger and what becomes of a gateway whose updates are too long.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+import msgspec
+
+__all__ = ["LEAST_GATEWAYS", "LEAST_UPDATES", "NORMS", "Norms"]
+
+NORMS = "norms"
+"""Key of the ledger's state under which the history is kept."""
+
+LEAST_UPDATES = 20
+LEAST_GATEWAYS = 3
+"""Accepted updates, and gateways that they came from, before the bound is in force."""
+
+KEPT = 100
+"""Judged updates that are remembered."""
+
+LATELY = 20
+"""The newest ones, by which it is seen that the bound itself is wrong."""
+
+
+class _Judged(msgspec.Struct, frozen=True, array_like=True):
+    gateway: str
+    norm: float
+    beyond: bool
+    """It was refused by this bound."""
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    lineage: int
+    judged: tuple[_Judged, ...]
+
+
+@dataclass(frozen=True)
+class Norms:
+    """The history of one lineage, the oldest first."""
+
+    lineage: int
+    judged: tuple[_Judged, ...] = ()
+
+    @classmethod
+    def read(cls, kept: bytes | None, lineage: int) -> Norms:
+        """As it was written; empty where that was of another lineage."""
+        if kept is None:
+            return cls(lineage)
+        found = msgspec.msgpack.decode(kept, type=_Kept)
+        return cls(lineage, found.judged if found.lineage == lineage else ())
+
+    def write(self) -> bytes:
+        return msgspec.msgpack.encode(_Kept(lineage=self.lineage, judged=self.judged))
+
+    def bound(self, factor: float) -> float | None:
+        """The longest that is accepted; None while too little is known, or nothing but zeros."""
+        accepted = [one for one in self.judged if not one.beyond]
+        if not factor or len(accepted) < LEAST_UPDATES or len({one.gateway for one in accepted}) < LEAST_GATEWAYS:
+            return None
+        middle = median(one.norm for one in accepted)
+        return factor * middle if middle > 0 else None
+
+    def after(self, gateway: str, norm: float, *, beyond: bool) -> Norms:
+        """With one more update, accepted or `beyond` the bound."""
+        judged = (*self.judged, _Judged(gateway, norm, beyond))[-KEPT:]
+        return Norms(self.lineage) if _is_wrong(judged[-LATELY:]) else Norms(self.lineage, judged)
+
+
+def _is_wrong(lately: tuple[_Judged, ...]) -> bool:
+    """Whether most of the gateways that were judged lately were refused, and in most of their updates."""
+    beyond = {one.gateway for one in lately if one.beyond}
+    return (
+        len(beyond) >= LEAST_GATEWAYS
+        and 2 * len(beyond) > len({one.gateway for one in lately})
+        and 2 * sum(one.beyond for one in lately) > LATELY
+    )
