@@ -16,6 +16,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from fedmq_protocol.secrets import check_keys
 from fedmq_protocol.session import Connection, MqttSession
 from fedmq_protocol.settings import ConnectionSettings, Mistake, SettingsError, load
 from fedmq_protocol.task import MAX_BUNDLE_BYTES, Objective, Task
@@ -73,7 +74,9 @@ log = logging.getLogger("fedmq.coordinator")
 
 
 def connection_of(settings: ConnectionSettings, client_id: str) -> Connection:
-    """Settings as the session takes them; secrets are read here."""
+    """Settings as the session takes them; secrets are read here. Raises ValueError for one that others may read."""
+    if settings.identity_dir is not None and settings.identity_dir.is_dir():
+        check_keys(settings.identity_dir)
     return Connection(
         host=settings.host,
         port=settings.port,

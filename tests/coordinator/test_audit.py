@@ -56,6 +56,13 @@ def test_this_process_knows_whom_it_works_for() -> None:
     assert who.user
 
 
+@pytest.mark.parametrize(("uid", "user"), [(0, "anna as root"), (1, "daemon")])
+def test_who_is_behind_sudo_is_told_of_root_alone(monkeypatch: pytest.MonkeyPatch, uid: int, user: str) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: uid)
+    monkeypatch.setenv("SUDO_USER", "anna")
+    assert local_user() == Who(user=user, uid=uid, how="local")
+
+
 def test_a_log_that_nobody_touched_is_whole(tmp_path: Path) -> None:
     log = filled(tmp_path)
     found = log.verify()
