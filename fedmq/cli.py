@@ -166,7 +166,10 @@ def _parser() -> argparse.ArgumentParser:
         help="print of each task what is trained, what is in service and whether the gateway scores with a model of its"
         " own, and end; also while the gateway runs",
     )
-    gateway.set_defaults(run=_gateway)
+    gateway.set_defaults(run=_gateway, action=None)
+    from fedmq.ca.command import add_gateway_actions
+
+    add_gateway_actions(gateway)
 
     from fedmq.tasks import add_parser as add_task
     from fedmq.tasks import add_place

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from fedmq_coordinator.audit import AUDIT_FILE, AuditLog, local_user
 from fedmq_protocol import identity
 from fedmq_protocol.signing import (
     Card,
@@ -40,18 +41,16 @@ from fedmq_protocol.signing import (
 from fedmq_protocol.topics import check_name
 
 from fedmq.ca import certificates, folder, tokens
-from fedmq.ca.audit import Audit, whoever
 from fedmq.ca.certificates import PublicKey, utc
 from fedmq.ca.records import CLIENTS, Issued, Kind, Token, in_force, newest, read_lines, revoked, write_lines
 
-__all__ = ["Authority", "AuthorityError", "Enrolled", "Request", "Rotated", "TokenRefused"]
+__all__ = ["Authority", "AuthorityError", "Enrolled", "Request", "Rotated", "Serving", "TokenRefused"]
 
 CA_KEY = "ca.key"
 ROOT_KEY = "root.key"
 ISSUER_KEY = "issuer.key"
 ISSUED = "issued.jsonl"
 TOKENS = "tokens.jsonl"
-AUDIT = "audit.log"
 NAMES = "revoked.names"
 CERTIFICATES = "certificates"
 """What was issued, by serial number: a renewal with the same key needs no more than this."""
@@ -61,6 +60,10 @@ COORDINATOR = "coordinator"
 BROKER = "broker"
 BROKER_CERTIFICATE = "broker.crt"
 BROKER_KEY = "broker.key"
+SERVING = "enrolment"
+"""Name and folder of the server of `fedmq ca serve`."""
+SERVING_DAYS = 365
+SERVING_LEFT = 60
 NEXT = ".next"
 """Behind a key's name: drawn, and in force as soon as a root names it."""
 
@@ -128,6 +131,15 @@ class Rotated:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """What a server of this CA shows, and whom it believes."""
+
+    certificate: Path
+    key: Path
+    ca: Path
+
+
+@dataclass(frozen=True)
 class _State:
     """The records, as they are while the lock is held."""
 
@@ -136,18 +148,18 @@ class _State:
 
 
 class Authority:
-    """A CA's folder. Raises AuthorityError where it is none."""
+    """A CA's folder. `asker` is the address of whoever asks over the net. Raises AuthorityError where there is none."""
 
-    def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time, who: str | None = None) -> None:
+    def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time, asker: str | None = None) -> None:
         self._directory = directory
         self._clock = clock
-        self._who = whoever() if who is None else who
+        self._asker = asker
         if not (directory / identity.CA_CERTIFICATE).is_file():
             raise AuthorityError(
                 f"{directory} holds no CA: make one with `fedmq ca init --federation NAME --dir {directory}`, or name"
                 " its folder with --dir"
             )
-        self._audit = Audit(directory / AUDIT)
+        self._audit = AuditLog(directory / AUDIT_FILE, clock=clock)
 
     @classmethod
     def create(
@@ -170,7 +182,8 @@ class Authority:
         try:
             cls._fill(building, federation, now, ends)
             made = cls(building, clock=clock)
-            days = min(OWN_DAYS, (ends - now).days)
+            # A day less than the CA itself has, for the clock goes on between the two.
+            days = min(OWN_DAYS, (ends - now).days - 1)
             made.issue(COORDINATOR, "coordinator", days=days)
             made.issue(BROKER, "broker", days=days, hosts=hosts)
             building.rename(directory)
@@ -273,10 +286,10 @@ class Authority:
                     secret = certificates.new_agreement_key()
                     keys[identity.AGREEMENT_KEY] = key_to_pem(secret)
                     agreement = public_bytes(secret)
+                if kind == "coordinator" and where != self._directory / COORDINATOR:
+                    keys |= self._coordinator_keys()
             else:
                 public, agreement = _read_request(request, name, kind)
-            if kind == "coordinator" and where != self._directory / COORDINATOR:
-                keys |= self._coordinator_keys()
             enrolled = self._certify(state, name, kind, public, agreement, days, _hosts(kind, hosts))
             self._write_list_if_named(state, name)
             folder.put_all(where, keys | self._files(enrolled))
@@ -604,6 +617,35 @@ class Authority:
             public, agreement = _read_request(request, held.name, record.kind)
             return self._certify(state, held.name, record.kind, public, agreement, self._most(days), ())
 
+    def serving(self, hosts: Sequence[str]) -> Serving:
+        """A certificate for enrolment over HTTPS on these hosts: the one that is there, or a new one in good time."""
+        where = self._directory / SERVING
+        own = Serving(where / "server.crt", where / "server.key", self._directory / identity.CA_CERTIFICATE)
+        wanted = _hosts("broker", hosts)
+        with self._locked() as state:
+            if self._serves(state, own, wanted):
+                return own
+            with self._audited("serve", ", ".join(wanted)):
+                self._check_free(state, SERVING, "broker", replace=True)
+                key = certificates.new_key()
+                enrolled = self._certify(
+                    state, SERVING, "broker", key.public_key(), None, self._most(SERVING_DAYS), wanted
+                )
+                folder.make(where)
+                folder.put_all(
+                    where, {own.key.name: certificates.to_pem(key), own.certificate.name: enrolled.certificate}
+                )
+        return own
+
+    def _serves(self, state: _State, own: Serving, hosts: Sequence[str]) -> bool:
+        last, now = newest(state.issued, SERVING), self.now()
+        if last is None or not last.is_in_force(now) or last.days_left(now) < SERVING_LEFT:
+            return False
+        if not (own.key.is_file() and own.certificate.is_file()):
+            return False
+        there = certificates.read_certificate(folder.read(own.certificate), str(own.certificate))
+        return there.serial == last.number and set(there.hosts) == set(hosts)
+
     # -- roots ------------------------------------------------------------------------------------------------------
 
     def rotate(self, what: Sequence[What], *, years: int, root_key: Path | None = None) -> Rotated:
@@ -626,6 +668,7 @@ class Authority:
                 issuer = certificates.new_signing_key()
                 drawn[self._directory / ISSUER_KEY], public["issuer"] = key_to_pem(issuer), public_bytes(issuer)
             if "coordinator" in what:
+                folder.make(self._directory / COORDINATOR)
                 signing, agreement = certificates.new_signing_key(), certificates.new_agreement_key()
                 for name, key in ((identity.SIGNING_KEY, signing), (identity.AGREEMENT_KEY, agreement)):
                     drawn[self._directory / COORDINATOR / name] = key_to_pem(key)
@@ -692,7 +735,8 @@ class Authority:
         self._note(action, subject, "done")
 
     def _note(self, action: str, subject: str, outcome: str) -> None:
-        self._audit.record(who=self._who, action=action, subject=subject, outcome=outcome)
+        asked = "" if self._asker is None else f" (asked from {self._asker})"
+        self._audit.record(who=local_user(), action=f"ca {action}", subject=subject, outcome=outcome + asked)
 
     def _read(self, name: str) -> bytes:
         return folder.read(self._directory / name, "put it back from a copy of this CA's folder")

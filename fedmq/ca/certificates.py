@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from fedmq_broker_config.revocation import name_extension
 from fedmq_protocol.topics import check_name
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Certificate",
     "CertificateError",
     "Certified",
+    "Moment",
     "PrivateKey",
     "PublicKey",
     "Revoked",
@@ -69,6 +71,7 @@ __all__ = [
 PublicKey: TypeAlias = ec.EllipticCurvePublicKey
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey
 Certificate: TypeAlias = x509.Certificate
+Moment: TypeAlias = datetime
 
 SERIAL_BITS = 63
 
@@ -79,12 +82,6 @@ LIST_YEARS = 10
 """How long a list of revoked certificates holds. One that has run out stops the plant: OpenSSL, and so Mosquitto, then
 refuses every client, and nobody may be there to make another. What a short life would buy, that an old list is noticed,
 is not worth that here: the list is pushed to one broker, and numbered."""
-
-NAME_OID = x509.ObjectIdentifier("2.25.288094313837124417215873264182645918321")
-"""Beside a revoked serial: whose it was, as a UTF8String, so that the broker can cut off a client that is connected.
-The same as in the broker's guard, which reads it."""
-
-_UTF8_STRING = 0x0C
 
 REASONS = {
     "unspecified": x509.ReasonFlags.unspecified,
@@ -303,8 +300,11 @@ def issue(
     return builder.sign(authority_key, SHA256())
 
 
-def read_certificate(pem: bytes, where: str, *, authority: x509.Certificate | None = None) -> Certified:
-    """With `authority`, only one that it has issued. Dates are the caller's to check. Raises CertificateError."""
+def read_certificate(
+    pem: bytes, where: str, *, authority: x509.Certificate | None = None, any_key: bool = False
+) -> Certified:
+    """With `authority`, only one that it has issued; with `any_key`, also of kinds that are not issued here. Dates are
+    the caller's to check. Raises CertificateError."""
     try:
         certificate = x509.load_pem_x509_certificate(pem)
         names = [str(part.value) for part in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
@@ -322,7 +322,7 @@ def read_certificate(pem: bytes, where: str, *, authority: x509.Certificate | No
     return Certified(
         name=names[0],
         serial=certificate.serial_number,
-        key=_checked(key, where),
+        key=key if any_key else _checked(key, where),  # type: ignore[arg-type]
         begins=certificate.not_valid_before_utc,
         expires=certificate.not_valid_after_utc,
         hosts=hosts,
@@ -410,9 +410,9 @@ def revocation_list(
         entry = x509.RevokedCertificateBuilder().serial_number(one.serial).revocation_date(one.at)
         if reason != "unspecified":  # RFC 5280, section 5.3.1: then there is to be no reason
             entry = entry.add_extension(x509.CRLReason(REASONS[reason]), critical=False)
-        text = one.name.encode()
-        named = x509.UnrecognizedExtension(NAME_OID, bytes([_UTF8_STRING, len(text)]) + text)
-        builder = builder.add_revoked_certificate(entry.add_extension(named, critical=False).build())
+        # Mosquitto knows clients by name: by this the broker's guard can cut off one that is connected.
+        entry = entry.add_extension(name_extension(one.name), critical=False)
+        builder = builder.add_revoked_certificate(entry.build())
     return builder.sign(authority_key, SHA256()).public_bytes(Encoding.PEM)
 
 
