@@ -9,9 +9,9 @@ Two rules.
 Updates are sparse: two honest ones of the same round hardly share a coordinate, and their cosine says next to nothing.
 What they come to over some rounds does. So of each gateway the sum of its updates is kept, older ones fading with each
 version, as a sketch of WIDTH numbers (Charikar, Chen, Farach-Colton 2002: count sketch) which keeps cosines to within
-1 / sqrt(WIDTH). A gateway is against the others where that cosine is below zero by AGAINST, and below that of the
-fleet's median gateway by as much: gateways that see different things pull in different directions, all of them. And it
-has to last: over its last updates the cosines of the single ones have a mean below zero by two standard errors.
+1 / sqrt(WIDTH). A gateway is against the others where that cosine is below BELOW_ZERO, and below that of the fleet's
+median gateway by BELOW_FLEET: gateways that see different things pull in different directions, all of them. And it has
+to last: over its last updates the cosines of the single ones have a mean below zero by two standard errors.
 
 Refuses to know the ledger, rounds and what becomes of a flag. docs/robustness.md has what was measured.
 """
@@ -28,7 +28,8 @@ from fedmq_compression.pipeline import Decoded
 from numpy.typing import NDArray
 
 __all__ = [
-    "AGAINST",
+    "BELOW_FLEET",
+    "BELOW_ZERO",
     "COSINES",
     "FADING",
     "LEAST_UPDATES",
@@ -43,7 +44,7 @@ __all__ = [
     "sketch",
 ]
 
-WIDTH = 512
+WIDTH = 1024
 """Numbers of a sketch."""
 
 FADING = 0.9
@@ -58,7 +59,8 @@ LEAST_GATEWAYS = 4
 COSINES = 16
 """A gateway's last updates whose cosines are looked at."""
 
-AGAINST = 0.4
+BELOW_ZERO = 0.4
+BELOW_FLEET = 0.45
 
 REFUSED_OF = 8
 REFUSED_MOST = 4
@@ -124,7 +126,7 @@ def against(toward: float | None, fleet: Sequence[float], cosines: Sequence[floa
     if toward is None or len(cosines) < LEAST_UPDATES or len(fleet) < LEAST_GATEWAYS:
         return None
     middle = median(fleet)
-    if toward >= min(0.0, middle) - AGAINST:
+    if toward > min(-BELOW_ZERO, middle - BELOW_FLEET):
         return None
     mean = sum(cosines) / len(cosines)
     error = math.sqrt(sum((c - mean) ** 2 for c in cosines) / (len(cosines) - 1) / len(cosines))

@@ -170,6 +170,11 @@ class Members:
             and self.paused_tags.isdisjoint(gateway.tag_set)
         }
 
+    @property
+    def aside_here(self) -> int:
+        """How many are here and set aside."""
+        return sum((gateway := self.get(name)) is not None and gateway.present for name in self.aside)
+
     def windows(self, name: str) -> int:
         """As this task cuts them, at the gateway's last birth."""
         gateway = self._roster.get(name)

@@ -308,7 +308,8 @@ class Run:
         needed = max(1, self._settings.min_gateways)
         if not self._line.has_scaling or self.newest_round() == 0:
             needed = max(needed, self._settings.first_gateways)
-        if len(present) < needed:
+        # Who is set aside is here all the same: to set somebody aside does not bring a run to a stand.
+        if not present or len(present) + self._roster.aside_here < needed:
             return
         windows = self._roster.all_windows
         if not self._may_go_on(windows, now):

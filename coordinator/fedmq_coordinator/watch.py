@@ -59,7 +59,7 @@ class Watch:
         """An update was accepted, or was beyond the bound."""
         before = self._norms
         self._norms = before.after(gateway, norm, beyond=beyond)
-        if before.judged and not self._norms.judged:
+        if before.accepted and not self._norms.accepted:
             log.warning("most gateways send longer updates than were usual: what is usual is learnt afresh")
         self._ledger.put(NORMS, self._norms.write())
 
@@ -86,21 +86,21 @@ class Watch:
             updates_before = 0
             if before is not None and before.lineage == self._lineage:
                 updates_before = before.updates
-                own = own + conduct.faded(np.frombuffer(before.direction, "<f8"), version - before.version)
+                own = own + conduct.faded(np.frombuffer(before.direction, "<f4"), version - before.version)
             self._ledger.save_conduct(
                 Conduct(
                     gateway=name,
                     lineage=self._lineage,
                     version=version,
                     updates=updates_before + counted[name],
-                    direction=own.astype("<f8").tobytes(),
+                    direction=own.astype("<f4").tobytes(),
                     toward=conduct.cosine(own, whole - own),
                 )
             )
         self._keep_whole(whole, version)
 
     def _keep_whole(self, whole: NDArray[np.float64], version: int) -> None:
-        kept = _Sum(lineage=self._lineage, version=version, direction=whole.astype("<f8").tobytes())
+        kept = _Sum(lineage=self._lineage, version=version, direction=whole.astype("<f4").tobytes())
         self._ledger.put(DIRECTION, msgspec.msgpack.encode(kept))
 
     def _whole(self, version: int) -> NDArray[np.float64]:
@@ -108,7 +108,7 @@ class Watch:
         found = None if kept is None else msgspec.msgpack.decode(kept, type=_Sum)
         if found is None or found.lineage != self._lineage:
             return np.zeros(conduct.WIDTH)
-        return conduct.faded(np.frombuffer(found.direction, "<f8"), version - found.version)
+        return conduct.faded(np.frombuffer(found.direction, "<f4"), version - found.version)
 
     # -- flags ---------------------------------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class Watch:
         if own is not None and own.lineage == self._lineage and kept is not None:
             # What it sent before is no longer held against it, nor for it.
             version = msgspec.msgpack.decode(kept, type=_Sum).version
-            whole = self._whole(version) - conduct.faded(np.frombuffer(own.direction, "<f8"), version - own.version)
+            whole = self._whole(version) - conduct.faded(np.frombuffer(own.direction, "<f4"), version - own.version)
             self._keep_whole(whole, version)
         self._ledger.forget_conduct(name)
 
