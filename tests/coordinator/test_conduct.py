@@ -124,7 +124,7 @@ class Fleet:
         return {n: why for n, why in found.items() if why is not None}
 
 
-@pytest.mark.parametrize("common", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("common", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("gateways", [4, 10])
 def test_who_learns_something_of_his_own_is_not_accused(common: float, gateways: int) -> None:
     fleet = Fleet(gateways, common=common)
@@ -135,7 +135,7 @@ def test_who_learns_something_of_his_own_is_not_accused(common: float, gateways:
 
 @pytest.mark.parametrize("gateways", [5, 10])
 def test_who_turns_his_updates_round_is_accused_within_fifteen_rounds_and_nobody_else(gateways: int) -> None:
-    fleet = Fleet(gateways, common=1.0)
+    fleet = Fleet(gateways, common=2.0)
     for n in range(15):
         assert n >= conduct.LEAST_UPDATES or fleet.accused() == {}
         fleet.round(liars=frozenset({2}))
