@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from statistics import median
 
 import numpy as np
@@ -46,6 +45,9 @@ __all__ = [
 
 WIDTH = 1024
 """Numbers of a sketch."""
+
+AT_ONCE = 1 << 18
+"""Coordinates that are hashed at once: memory beside the update's own."""
 
 FADING = 0.9
 """What is left of an older update with each version."""
@@ -89,17 +91,18 @@ def agreement(
 
 def sketch(update: Decoded, weight: int) -> NDArray[np.float64]:
     """`(WIDTH,) float64` of an update times its weight. Linear: sketches add up as updates do."""
-    places, signs = _hashes(update.length)
-    values = update.steps * (update.step * weight)
-    if update.indices is not None:
-        places, signs = places[update.indices], signs[update.indices]
-    return np.bincount(places, weights=signs * values, minlength=WIDTH).astype(np.float64)
+    made = np.zeros(WIDTH)
+    for start in range(0, len(update.steps), AT_ONCE):
+        steps = update.steps[start : start + AT_ONCE]
+        within = np.arange(start, start + len(steps)) if update.indices is None else update.indices[start:][:AT_ONCE]
+        places, signs = _hashes(within)
+        made += np.bincount(places, weights=signs * steps, minlength=WIDTH)
+    return made * (update.step * weight)
 
 
-@lru_cache(maxsize=8)
-def _hashes(length: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """A place and a sign for each coordinate, the same on every machine (a multiplicative hash, twice)."""
-    mixed = np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+def _hashes(coordinates: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """A place and a sign for each, the same on every machine (a multiplicative hash, twice)."""
+    mixed = (coordinates.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
     places = (mixed >> np.uint64(32)) % np.uint64(WIDTH)
     signs = np.where(mixed >> np.uint64(63), 1.0, -1.0)

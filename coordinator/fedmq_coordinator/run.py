@@ -489,7 +489,7 @@ class Run:
             )
         self._ledger.close_round(plan.round_id, at=now, outcome=outcome, version=version, training_loss=loss)
         self._remember(plan)
-        self.judge(counted | round_.refused, now)
+        self._judge(counted | round_.refused, now)
         self._look_for_absent(round_, now)
         self._score(plan, version)
         if version is not None:
@@ -532,7 +532,7 @@ class Run:
         self.watch.compare(self._line.version + 1, total.total, updates())
         return names
 
-    def judge(self, names: set[str], now: float) -> None:
+    def _judge(self, names: set[str], now: float) -> None:
         """Flag those who give reason to; where the settings say so they are set aside by that."""
         self.watch.judge(names, self.newest_round(), now)
         self._roster.aside = self.watch.aside
