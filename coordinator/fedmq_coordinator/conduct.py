@@ -11,7 +11,8 @@ What they come to over some rounds does. So of each gateway the sum of its updat
 version, as a sketch of WIDTH numbers (Charikar, Chen, Farach-Colton 2002: count sketch) which keeps cosines to within
 1 / sqrt(WIDTH). A gateway is against the others where that cosine is below BELOW_ZERO, and below that of the fleet's
 median gateway by BELOW_FLEET: gateways that see different things pull in different directions, all of them. And it has
-to last: over its last updates the cosines of the single ones have a mean below zero by two standard errors.
+to last: over its last updates the cosines of the single ones have a mean below zero by two standard errors. Who alone
+has recordings of some class is not judged by this (`watch`): it cannot but pull where nobody else does.
 
 Refuses to know the ledger, rounds and what becomes of a flag. docs/robustness.md has what was measured.
 """

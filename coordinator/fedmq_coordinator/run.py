@@ -534,7 +534,8 @@ class Run:
 
     def _judge(self, names: set[str], now: float) -> None:
         """Flag those who give reason to; where the settings say so they are set aside by that."""
-        self.watch.judge(names, self.newest_round(), now)
+        alone = self._roster.sole_holders(self._line.task.classes)
+        self.watch.judge(names, self.newest_round(), now, alone=alone)
         self._roster.aside = self.watch.aside
 
     def set_aside(self, name: str, now: float) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 import numpy as np
@@ -112,8 +112,11 @@ class Watch:
 
     # -- flags ---------------------------------------------------------------------------------------------------
 
-    def judge(self, names: Iterable[str], round_id: int, now: float) -> None:
-        """Flag those of these gateways who give reason to, once a round has closed that they sent something to."""
+    def judge(self, names: Iterable[str], round_id: int, now: float, *, alone: Collection[str] = ()) -> None:
+        """Flag those of these gateways who give reason to, once a round has closed that they sent something to.
+
+        Where one points is not held against those who are `alone` with what they have seen.
+        """
         fleet: list[float] | None = None
         for name in sorted(names):
             known = self._flags.get(name)
@@ -123,7 +126,7 @@ class Watch:
             found = conduct.refused_again(self._ledger.latest_updates(name, after=since, last=conduct.REFUSED_OF))
             reason = "refused"
             if found is None:
-                own = self._ledger.conduct(name)
+                own = None if name in alone else self._ledger.conduct(name)
                 if own is None or own.lineage != self._lineage or own.updates < conduct.LEAST_UPDATES:
                     continue
                 if fleet is None:

@@ -73,8 +73,24 @@ class Growing(Agreeing):
 
 class Boasting(Agreeing):
     @property
-    def signal_samples(self) -> int:
-        return 1 << 40
+    def signal_samples(self) -> dict[str, int]:
+        return {"normal": 1 << 40}
+
+
+class Alone(Negating):
+    """Pulls against all others, and has recordings that nobody else has."""
+
+    @property
+    def signal_samples(self) -> dict[str, int]:
+        return {"normal": 60 * 1024, "ball": 60 * 1024}
+
+
+class Claiming(Negating):
+    """Says that it has recordings of what is no class of the task, and none of one that is."""
+
+    @property
+    def signal_samples(self) -> dict[str, int]:
+        return {"normal": 120 * 1024, "gold": 1024, "ball": 0}
 
 
 def a_fleet(
@@ -139,6 +155,18 @@ def test_an_honest_fleet_has_no_flags_and_cosines_on_record(tmp_path: Path) -> N
     fleet.run_to_rest()
     assert fleet.coordinator.only.book.flags() == []
     assert all(a.cosine is not None and a.norm is not None for name in NAMES for a in answers_of(fleet, name))
+
+
+@pytest.mark.parametrize(("kind", "flags"), [(Alone, 0), (Claiming, 1)])
+def test_who_alone_has_seen_a_class_is_not_flagged_for_pulling_its_way(
+    tmp_path: Path, kind: type[ScriptedGateway], flags: int
+) -> None:
+    fleet = a_fleet(tmp_path, kind, rounds=15)
+    until_version(fleet, 5)
+    fleet.kill_coordinator()
+    fleet.start_coordinator()  # labels are on record
+    fleet.run_to_rest()
+    assert len(fleet.coordinator.only.book.flags()) == flags
 
 
 def test_a_coordinator_that_is_killed_each_round_comes_to_the_same_evidence(tmp_path: Path) -> None:

@@ -69,15 +69,16 @@ class ScriptedGateway:
         self.session.publish(where, to_bytes(message), qos=spec(Direction.UP, channel).qos, retain=retain)
 
     @property
-    def signal_samples(self) -> int:
-        return 120 * 1024
+    def signal_samples(self) -> dict[str, int]:
+        """By label, as its births tell."""
+        return {"normal": 120 * 1024}
 
     def born(self) -> None:
         birth = Birth(
             nonce=self.nonce,
             software="scripted",
             engines=(),
-            signal_samples={"normal": self.signal_samples},
+            signal_samples=self.signal_samples,
             sent=0,
             received=0,
             tags=self.tags,
