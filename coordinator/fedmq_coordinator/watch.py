@@ -11,7 +11,6 @@ drawn, and what it sends is refused as such.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
@@ -72,32 +71,40 @@ class Watch:
         """
         rest = total.astype(np.float64)
         square = float(rest @ rest)
-        added: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(conduct.WIDTH))
-        counted: dict[str, int] = defaultdict(int)
+        whole = self._whole(version)
+        names: set[str] = set()
         for answer, decoded, weight in updates:
             found = conduct.agreement(decoded, weight, rest, square)
             if found is not None:
                 self._ledger.set_cosine(answer.round, answer.gateway, found)
-            added[answer.gateway] += conduct.sketch(decoded, weight)
-            counted[answer.gateway] += 1
-        whole = self._whole(version) + sum(added.values(), np.zeros(conduct.WIDTH))
-        for name, own in sorted(added.items()):
-            before = self._ledger.conduct(name)
-            updates_before = 0
-            if before is not None and before.lineage == self._lineage:
-                updates_before = before.updates
-                own = own + conduct.faded(np.frombuffer(before.direction, "<f4"), version - before.version)
-            self._ledger.save_conduct(
-                Conduct(
-                    gateway=name,
-                    lineage=self._lineage,
-                    version=version,
-                    updates=updates_before + counted[name],
-                    direction=own.astype("<f4").tobytes(),
-                    toward=conduct.cosine(own, whole - own),
-                )
-            )
+            added = conduct.sketch(decoded, weight)
+            whole = whole + added
+            self._add(answer.gateway, version, added)
+            names.add(answer.gateway)
+        for name in sorted(names):
+            own = self._ledger.conduct(name)
+            assert own is not None  # it was saved just now
+            direction = np.frombuffer(own.direction, "<f4").astype(np.float64)
+            self._ledger.set_toward(name, conduct.cosine(direction, whole - direction))
         self._keep_whole(whole, version)
+
+    def _add(self, name: str, version: int, added: NDArray[np.float64]) -> None:
+        """One more update of a gateway in this version: what came before fades."""
+        before = self._ledger.conduct(name)
+        updates = 0
+        if before is not None and before.lineage == self._lineage:
+            updates = before.updates
+            added = added + conduct.faded(np.frombuffer(before.direction, "<f4"), version - before.version)
+        self._ledger.save_conduct(
+            Conduct(
+                gateway=name,
+                lineage=self._lineage,
+                version=version,
+                updates=updates + 1,
+                direction=added.astype("<f4").tobytes(),
+                toward=None,
+            )
+        )
 
     def _keep_whole(self, whole: NDArray[np.float64], version: int) -> None:
         kept = _Sum(lineage=self._lineage, version=version, direction=whole.astype("<f4").tobytes())
