@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedmq import __version__
 
@@ -35,6 +35,8 @@ examples:
   fedmq report --state /var/lib/fedmq --html savings.html
   fedmq task list --state /var/lib/fedmq           several tasks: how each stands; pause, promote, roll back
   fedmq export --c-int8 model.c --state /var/lib/fedmq --calibrate DIR      a model for a microcontroller
+  fedmq doctor gateway --config gateway.toml       whether files, certificates, clock and broker are sound
+  fedmq wire show                                  what crosses the broker, field by field
   fedmq bench codec --quick                        bytes and time of the codec beside its rivals
   fedmq simulate --faults all --schedules 100      a federation in virtual time, and everything that can go wrong
 """
@@ -90,7 +92,37 @@ def _parser() -> argparse.ArgumentParser:
     _add_override(broker, "--port", "port", "port on 127.0.0.1; 0 picks a free one (default: 1883)")
     _add_override(broker, "--federation", "federation", "name in the topics that the ACL allows (default: plant)")
     broker.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
-    broker.set_defaults(run=_broker)
+    broker.set_defaults(run=_broker, action=None)
+    actions = broker.add_subparsers(dest="action", metavar="[guard | site]")
+    guard = actions.add_parser(
+        "guard",
+        help="cut off whose certificate is revoked",
+        description="Runs beside Mosquitto until it is stopped (SIGTERM), as the same user: watches the list of revoked"
+        " certificates (revoked_file), checks it, makes Mosquitto reload it and ends the connections of those who are"
+        " newly on it. A list that does not pass is an error in the log, and the one before stays in force.",
+    )
+    _add_settings(guard, "broker.toml")
+    guard.add_argument("--site", metavar="NAME", help="this is the broker of that site, as `fedmq broker site` made it")
+    guard.set_defaults(run=_guard)
+    site = actions.add_parser(
+        "site",
+        help="write the configuration of a broker on site, with its bridge",
+        description="Writes mosquitto.conf and acl for the broker of one of the sites in the settings: it serves that"
+        " site's gateways, and carries their topics to the federation's broker and back, and no others. The settings"
+        " are those of the site's own broker: its address, port and certificates.",
+    )
+    site.add_argument("site", metavar="NAME", help="as it stands in the setting sites")
+    site.add_argument("--render", type=Path, required=True, metavar="DIR", help="write mosquitto.conf and acl into DIR")
+    site.add_argument("--upstream", required=True, metavar="HOST:PORT", help="the federation's broker, from the site")
+    site.add_argument(
+        "--identity",
+        type=Path,
+        default=Path("/etc/mosquitto/fedmq"),
+        metavar="DIR",
+        help="folder with the site's ca.crt, client.crt and client.key (default: /etc/mosquitto/fedmq)",
+    )
+    _add_settings(site, "broker.toml")
+    site.set_defaults(run=_site)
 
     coordinator = commands.add_parser(
         "coordinator",
@@ -134,7 +166,13 @@ def _parser() -> argparse.ArgumentParser:
         help="print of each task what is trained, what is in service and whether the gateway scores with a model of its"
         " own, and end; also while the gateway runs",
     )
-    gateway.set_defaults(run=_gateway)
+    gateway.set_defaults(run=_gateway, action=None)
+    from fedmq.ca.command import add_gateway_actions
+
+    add_gateway_actions(gateway)
+
+    from fedmq.tasks import add_parser as add_task
+    from fedmq.tasks import add_place
 
     report = commands.add_parser(
         "report",
@@ -142,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Bytes per round, per gateway and in total, against dense float32 and against uploading the raw "
         "signal; declines by reason; accuracy by round. Reads the ledger alone, also while the coordinator runs.",
     )
-    _add_state(report)
+    add_place(report)
     report.add_argument("--json", action="store_true", help="print JSON instead of a table")
     report.add_argument(
         "--csv",
@@ -161,21 +199,28 @@ def _parser() -> argparse.ArgumentParser:
         help="what is going on: round, gateways, model",
         description="The round in progress, who has answered, who is here, and the model in force.",
     )
-    _add_state(status)
+    add_place(status)
     status.add_argument("--watch", type=float, metavar="SECONDS", help="print it again every so often")
     status.add_argument("--task", metavar="NAME", help="of this task alone (default: of each)")
     status.set_defaults(run=_status)
 
-    from fedmq.tasks import add_parser as add_task
+    from fedmq.auditing import add_parser as add_audit
 
     add_task(commands)
+    add_audit(commands)
     from fedmq.bridge.command import add_label
     from fedmq.bridge.command import add_parser as add_bridge
+    from fedmq.ca.command import add_parser as add_ca
+    from fedmq.doctor.command import add_parser as add_doctor
     from fedmq.export import add_parser as add_export
+    from fedmq.wire.command import add_parser as add_wire
 
     add_bridge(commands)
     add_label(commands)
     add_export(commands)
+    add_ca(commands)
+    add_wire(commands)
+    add_doctor(commands)
     _add_demo(commands)
     _add_simulate(commands)
     _add_bench(commands)
@@ -203,12 +248,6 @@ def _add_override(parser: argparse.ArgumentParser, flag: str, key: str, text: st
         type=lambda value: f"{key}={value}",
         metavar=key.upper(),
         help=text,
-    )
-
-
-def _add_state(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--state", type=Path, required=True, metavar="DIR", help="the coordinator's state directory (its state_dir)"
     )
 
 
@@ -316,6 +355,12 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     demo.add_argument(
         "--broker", default="auto", metavar="auto|mosquitto|embedded|HOST:PORT", help="which broker (default: auto)"
+    )
+    demo.add_argument(
+        "--secure",
+        action="store_true",
+        help="with a certificate authority made for this run: TLS with client certificates, plans signed, updates and"
+        " receipts with MACs (needs Mosquitto)",
     )
     demo.add_argument(
         "--gates",
@@ -629,13 +674,13 @@ def _coordinator(arguments: argparse.Namespace) -> None:
     if arguments.example:
         print(document(CoordinatorSettings), end="")
         return
-    from fedmq.programs import build_coordinator, load_coordinator
+    from fedmq.programs import build_coordinator, load_coordinator, run_coordinator
 
     settings = load_coordinator(arguments.config, arguments.overrides)
     _log(settings.log_level)
     coordinator = build_coordinator(settings, new_lineage=arguments.new_lineage)
     _stop_on_signal(coordinator)
-    coordinator.run()
+    run_coordinator(coordinator, settings)
 
 
 def _recover(arguments: argparse.Namespace) -> None:
@@ -663,11 +708,27 @@ def _broker(arguments: argparse.Namespace) -> None:
     run_broker(arguments)
 
 
+def _guard(arguments: argparse.Namespace) -> None:
+    from fedmq.programs import run_guard
+
+    _log("info")
+    run_guard(arguments)
+
+
+def _site(arguments: argparse.Namespace) -> None:
+    from fedmq.programs import render_site
+
+    render_site(arguments)
+
+
 def _width() -> int:
     return shutil.get_terminal_size().columns
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    if arguments.control is not None:
+        _report_by_socket(arguments)
+        return
     from fedmq.programs import open_ledger
 
     ledger = open_ledger(arguments.state)
@@ -695,19 +756,55 @@ def _report(arguments: argparse.Namespace) -> None:
         print("\n".join(to_text(one, _width(), title=len(every) > 1) for one in every), end="")
 
 
+def _report_by_socket(arguments: argparse.Namespace) -> None:
+    """The coordinator makes it, as it makes it for itself."""
+    from fedmq_coordinator.control import Look, ask
+
+    def made(form: Literal["text", "json", "csv", "html"]) -> str:
+        look = Look(what="report", task=arguments.task, form=form, width=_control_width())
+        return ask(arguments.control, look).text
+
+    if arguments.html is not None:
+        arguments.html.write_text(made("html"), encoding="utf-8")
+        print(f"wrote {arguments.html}", file=sys.stderr)
+    if arguments.csv not in (None, Path("-")):
+        arguments.csv.write_text(made("csv"), encoding="utf-8", newline="")
+        print(f"wrote {arguments.csv}", file=sys.stderr)
+    if arguments.json:
+        print(made("json"))
+    elif arguments.csv == Path("-"):
+        print(made("csv"), end="")
+    elif arguments.html is None and arguments.csv is None:
+        print(made("text"), end="")
+
+
+def _control_width() -> int:
+    return max(20, min(1000, _width()))
+
+
 def _status(arguments: argparse.Namespace) -> None:
     import time
 
-    from fedmq.programs import open_ledger
+    if arguments.control is not None:
+        from fedmq_coordinator.control import Look, ask
 
-    ledger = open_ledger(arguments.state)
-    from fedmq_coordinator.report_text import status
+        def parts() -> str:
+            return ask(arguments.control, Look(what="status", task=arguments.task, width=_control_width())).text
+
+    else:
+        from fedmq.programs import open_ledger
+
+        ledger = open_ledger(arguments.state)
+        from fedmq_coordinator.report_text import status
+
+        def parts() -> str:
+            names = _task_names(ledger, arguments.task)
+            return "\n".join(status(ledger, time.time(), _width(), name) for name in names)
 
     while True:
         if arguments.watch and sys.stdout.isatty():
             print("\x1b[2J\x1b[H", end="")
-        parts = [status(ledger, time.time(), _width(), name) for name in _task_names(ledger, arguments.task)]
-        print("\n".join(parts), end="", flush=True)
+        print(parts(), end="", flush=True)
         if not arguments.watch:
             return
         time.sleep(arguments.watch)

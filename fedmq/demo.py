@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import psutil
-from fedmq_broker_config.render import BrokerSettings
-from fedmq_broker_config.run import choose
+from fedmq_broker_config.render import BrokerSettings, Certificates, Guarded
+from fedmq_broker_config.run import choose, find_mosquitto
 from fedmq_coordinator import report as savings
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.report_html import to_html
@@ -37,13 +37,14 @@ from fedmq_models.bundle import from_bytes
 
 from fedmq.baselines import local_only, pooled
 from fedmq.bridge.ports import SERIAL, Collecting, parse_ports
+from fedmq.ca.authority import Authority
 from fedmq.data import UNSEEN_FOLDER, Fleet, Split, by_sensor, cmapss, cwru, digits, gearbox, lay_out, own_folder
 from fedmq.defaults import Kind, bundle_windowing, raw_windowing, round_settings, task_settings
 from fedmq.programs import ledger_path, load_task, read_bundle
 from fedmq.showing import Screen
 from fedmq.simulator import simulate_fleet
 
-__all__ = ["DemoError", "DemoOptions", "open_fleet", "run"]
+__all__ = ["DemoError", "DemoOptions", "Identities", "Plant", "open_fleet", "run"]
 
 FEDERATION = "demo"
 POLL_SECONDS = 0.1
@@ -90,6 +91,7 @@ class DemoOptions:
     personal_epochs: int = PERSONAL.epochs
     baselines: bool = True
     broker: str = "auto"
+    secure: bool = False
     gates: str = "healthy"
     closing: float = 30.0
     json: Path | None = None
@@ -129,6 +131,11 @@ def run(options: DemoOptions) -> int:
             f"--data {options.data}: only --model autoencoder learns from signal without labels; give each port one,"
             " as in serial:normal=PORT,knocking=PORT"
         )
+    if options.secure and (options.broker not in ("auto", "mosquitto") or find_mosquitto() is None):
+        raise DemoError(
+            f"--secure with --broker {options.broker}: certificates and an ACL need a Mosquitto that the demo starts;"
+            " install it (apt-get install mosquitto), and leave --broker out"
+        )
     fleet = None if ports else open_fleet(options)
     directory = options.directory or Path("runs") / datetime.now().strftime("demo-%Y%m%d-%H%M%S")
     directory.mkdir(parents=True, exist_ok=True)
@@ -150,7 +157,16 @@ def _run(
 ) -> int:
     folders = lay_out(fleet, directory / "plant")
     _say_data(screen, fleet)
-    with choose(options.broker, BrokerSettings(federation=FEDERATION), directory=directory / "broker") as broker:
+    identities = None
+    settings = BrokerSettings(federation=FEDERATION)
+    if options.secure:
+        identities = Identities.make(directory / "identities", [gateway.name for gateway in fleet.gateways])
+        settings = replace(settings, access=identities.broker)
+        screen.say(
+            f"secure: a certificate authority for this run in {identities.directory / 'ca'}; TLS with client"
+            " certificates, plans and welcomes signed, a MAC on every other message"
+        )
+    with choose(options.broker, settings, directory=directory / "broker") as broker:
         about = broker.about
         screen.say(f"broker: {about}")
         screen.say(
@@ -158,8 +174,14 @@ def _run(
             if options.gates == "healthy"
             else "gates: this machine's own vitals"
         )
-        plant = _Plant(
-            fleet=fleet, options=options, stores=stores, directory=directory, host=about.host, port=about.port
+        plant = Plant(
+            fleet=fleet,
+            options=options,
+            stores=stores,
+            directory=directory,
+            host=about.host,
+            port=about.port,
+            identities=identities,
         )
         with plant.running():
             ledger = plant.watch(screen)
@@ -267,8 +289,39 @@ def _say_data(screen: Screen, fleet: Fleet) -> None:
         screen.say(f"  test set, which no gateway has: {len(fleet.test)} recordings")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Identities:
+    """A certificate authority for one run, and what it has issued."""
+
+    directory: Path
+
+    @classmethod
+    def make(cls, directory: Path, gateways: list[str]) -> Identities:
+        """An authority, and an identity for each gateway: here in one place, in a plant each on its gateway."""
+        directory.mkdir(parents=True)
+        authority = Authority.create(directory / "ca", federation=FEDERATION, hosts=["127.0.0.1"], years=1)
+        for name in gateways:
+            authority.issue(name, "gateway", days=30, out=directory / name)
+        return cls(directory=directory)
+
+    @property
+    def broker(self) -> Certificates:
+        folder = self.directory / "ca" / "broker"
+        return Certificates(
+            ca_file=folder / "ca.crt",
+            cert_file=folder / "broker.crt",
+            key_file=folder / "broker.key",
+            guarded=Guarded(
+                revoked_file=self.directory / "ca" / "revoked.crl", directory=self.directory / "broker-guard"
+            ),
+        )
+
+    def of(self, name: str) -> Path:
+        return self.directory / ("ca/coordinator" if name == "coordinator" else name)
+
+
 @dataclass(kw_only=True)
-class _Plant:
+class Plant:
     """The processes of one run, and their folders."""
 
     fleet: Fleet
@@ -278,6 +331,7 @@ class _Plant:
     directory: Path
     host: str
     port: int
+    identities: Identities | None = None
     children: list[_Child] = field(default_factory=list)
     digest: str = ""
     """Of the last model version, in hex."""
@@ -314,7 +368,7 @@ class _Plant:
                     "state_dir": str(self.state),
                     "log_level": "info",
                     **({"test_data": str(self.directory / "plant" / "test")} if self.fleet.test is not None else {}),
-                    "connection": self._connection(),
+                    "connection": self.connection("coordinator"),
                     "task": self._task(),
                     "rounds": asdict(
                         round_settings(
@@ -355,7 +409,7 @@ class _Plant:
                     "engine": self.options.engine,
                     "ask_jitter_seconds": 0.2,
                     **({"bridge": {"store": str(store)}} if store is not None else {}),
-                    "connection": self._connection(),
+                    "connection": self.connection(name),
                 }
             ),
             encoding="utf-8",
@@ -386,8 +440,9 @@ class _Plant:
             table["bundle"] = str(options.bundle.resolve())
         return table
 
-    def _connection(self) -> dict[str, Any]:
+    def connection(self, name: str) -> dict[str, Any]:
         return {
+            **({"identity_dir": str(self.identities.of(name))} if self.identities is not None else {}),
             "host": self.host,
             "port": self.port,
             "federation": FEDERATION,
@@ -510,7 +565,7 @@ metered = false
 """
 
 
-def _figures(plant: _Plant, fleet: Fleet, built: savings.Report, broker: str) -> dict[str, Any]:
+def _figures(plant: Plant, fleet: Fleet, built: savings.Report, broker: str) -> dict[str, Any]:
     """What `--json` writes. Wire bytes are sums over gateways; lists have one entry a training round."""
     options = plant.options
     ledger = Ledger(ledger_path(plant.state), read_only=True)
@@ -531,6 +586,7 @@ def _figures(plant: _Plant, fleet: Fleet, built: savings.Report, broker: str) ->
         "seed": options.seed,
         "broker": broker,
         "codec": options.codec,
+        "secure": options.secure,
         "metric_name": built.metric_name,
         "metric_source": next((row.metric_source for row in training if row.metric_source), "nothing"),
         "metric_before": before[-1] if before else None,
@@ -559,7 +615,7 @@ def _figures(plant: _Plant, fleet: Fleet, built: savings.Report, broker: str) ->
     }
 
 
-def _baselines(plant: _Plant, fleet: Fleet, folders: dict[str, Path], rounds: int, screen: Screen) -> dict[str, Any]:
+def _baselines(plant: Plant, fleet: Fleet, folders: dict[str, Path], rounds: int, screen: Screen) -> dict[str, Any]:
     """The same recipe without federation, on the same test set, trained in this process."""
     ledger = Ledger(ledger_path(plant.state), read_only=True)
     task, bundle = load_task(ledger.only), ledger.only.get("bundle")
@@ -588,7 +644,7 @@ def _baselines(plant: _Plant, fleet: Fleet, folders: dict[str, Path], rounds: in
 
 
 def _personal(
-    plant: _Plant, fleet: Fleet, folders: dict[str, Path], built: savings.Report
+    plant: Plant, fleet: Fleet, folders: dict[str, Path], built: savings.Report
 ) -> list[dict[str, str | int | float | None]]:
     """What each gateway has told, and where a personal model scores, both on recordings that no gateway has: of this
     one's own sensor where they are known, else the test set of all, where a personal model may well be worse."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
+import logging
 import os
 import signal
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy as np
+    from fedmq_coordinator.audit import AuditLog
     from fedmq_coordinator.ledger import Book, Ledger
     from fedmq_coordinator.run import Score
     from fedmq_coordinator.service import Coordinator, TaskPlan
@@ -33,13 +37,16 @@ if TYPE_CHECKING:
         RoundSettings,
         TaskSettings,
     )
+    from fedmq_edge_node.memory import Memory
     from fedmq_edge_node.runtimes import Engine
     from fedmq_edge_node.samples import Targets
     from fedmq_edge_node.service import Gateway, Source
     from fedmq_edge_node.settings import GatewaySettings
+    from fedmq_protocol.signing import CoordinatorSeals, GatewaySeals
     from numpy.typing import NDArray
 
 __all__ = [
+    "audit_log",
     "build_coordinator",
     "build_gateway",
     "crash_point",
@@ -51,11 +58,18 @@ __all__ = [
     "open_ledger",
     "read_bundle",
     "recover",
+    "render_site",
     "run_broker",
+    "run_coordinator",
+    "run_guard",
     "scorer",
+    "settings_digest",
     "show_gateway",
+    "socket_path",
     "task_plans",
 ]
+
+log = logging.getLogger("fedmq.coordinator")
 
 
 def connection_of(settings: ConnectionSettings, client_id: str) -> Connection:
@@ -68,12 +82,90 @@ def connection_of(settings: ConnectionSettings, client_id: str) -> Connection:
         keepalive_seconds=settings.keepalive_seconds,
         username=settings.username,
         password=settings.password(),
-        tls=settings.tls,
-        ca_file=settings.ca_file,
-        cert_file=settings.certificate_file,
-        key_file=settings.key_file,
+        tls=settings.tls or settings.identity_dir is not None,
+        ca_file=settings.ca_file or _own(settings, CA_CERTIFICATE),
+        cert_file=settings.certificate_file or _own(settings, CERTIFICATE),
+        key_file=settings.key_file or _own(settings, CERTIFICATE_KEY),
         reconnect_min_seconds=settings.reconnect_min_seconds,
         reconnect_max_seconds=settings.reconnect_max_seconds,
+    )
+
+
+CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY = "ca.crt", "client.crt", "client.key"
+"""As `fedmq_protocol.identity` has them, which loads what only a sealed federation needs."""
+
+
+def _own(settings: ConnectionSettings, name: str) -> Path | None:
+    return None if settings.identity_dir is None else settings.identity_dir / name
+
+
+class _Renewing:
+    """The seals of a gateway's start, made again when its folder has another card. Raises TrustError."""
+
+    def __init__(self, settings: GatewaySettings, nonce: bytes, memory: Memory) -> None:
+        self._settings = settings
+        self._nonce = nonce
+        self._memory = memory
+        self.first = _gateway_seals(settings, nonce, memory)
+        self._card = None if self.first is None else self.first.card
+
+    def __call__(self) -> GatewaySeals | None:
+        if self._card is None:
+            return None
+        from fedmq_protocol import identity
+
+        assert self._settings.connection.identity_dir is not None
+        card = identity.read_card_file(self._settings.connection.identity_dir)
+        if card == self._card:
+            return None
+        seals = _gateway_seals(self._settings, self._nonce, self._memory)
+        self._card = card
+        return seals
+
+
+def _gateway_seals(settings: GatewaySettings, nonce: bytes, memory: Memory) -> GatewaySeals | None:
+    """Raises TrustError."""
+    folder = settings.connection.identity_dir
+    if folder is None:
+        return None
+    from fedmq_protocol import identity
+    from fedmq_protocol.signing import Chain, GatewaySeals
+
+    federation = settings.connection.federation
+    chain = identity.read_chain(folder, federation)
+    walked = memory.get("trust")
+    if walked is not None:
+        further = Chain.read(walked.decode(), federation)
+        chain = further if further.newest.version > chain.newest.version else chain
+    return GatewaySeals(
+        federation=federation,
+        gateway=settings.name,
+        nonce=nonce,
+        chain=chain,
+        card=identity.read_card_file(folder),
+        agreement=identity.read_agreement(folder),
+        unix=time.time,
+        keep=lambda longer: memory.put("trust", longer.text().encode()),
+    )
+
+
+def _coordinator_seals(settings: CoordinatorSettings) -> CoordinatorSeals | None:
+    """Raises TrustError."""
+    folder = settings.connection.identity_dir
+    if folder is None:
+        return None
+    from fedmq_protocol import identity
+    from fedmq_protocol.signing import CoordinatorSeals
+
+    federation = settings.connection.federation
+    revoked = settings.revoked_file or folder / identity.REVOKED
+    return CoordinatorSeals(
+        federation=federation,
+        chain=identity.read_chain(folder, federation),
+        signing=identity.read_signing(folder),
+        agreement=identity.read_agreement(folder),
+        unix=time.time,
+        revoked=identity.RevokedList(revoked, folder / identity.CA_CERTIFICATE),
     )
 
 
@@ -90,6 +182,8 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
     lower_priority(settings.nice)
     _hold_memory_together()
     nonce = os.urandom(8)
+    memory = Memory(memory_path(settings))
+    seals = _Renewing(settings, nonce, memory)
     federation = settings.connection.federation
     session = MqttSession(connection_of(settings.connection, settings.name), will(federation, settings.name, nonce))
     if settings.vitals_file is None:
@@ -101,7 +195,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         name=settings.name,
         federation=federation,
         session=session,
-        memory=Memory(memory_path(settings)),
+        memory=memory,
         source=_source(settings),
         vitals=reader.read,
         limits=settings.gates,
@@ -117,6 +211,9 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         preparation=lambda bundle: make_preparation(bundle, settings.engine),
         prove=prover(settings.engine),
         engines=available_engines() if settings.engine == "auto" else (settings.engine,),
+        seals=seals.first,
+        renewed=seals,
+        stale_seconds=settings.stale_hours * 3600,
         crash_point=crash_point(CRASH_POINTS),
     )
 
@@ -129,13 +226,19 @@ def show_gateway(settings: GatewaySettings) -> list[str]:
     """`fedmq gateway --show`: how each task stands on this gateway, in lines. Raises StateError."""
     from fedmq_edge_node.memory import Memory
     from fedmq_edge_node.personal import belongs, describe
+    from fedmq_edge_node.service import STALE
 
     if not memory_path(settings).is_file():
         return [f"nothing yet: no gateway has worked in {settings.state_dir}"]
     memory = Memory(memory_path(settings))
     states = memory.load()
+    stale = memory.get(STALE)
     memory.close()
     lines = [] if states else ["no task yet"]
+    if stale is not None:
+        lines.insert(
+            0, "ALERT: nothing new and signed by the coordinator for long: it is down, or somebody keeps it away"
+        )
     for name, state in states.items():
         lines.append(f"{name}: version {state.version} of lineage {state.lineage} is in training")
         service, own = state.in_service, state.personal
@@ -230,9 +333,66 @@ def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = Fals
         ledger=Ledger(ledger_path(settings.state_dir)),
         models=ModelStore(settings.state_dir / "models", crash_point=crash),
         new_lineage=new_lineage,
+        seals=_coordinator_seals(settings),
         crash_point=crash,
         holds=lock,
+        audit=audit_log(settings.state_dir),
     )
+
+
+def run_coordinator(coordinator: Coordinator, settings: CoordinatorSettings) -> None:
+    """Until it is to stop: with its control socket, and with start and stop in the audit log. Raises ValueError."""
+    from fedmq_coordinator.audit import local_user
+
+    audit, who, subject = audit_log(settings.state_dir), local_user(), f"coordinator {settings.name}"
+    try:
+        with _control(settings):
+            audit.record(
+                who=who,
+                action="start",
+                subject=subject,
+                outcome=f"fedmq {__version__}, federation {settings.connection.federation}, settings"
+                f" {settings_digest(settings)}",
+            )
+            coordinator.run()
+    except BaseException as error:
+        audit.record(who=who, action="stop", subject=subject, outcome=f"failed: {type(error).__name__}: {error}")
+        raise
+    audit.record(who=who, action="stop", subject=subject, outcome="in order")
+
+
+def _control(settings: CoordinatorSettings) -> AbstractContextManager[object]:
+    """The control socket, open. Raises ControlError."""
+    from fedmq_coordinator.control import Control, Roles, Server
+
+    wanted = settings.control
+    if not wanted.enabled:
+        return nullcontext()
+    roles = Roles(operators=wanted.operators, viewers=wanted.viewers)
+    for name in roles.strangers():
+        log.warning("control: this machine knows no %s: nobody has a role by that name", name)
+    control = Control(ledger_path(settings.state_dir), audit_log(settings.state_dir), roles)
+    return Server(socket_path(settings), control, open_to_all=bool(wanted.operators or wanted.viewers))
+
+
+def socket_path(settings: CoordinatorSettings) -> Path:
+    from fedmq_coordinator.control import SOCKET
+
+    return settings.control.socket or settings.state_dir / SOCKET
+
+
+def audit_log(state_dir: Path) -> AuditLog:
+    from fedmq_coordinator.audit import AUDIT_FILE, AuditLog
+
+    return AuditLog(state_dir / AUDIT_FILE)
+
+
+def settings_digest(settings: CoordinatorSettings) -> str:
+    """sha256 over every setting, and over the files of further tasks: another digest is another configuration."""
+    whole = hashlib.sha256(msgspec.json.encode(settings, enc_hook=str, order="sorted"))
+    for file in settings.more_tasks:
+        whole.update(hashlib.sha256(Path(file).read_bytes()).digest())
+    return f"sha256:{whole.hexdigest()}"
 
 
 def task_plans(settings: CoordinatorSettings) -> list[TaskPlan]:
@@ -311,8 +471,19 @@ def crash_point(known: Sequence[str]) -> Callable[[str], None]:
 def recover(settings: CoordinatorSettings, backup: Path) -> list[str]:
     """`fedmq coordinator recover`: what was done, in sentences. Raises ValueError, and has changed nothing then."""
     from fedmq_coordinator import folder
+    from fedmq_coordinator.audit import local_user
+    from fedmq_protocol.state import make_folder
 
-    return folder.recover(settings.state_dir, backup, settings.connection.federation, now=time.time())
+    audit, who, subject = audit_log(settings.state_dir), local_user(), f"backup {backup}"
+    make_folder(settings.state_dir)
+    audit.record(who=who, action="recover", subject=subject, outcome="begins")
+    try:
+        done = folder.recover(settings.state_dir, backup, settings.connection.federation, now=time.time())
+    except ValueError as error:
+        audit.record(who=who, action="recover", subject=subject, outcome=f"failed: {error}")
+        raise
+    audit.record(who=who, action="recover", subject=subject, outcome="; ".join(done))
+    return done
 
 
 METRIC_NAMES = {"macro_f1": "macro-F1", "auc": "AUC", "r2": "R2", "rmse": "RMSE"}
@@ -391,3 +562,40 @@ def run_broker(arguments: argparse.Namespace) -> None:
     if table.port == 0:
         settings = replace(settings, port=free_port(table.address))
     serve(settings, spec=arguments.broker, directory=arguments.directory, say=lambda text: print(text, flush=True))
+
+
+def run_guard(arguments: argparse.Namespace) -> None:
+    """`fedmq broker guard`: until SIGTERM or SIGINT."""
+    import threading
+
+    from fedmq_broker_config.service import Guard
+    from fedmq_broker_config.settings import BrokerTable
+
+    guard = Guard(load(BrokerTable, arguments.config, arguments.overrides).broker(), site=arguments.site)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    guard.run(stopping)
+
+
+def render_site(arguments: argparse.Namespace) -> None:
+    """`fedmq broker site`."""
+    from fedmq_broker_config.render import Upstream
+    from fedmq_broker_config.run import write_site_configuration
+    from fedmq_broker_config.settings import BrokerTable
+
+    settings = load(BrokerTable, arguments.config, arguments.overrides).broker()
+    host, colon, port = arguments.upstream.rpartition(":")
+    if not colon or not host or not port.isdecimal():
+        raise ValueError(f"--upstream: expected HOST:PORT, got {arguments.upstream!r}")
+    identity = arguments.identity.absolute()
+    upstream = Upstream(
+        site=arguments.site,
+        host=host,
+        port=int(port),
+        ca_file=identity / "ca.crt",
+        cert_file=identity / "client.crt",
+        key_file=identity / "client.key",
+    )
+    for path in write_site_configuration(settings, upstream, arguments.render):
+        print(f"wrote {path}", file=sys.stderr)

@@ -151,7 +151,8 @@ class Screen:
             self._console.print(f"declines: {said}", highlight=False)
         self._console.print(
             f"{figures['gateways']} gateways, {figures['params']:,} parameters, {figures['codec']} codec, "
-            f"{figures['broker']}; a round takes {figures['round_seconds_median']:.2f} s (median), a gateway "
+            f"{figures['broker']}{', everything signed, over TLS' if figures['secure'] else ''}; a round takes "
+            f"{figures['round_seconds_median']:.2f} s (median), a gateway "
             f"{bytes_text(figures['gateway_rss_bytes_max'])} of memory at most, the whole demo "
             f"{figures['wall_seconds']:.0f} s",
             highlight=False,

@@ -1,23 +1,28 @@
 """`fedmq task`: looks at the tasks of a coordinator, and leaves it orders.
 
 Owns the command's words and its table. An order is a row in the coordinator's ledger; the coordinator takes it up in
-its loop, within a second, and puts beside it what came of it. So no port is opened, nobody who cannot write to the
-coordinator's folder gives orders, and an order that finds no coordinator running waits for its next start.
+its loop, within a second, and puts beside it what came of it. It comes there through the coordinator's control socket,
+which looks at who gives it; or directly, by whoever may write to the coordinator's folder, and then it waits for the
+next start where no coordinator runs. Either way it is in the audit log, with who gave it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
-from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedmq.bundles import add_verbs
 
-__all__ = ["add_parser"]
+if TYPE_CHECKING:
+    from fedmq_coordinator.tasks import Wish
+
+__all__ = ["add_parser", "add_place", "socket_of"]
 
 _LIST = """\
 examples:
@@ -98,9 +103,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument(
-            "--state", type=Path, required=True, metavar="DIR", help="the coordinator's state directory (its state_dir)"
-        )
+        add_place(parser)
         if name == "list":
             return parser
         parser.add_argument("task", metavar="NAME", help="the task, as `fedmq task list` has it")
@@ -140,20 +143,30 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     rollback.add_argument("--lineage", type=int, metavar="N", help="of an earlier lineage (default: the one in force)")
 
 
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Which coordinator: by its folder or its socket."""
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--state", type=Path, metavar="DIR", help="the coordinator's state directory (its state_dir)")
+    place.add_argument(
+        "--control",
+        type=Path,
+        metavar="SOCKET",
+        help="the coordinator's control socket, for those whom its settings name as operators or viewers",
+    )
+
+
+def socket_of(arguments: argparse.Namespace) -> Path | None:
+    """The socket that was named."""
+    return None if arguments.control is None else Path(arguments.control)
+
+
 # -- orders ----------------------------------------------------------------------------------------------------
 
 
 def _order(arguments: argparse.Namespace) -> int:
-    from fedmq_coordinator import folder
-    from fedmq_coordinator.ledger import Ledger
+    from fedmq_coordinator import control, folder
     from fedmq_coordinator.tasks import Wish
 
-    from fedmq.programs import ledger_path
-
-    ledger = Ledger(ledger_path(arguments.state), visit=True)
-    known = {row.name: row for row in ledger.tasks()}
-    if arguments.task not in known:
-        raise ValueError(f"no task {arguments.task!r} in {arguments.state}; there is {', '.join(known) or 'none yet'}")
     wish = Wish(
         verb=arguments.verb,
         tags=tuple(getattr(arguments, "tag", ())),
@@ -163,36 +176,86 @@ def _order(arguments: argparse.Namespace) -> int:
         forced=getattr(arguments, "force", False),
         gateway=getattr(arguments, "gateway", ""),
     )
-    number = ledger.order(wish.verb, arguments.task, wish.write(), time.time())
-    ledger.commit()
     until = time.monotonic() + arguments.wait
-    runs = folder.is_held(arguments.state)
-    while runs:
-        order = ledger.get_order(number)
-        if order is not None and order.done_at is not None:
-            if not order.done:
-                raise ValueError(order.result or "it could not be carried out")
-            print(f"{arguments.task}: {order.result}")
-            return 0
-        if time.monotonic() > until:
-            break
-        time.sleep(0.05)
+    socket = socket_of(arguments)
+    runs = socket is not None or folder.is_held(arguments.state)
+    if socket is None and runs and control.is_there(arguments.state / control.SOCKET):
+        socket = arguments.state / control.SOCKET
+    placed = _directly(arguments.state, arguments.task, wish) if socket is None else _by_socket(socket, arguments, wish)
+    with placed as outcome:
+        while runs:
+            done, result = outcome()
+            if done is not None:
+                if not done:
+                    raise ValueError(result or "it could not be carried out")
+                print(f"{arguments.task}: {result}")
+                return 0
+            if time.monotonic() > until:
+                break
+            time.sleep(0.05)
     why = "the coordinator has not carried it out yet" if runs else f"no coordinator runs in {arguments.state}"
     after = "it will as soon as it can" if runs else "the order waits for its next start"
     print(f"{why}: {after}", file=sys.stderr)
     return 0
 
 
+Outcome = tuple[bool | None, str]
+"""Whether an order was carried out, None: not yet; and what there is to say."""
+
+
+@contextlib.contextmanager
+def _by_socket(socket: Path, arguments: argparse.Namespace, wish: Wish) -> Iterator[Callable[[], Outcome]]:
+    """Give the order to the coordinator that listens there; then asks what came of it."""
+    from fedmq_coordinator import control
+
+    number = control.ask(socket, control.Order(task=arguments.task, wish=wish)).order
+
+    def outcome() -> Outcome:
+        answer = control.ask(socket, control.Outcome(order=number))
+        return answer.done, answer.text
+
+    yield outcome
+
+
+@contextlib.contextmanager
+def _directly(state: Path, task: str, wish: Wish) -> Iterator[Callable[[], Outcome]]:
+    """Put the order into the ledger's file; then looks there what came of it."""
+    from fedmq_coordinator import control
+    from fedmq_coordinator.audit import local_user
+    from fedmq_coordinator.ledger import Ledger
+
+    from fedmq.programs import audit_log, ledger_path
+
+    with contextlib.closing(Ledger(ledger_path(state), visit=True)) as ledger:
+        known = [row.name for row in ledger.tasks()]
+        if task not in known:
+            raise ValueError(f"no task {task!r} in {state}; there is {', '.join(known) or 'none yet'}")
+        number = control.place_order(ledger, audit_log(state), local_user(), task, wish, time.time())
+
+        def outcome() -> Outcome:
+            order = ledger.get_order(number)
+            return (None, "") if order is None or order.done_at is None else (order.done, order.result or "")
+
+        yield outcome
+
+
 # -- the list --------------------------------------------------------------------------------------------------
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from fedmq_coordinator import control
+    from fedmq_coordinator.tasks import standing
+
     from fedmq.programs import open_ledger
 
-    ledger = open_ledger(arguments.state)
-    with ledger.snapshot():
-        gateways = ledger.gateways()
-        lines = [_line(ledger.book(row.name), gateways) for row in ledger.tasks()]
+    socket = socket_of(arguments)
+    if socket is not None:
+        lines = json.loads(control.ask(socket, control.Look(what="tasks", form="json")).text)
+    else:
+        ledger = open_ledger(arguments.state)
+        with ledger.snapshot():
+            gateways = ledger.gateways()
+            lines = [standing(ledger.book(row.name), gateways) for row in ledger.tasks()]
     if arguments.json:
         print(json.dumps(lines, indent=2))
         return
@@ -201,51 +264,6 @@ def _list(arguments: argparse.Namespace) -> None:
         return
     headings = ("task", "state", "lineage", "version", "rounds", "metric", "in service", "gateways")
     print(_table([headings, *(_row(line) for line in lines)]), end="")
-
-
-def _line(book: Any, gateways: list[Any]) -> dict[str, Any]:
-    row = book.row()
-    lineage = int(book.get("lineage") or 0)
-    version = book.last_version(lineage)
-    tags = (book.get("tags") or b"").decode().split("\n")
-    wanted = {tag for tag in tags if tag}
-    members = [g for g in gateways if not wanted or wanted & g.tag_set]
-    metric = book.last_metric()
-    releases = book.releases()
-    trials = book.trials()
-    serving = Counter(f"{trial.in_service}" for trial in trials)
-    personal = Counter(trial.personal for trial in trials if trial.personal is not None)
-    by_tag: Counter[str] = Counter()
-    for gateway in members:
-        by_tag.update(gateway.tag_set)
-    return {
-        "name": row.name,
-        "state": row.state if row.configured or row.state == "stopped" else "not in the settings",
-        "paused_tags": sorted(tag for tag in row.paused_tags.split("\n") if tag),
-        "lineage": lineage,
-        "version": 0 if version is None else version.number,
-        "rounds": book.count_rounds(),
-        "metric": metric,
-        "metric_name": (book.get("metric_name") or b"metric").decode("utf-8", "replace"),
-        "releases": [
-            {
-                "number": release.number,
-                "lineage": release.lineage,
-                "version": release.version,
-                "canary_pct": release.canary_pct,
-                "tags": [tag for tag in release.tags.split("\n") if tag],
-                "forced": release.forced,
-                "at": release.at,
-            }
-            for release in releases
-        ],
-        "in_service": dict(sorted(serving.items(), key=lambda item: int(item[0]))),
-        "personal": dict(sorted(personal.items())),
-        "tags": sorted(wanted),
-        "gateways": len(members),
-        "present": sum(g.present for g in members),
-        "gateways_by_tag": dict(sorted(by_tag.items())),
-    }
 
 
 def _row(line: dict[str, Any]) -> tuple[str, ...]:

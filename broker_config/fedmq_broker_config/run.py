@@ -16,11 +16,14 @@ retained messages, wills, kept sessions, clean starts, message expiry and QoS 1 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.metadata
 import importlib.util
 import logging
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -34,9 +37,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
-from fedmq_broker_config.render import ACL_NAME, CONF_NAME, BrokerSettings, render_acl, render_conf
+from fedmq_broker_config.render import (
+    ACL_NAME,
+    CONF_NAME,
+    GUARD_USER,
+    BrokerSettings,
+    Certificates,
+    Guarded,
+    Upstream,
+    render_acl,
+    render_conf,
+    render_site_acl,
+    render_site_conf,
+)
+
+if TYPE_CHECKING:
+    from fedmq_broker_config.revocation import Revocations
 
 __all__ = [
     "About",
@@ -49,9 +67,13 @@ __all__ = [
     "embedded_version",
     "find_mosquitto",
     "free_port",
+    "replace_file",
     "serve",
     "write_configuration",
+    "write_site_configuration",
 ]
+
+log = logging.getLogger("fedmq.broker")
 
 LOOPBACK = "127.0.0.1"
 
@@ -131,16 +153,112 @@ def free_port(address: str = LOOPBACK) -> int:
 def write_configuration(settings: BrokerSettings, directory: Path) -> tuple[Path, Path]:
     """Write mosquitto.conf and the ACL into a directory, and return their paths. The conf names the ACL by its path.
 
-    The ACL is readable by its owner alone: a Mosquitto that runs as another user must be given it (chown).
+    With a guard, the ACL is in the guard's folder, with what else Mosquitto and the guard share; then the list of
+    revoked certificates must be there, and is checked. What is secret is readable by its owner alone: that is
+    `settings.user` where root writes it, and else who writes it; a Mosquitto that runs as another user must be given
+    it (chown). Raises OSError, and ValueError for a list that must not be put in force.
     """
+    conf, acl = _places(settings, directory)
+    return _written(settings, conf, render_conf(settings, acl), acl, render_acl(settings, _prepared(settings)))
+
+
+def write_site_configuration(settings: BrokerSettings, upstream: Upstream, directory: Path) -> tuple[Path, Path]:
+    """The same for the broker of a site, with its bridge to the federation's."""
+    conf, acl = _places(settings, directory)
+    text = render_site_conf(settings, upstream, acl)
+    return _written(settings, conf, text, acl, render_site_acl(settings, upstream.site, _prepared(settings)))
+
+
+def replace_file(path: Path, content: bytes, *, mode: int = 0o600, owner: str | None = None) -> None:
+    """Write a file as a whole: whoever reads it has the old content or the new. A link in its place is replaced."""
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+    try:
+        with open(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            if owner is not None:
+                found = pwd.getpwnam(owner)
+                os.fchown(file.fileno(), found.pw_uid, found.pw_gid)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _places(settings: BrokerSettings, directory: Path) -> tuple[Path, Path]:
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    conf, acl = directory / CONF_NAME, directory / ACL_NAME
-    acl.write_text(render_acl(settings), encoding="utf-8")
+    guarded = settings.guarded
+    return directory / CONF_NAME, directory / ACL_NAME if guarded is None else guarded.acl_file
+
+
+def _written(settings: BrokerSettings, conf: Path, conf_text: str, acl: Path, acl_text: str) -> tuple[Path, Path]:
     # Newer Mosquittos warn of an ACL file that everyone can read, and announce that they will refuse it.
-    acl.chmod(0o600)
-    conf.write_text(render_conf(settings, acl), encoding="utf-8")
+    replace_file(acl, acl_text.encode(), owner=None if settings.guarded is None else _owner(settings))
+    replace_file(conf, conf_text.encode(), mode=0o644)
     return conf, acl
+
+
+def _owner(settings: BrokerSettings) -> str | None:
+    """Whom root gives what Mosquitto and the guard share; None leaves it to who writes it."""
+    if settings.user is None or os.geteuid() != 0:
+        return None
+    try:
+        pwd.getpwnam(settings.user)
+    except KeyError:
+        raise BrokerError(f"user {settings.user}: no such user on this machine; it comes with Mosquitto") from None
+    return settings.user
+
+
+def _prepared(settings: BrokerSettings) -> frozenset[str]:
+    """Make the guard's folder, where there is to be one; the names that its list shuts out."""
+    if not isinstance(settings.access, Certificates) or settings.access.guarded is None:
+        return frozenset()
+    guarded, owner = settings.access.guarded, _owner(settings)
+    guarded.directory.mkdir(parents=True, exist_ok=True)
+    guarded.directory.chmod(0o700)
+    if owner is not None:
+        found = pwd.getpwnam(owner)
+        os.chown(guarded.directory, found.pw_uid, found.pw_gid)
+    revocations = _list_to_begin_with(guarded, settings.access.ca_file)
+    replace_file(guarded.list_file, revocations.data, owner=owner)
+    if not guarded.secret_file.exists() or not guarded.password_file.exists():
+        secret = secrets.token_urlsafe(32)
+        replace_file(guarded.secret_file, secret.encode(), owner=owner)
+        replace_file(guarded.password_file, f"{GUARD_USER}:{_hashed(secret)}\n".encode(), owner=owner)
+    return revocations.shut_out
+
+
+def _list_to_begin_with(guarded: Guarded, ca_file: Path) -> Revocations:
+    """The list that somebody put here; where that does not pass, the one that is in force from before."""
+    # A broker without revocation needs no cryptography.
+    from datetime import UTC, datetime
+
+    from fedmq_broker_config.revocation import RevocationError, read_revocations
+
+    authorities, before = ca_file.read_bytes(), None
+    if guarded.list_file.exists():
+        try:
+            before = read_revocations(guarded.list_file.read_bytes(), authorities, None)
+        except RevocationError as error:
+            log.warning("%s: %s; it is made anew", guarded.list_file, error)
+    try:
+        return read_revocations(guarded.revoked_file.read_bytes(), authorities, datetime.now(UTC), before)
+    except (RevocationError, OSError) as error:
+        if before is None:
+            raise RevocationError(f"revoked_file: {guarded.revoked_file}: {error}") from error
+        log.error("%s: %s; the list before it stays in force", guarded.revoked_file, error)
+        return before
+
+
+def _hashed(secret: str) -> str:
+    """A password as mosquitto_passwd writes it: PBKDF2 with SHA-512, salt of 12 bytes, hash of 64."""
+    salt, rounds = secrets.token_bytes(12), 101
+    found = hashlib.pbkdf2_hmac("sha512", secret.encode(), salt, rounds)
+    return f"$7${rounds}${base64.b64encode(salt).decode()}${base64.b64encode(found).decode()}"
 
 
 class _Child(ABC):
@@ -257,7 +375,8 @@ class LocalBroker(_Child):
     """Mosquitto as a child process, with the rendered configuration.
 
     `settings.port` is taken where `port` is None, and 0 picks a free one. Raises BrokerError where there is no
-    Mosquitto. What `directory` holds is overwritten: mosquitto.conf, acl, broker.log.
+    Mosquitto. What `directory` holds is overwritten: mosquitto.conf, acl, broker.log. With `upstream` it is the broker
+    of a site. Who is on the list of revoked certificates is turned away; to be cut off as well takes a guard beside it.
     """
 
     def __init__(
@@ -267,6 +386,7 @@ class LocalBroker(_Child):
         port: int | None = 0,
         directory: Path | None = None,
         program: Path | None = None,
+        upstream: Upstream | None = None,
     ) -> None:
         super().__init__(directory)
         found = program or find_mosquitto()
@@ -277,6 +397,7 @@ class LocalBroker(_Child):
             # Started by root, Mosquitto would change to a user that cannot read the directory.
             settings = replace(settings, user=pwd.getpwuid(os.geteuid()).pw_name)
         self._program = found
+        self._upstream = upstream
         self._settings = settings if port is None else replace(settings, port=port or free_port(settings.address))
         self._version = _mosquitto_version(found)
 
@@ -300,7 +421,10 @@ class LocalBroker(_Child):
         )
 
     def start(self) -> None:
-        conf, _ = write_configuration(self._settings, self.directory)
+        if self._upstream is None:
+            conf, _ = write_configuration(self._settings, self.directory)
+        else:
+            conf, _ = write_site_configuration(self._settings, self._upstream, self.directory)
         if self._settings.persistence_dir is not None:
             self._settings.persistence_dir.mkdir(parents=True, exist_ok=True)
         self._spawn([str(self._program), "-c", str(conf)], (self._settings.port,))

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from fedmq_protocol.settings import Table
 from msgspec import Meta
 
-from fedmq_broker_config.render import Anonymous, BrokerSettings, Certificates, Passwords, Site
+from fedmq_broker_config.render import Anonymous, BrokerSettings, Certificates, Guarded, Passwords, Site
 
 __all__ = ["BrokerTable"]
 
@@ -54,15 +54,27 @@ class BrokerTable(Table):
     ] = None
     ca_file: Annotated[
         Path | None,
-        Meta(examples=["/etc/mosquitto/tls/ca.crt"], description='For "certificates": the CAs that sign clients.'),
+        Meta(examples=["/etc/mosquitto/fedmq/ca.crt"], description='For "certificates": the CAs that sign clients.'),
     ] = None
     certificate_file: Annotated[
-        Path | None, Meta(examples=["/etc/mosquitto/tls/broker.crt"], description="The broker's own certificate.")
+        Path | None, Meta(examples=["/etc/mosquitto/fedmq/broker.crt"], description="The broker's own certificate.")
     ] = None
-    key_file: Annotated[Path | None, Meta(examples=["/etc/mosquitto/tls/broker.key"], description="Its key.")] = None
+    key_file: Annotated[Path | None, Meta(examples=["/etc/mosquitto/fedmq/broker.key"], description="Its key.")] = None
     revoked_file: Annotated[
         Path | None,
-        Meta(examples=["/etc/mosquitto/tls/revoked.crl"], description="List of revoked certificates, if there is one."),
+        Meta(
+            examples=["/etc/mosquitto/fedmq/revoked.crl"],
+            description="List of revoked certificates as the CA signed it. `fedmq broker guard` watches it, and must"
+            " run beside Mosquitto.",
+        ),
+    ] = None
+    guard_dir: Annotated[
+        Path | None,
+        Meta(
+            examples=["/var/lib/fedmq-broker"],
+            description="Folder that Mosquitto and the guard share: the list as it was checked, the ACL, the guard's"
+            " socket and password. Its owner alone may enter it. Required where there is a revoked_file.",
+        ),
     ] = None
     sites: Annotated[
         tuple[SiteText, ...],
@@ -70,6 +82,14 @@ class BrokerTable(Table):
             examples=[("north: press-1 press-2",)],
             description="Brokers on site that forward for their gateways, each as one user: it may carry those and"
             " no others.",
+        ),
+    ] = ()
+    observers: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=63)], ...],
+        Meta(
+            max_length=256,
+            examples=[("auditor",)],
+            description="User names that may read every topic of the federation and write none.",
         ),
     ] = ()
     persistence_dir: Annotated[
@@ -96,6 +116,21 @@ class BrokerTable(Table):
     max_inflight: Annotated[
         int, Meta(ge=1, le=65_535, description="Messages under way to a client that it has not acknowledged.")
     ] = _DEFAULT.max_inflight
+    max_connections: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="Connections at a time, those in their handshake included. Mosquitto needs as many file"
+            " descriptors (LimitNOFILE of its service).",
+        ),
+    ] = _DEFAULT.max_connections
+    max_keepalive_seconds: Annotated[
+        int,
+        Meta(
+            ge=10, le=65_535, description="Longest keepalive of a client; one that is gone is noticed in 1.5 times it."
+        ),
+    ] = _DEFAULT.max_keepalive_seconds
     session_hours: Annotated[
         int,
         Meta(ge=1, le=8760, description="Hours after which the session of an absent MQTT 3.1.1 client is forgotten."),
@@ -111,6 +146,9 @@ class BrokerTable(Table):
     def check(self) -> Iterator[tuple[str, str]]:
         needed = {"passwords": ("password_file",), "certificates": ("ca_file", "certificate_file", "key_file")}
         missing = [key for key in needed.get(self.access, ()) if getattr(self, key) is None]
+        if (self.revoked_file is None) != (self.guard_dir is None):
+            absent, given = ("guard_dir", "revoked_file") if self.guard_dir is None else ("revoked_file", "guard_dir")
+            yield absent, f"required where there is a {given}"
         for key in missing:
             yield key, f'required for access = "{self.access}"'
         if not missing:
@@ -130,7 +168,9 @@ class BrokerTable(Table):
                 ca_file=self.ca_file,
                 cert_file=self.certificate_file,
                 key_file=self.key_file,
-                revoked_file=self.revoked_file,
+                guarded=None
+                if self.revoked_file is None or self.guard_dir is None
+                else Guarded(revoked_file=self.revoked_file.absolute(), directory=self.guard_dir.absolute()),
             )
         return BrokerSettings(
             federation=self.federation,
@@ -139,6 +179,7 @@ class BrokerTable(Table):
                 Site(user=site, gateways=tuple(names.split()))
                 for site, _, names in (text.partition(":") for text in self.sites)
             ),
+            observers=self.observers,
             address=self.address,
             port=self.port or _DEFAULT.port,
             access=access,
@@ -148,6 +189,8 @@ class BrokerTable(Table):
             max_queued_messages=self.max_queued_messages,
             max_queued_bytes=self.max_queued_bytes,
             max_inflight=self.max_inflight,
+            max_connections=self.max_connections,
+            max_keepalive_seconds=self.max_keepalive_seconds,
             session_hours=self.session_hours,
             log=self.log if self.log in ("stdout", "syslog") else Path(self.log),  # type: ignore[arg-type]
             user=self.user,

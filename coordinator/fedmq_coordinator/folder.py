@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 import msgspec
+from fedmq_protocol.state import FILE_MODE, FOLDER_MODE, PlaceError, make_folder, open_state
 from fedmq_protocol.task import Task
 
 from fedmq_coordinator.ledger import Ledger, LedgerError
@@ -46,8 +47,10 @@ def hold(state_dir: Path, *, recovering: bool = False) -> IO[bytes]:
     """
     path = state_dir / "lock"
     try:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
+        make_folder(state_dir)
+        file = os.fdopen(open_state(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+    except PlaceError as error:
+        raise FolderError(str(error)) from error
     except OSError as error:
         raise FolderError(
             f"cannot use the state directory {state_dir}: {error.strerror or error}; see to its owner, and whether its"
@@ -120,11 +123,13 @@ def recover(state_dir: Path, backup: Path, federation: str, *, now: float) -> li
 
 def _prepare(prepared: Path, ledger_file: Path, models: Path, federation: str, now: float) -> list[str]:
     """A whole state directory with a new lineage for each task, on disk when it returns."""
-    prepared.mkdir(parents=True)
+    prepared.mkdir(parents=True, mode=FOLDER_MODE)
     for suffix in ("", "-wal"):
         part = ledger_file.with_name(ledger_file.name + suffix)
         if part.is_file():
-            shutil.copyfile(part, prepared / (LEDGER + suffix))
+            copy = prepared / (LEDGER + suffix)
+            shutil.copyfile(part, copy)
+            copy.chmod(FILE_MODE)
     if models.is_dir():
         shutil.copytree(models, prepared / MODELS)
     ledger = Ledger(prepared / LEDGER)
@@ -176,7 +181,7 @@ def _exchange(state_dir: Path, prepared: Path, aside: Path) -> bool:
     """Each step is a rename within one folder; while `prepared` is there no coordinator starts."""
     old = [state_dir / part for part in PARTS if (state_dir / part).exists()]
     if old:
-        aside.mkdir()
+        aside.mkdir(mode=FOLDER_MODE)
         for path in old:
             path.rename(aside / path.name)
         _sync(aside)

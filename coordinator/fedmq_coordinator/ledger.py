@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from fedmq_protocol.state import DATABASE, PlaceError, check_place, make_place
 
 from fedmq_coordinator.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, SchemaError
 
@@ -314,7 +315,9 @@ ADVICE = {
 
 
 def connect_file(path: str) -> sqlite3.Connection:
-    """A file on this machine. Transactions are begun and ended here, and by nobody else."""
+    """A file on this machine. Transactions are begun and ended here, and by nobody else. Raises PlaceError."""
+    if path != ":memory:":
+        check_place(Path(path), DATABASE)
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
 
 
@@ -444,13 +447,13 @@ class Ledger(_Records):
         if not owner and not path.is_file():
             raise LedgerError(f"no ledger at {path}: name the coordinator's state directory")
         try:
-            if owner and str(path) != ":memory:":
-                path.parent.mkdir(parents=True, exist_ok=True)
+            if owner and connect is connect_file and str(path) != ":memory:":
+                make_place(path)
             # Read-only still opens read-write where it may: a WAL that a killed coordinator left must be replayed.
             self._db = connect(str(path))
         except sqlite3.Error as error:
             raise self._failed(error) from error
-        except OSError as error:
+        except (OSError, PlaceError) as error:
             raise LedgerError(f"cannot use the ledger {path}: {error}") from error
         try:
             self._open(owner=owner, read_only=read_only)

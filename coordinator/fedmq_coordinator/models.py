@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from fedmq_compression.pipeline import encode_integers
 from fedmq_protocol.messages import CatchUpKind
+from fedmq_protocol.state import PlaceError, check_place, make_folder, open_state
 from fedmq_protocol.task import model_digest
 from numpy.typing import NDArray
 
@@ -36,7 +37,9 @@ class ModelStore:
         self._keep = keep
         self.crash_point = crash_point
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_folder(directory)
+        except PlaceError as error:
+            raise ModelError(str(error)) from error
         except OSError as error:
             raise _unwritten(directory, error) from error
 
@@ -52,7 +55,8 @@ class ModelStore:
         partial = path.with_suffix(".partial")
         self.crash_point("before model file")
         try:
-            with partial.open("wb") as file:
+            check_place(path)
+            with os.fdopen(open_state(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
                 file.write(steps.astype("<i4").tobytes())
                 file.flush()
                 os.fsync(file.fileno())
@@ -63,6 +67,8 @@ class ModelStore:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+        except PlaceError as error:
+            raise ModelError(str(error)) from error
         except OSError as error:
             raise _unwritten(path, error) from error
         self.crash_point("after model file")

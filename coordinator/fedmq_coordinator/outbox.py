@@ -1,19 +1,25 @@
 """What the coordinator will say once the ledger is committed: messages gathered, each with its topic.
 
-Owns topics and coding of what goes out. Refuses to know when it is time to speak: `service` takes everything after
-its commit, so that no receipt goes out before what it promises is on disk.
+Owns topics, coding and seals of what goes out. Refuses to know when it is time to speak: `service` takes everything
+after its commit, so that no receipt goes out before what it promises is on disk.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from fedmq_protocol.messages import Message, to_bytes
-from fedmq_protocol.topics import Channel, Direction, spec, topic
+from fedmq_protocol.messages import Message, MessageError, to_bytes
+from fedmq_protocol.topics import Channel, Direction, parse, topic
+
+if TYPE_CHECKING:
+    from fedmq_protocol.signing import CoordinatorSeals
 
 __all__ = ["Outbox", "Outgoing"]
+
+log = logging.getLogger("fedmq.coordinator")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,42 +36,46 @@ class Outgoing:
 
 
 class Outbox:
-    """In the order in which things were said."""
+    """In the order in which things were said. Without `seals` nothing is sealed."""
 
-    def __init__(self, federation: str) -> None:
+    def __init__(self, federation: str, seals: CoordinatorSeals | None = None) -> None:
         self._federation = federation
+        self._seals = seals
         self._waiting: list[Outgoing] = []
 
     def command(self, gateway: str, channel: Channel, message: Message) -> None:
         """To one gateway."""
-        self._put(Direction.CMD, channel, to_bytes(message), gateway=gateway)
+        where = topic(self._federation, Direction.CMD, channel, gateway)
+        try:
+            payload = self._sealed(where, message)
+        except MessageError as error:
+            log.warning("nothing is said on %s: %s", where, error)
+            return
+        self._put(where, payload)
 
     def broadcast(self, channel: Channel, message: Message, *, expiry_seconds: int | None = None) -> None:
         """To all; dropped by the broker for those who have not taken it by then."""
-        self._put(Direction.DOWN, channel, to_bytes(message), expiry_seconds=expiry_seconds)
+        where = topic(self._federation, Direction.DOWN, channel)
+        self._put(where, self._sealed(where, message), expiry_seconds=expiry_seconds)
 
     def report(self, body: dict[str, Any]) -> None:
         """JSON for people's tools, such as Telegraf and Node-RED."""
-        self._put(Direction.DOWN, Channel.REPORT, msgspec.json.encode(body))
+        self._put(topic(self._federation, Direction.DOWN, Channel.REPORT), msgspec.json.encode(body))
 
     def take(self) -> list[Outgoing]:
         """All that waits; the outbox is then empty."""
         taken, self._waiting = self._waiting, []
         return taken
 
-    def _put(
-        self,
-        direction: Direction,
-        channel: Channel,
-        payload: bytes,
-        *,
-        gateway: str | None = None,
-        expiry_seconds: int | None = None,
-    ) -> None:
-        row = spec(direction, channel)
+    def _sealed(self, where: str, message: Message) -> bytes:
+        plain = to_bytes(message)
+        return plain if self._seals is None else self._seals.seal(where, parse(where), message, plain)
+
+    def _put(self, where: str, payload: bytes, *, expiry_seconds: int | None = None) -> None:
+        row = parse(where).spec
         self._waiting.append(
             Outgoing(
-                topic=topic(self._federation, direction, channel, gateway),
+                topic=where,
                 payload=payload,
                 qos=row.qos,
                 retain=row.retained,

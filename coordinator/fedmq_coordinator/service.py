@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -36,12 +37,14 @@ from fedmq_protocol.messages import (
     Leave,
     Message,
     PersonalPolicy,
+    RoundKind,
     RoundPlan,
     Statistics,
     Trial,
     Update,
     Welcome,
     from_bytes,
+    split,
     to_bytes,
 )
 from fedmq_protocol.session import (
@@ -60,8 +63,9 @@ from fedmq_protocol.transfer import BUNDLE_CHUNK_BYTES, chunks, refer
 from numpy.typing import NDArray
 
 from fedmq_coordinator import retention
+from fedmq_coordinator.audit import AuditLog, Who, local_user
 from fedmq_coordinator.intake import Intake
-from fedmq_coordinator.ledger import FLAGGED, Gateway, Ledger, Release
+from fedmq_coordinator.ledger import FLAGGED, Gateway, Ledger, Order, Release
 from fedmq_coordinator.ledger import CatchUp as CatchUpRow
 from fedmq_coordinator.ledger import Trial as TrialRow
 from fedmq_coordinator.lineage import Lineage
@@ -72,6 +76,9 @@ from fedmq_coordinator.roster import SENSORS_OF, Members, Roster
 from fedmq_coordinator.run import Run, Score
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
 from fedmq_coordinator.tasks import OrderError, Wish, release_for
+
+if TYPE_CHECKING:
+    from fedmq_protocol.signing import CoordinatorSeals
 
 __all__ = ["CRASH_POINTS", "Coordinator", "Job", "TaskPlan"]
 
@@ -90,6 +97,12 @@ UPLINK_CHUNK_BYTES = 8 * 1024
 
 ORDERS_EVERY_SECONDS = 1.0
 """Between two looks whether another program has written an order."""
+
+CARD_OF = "card of "
+"""Before a gateway's name: the ledger's key of the card that it showed last."""
+
+CATCH_UP_SECONDS = 600
+"""For so long a catch-up is worth something to those who asked."""
 
 CRASH_POINTS = (
     "before model file",
@@ -167,9 +180,14 @@ class Job:
         self.book.put("task_body", msgspec.msgpack.encode(plan.task))
         if plan.bundle and self.book.get("bundle") != plan.bundle:
             self.book.put("bundle", plan.bundle)
+        before = int(self.book.get("lineage") or 0)
         self.line = Lineage(
             federation, plan.task, self.book, models, now=now, start_new=new_lineage, bundle=plan.bundle
         )
+        self.begun = ""
+        """Why another lineage was started just now; empty where the one on record goes on."""
+        if self.line.number != before:
+            self.begun = "the first" if not before else "--new-lineage" if new_lineage else "the task was changed"
         self.members = Members(roster, windowing=plan.task.windowing, tags=frozenset(plan.rounds.tags))
         self._askers: dict[int, set[str]] = {}
         self._wanted: dict[int, set[str]] = {}
@@ -361,6 +379,7 @@ class Job:
                 number=number,
                 model=short(digest),
                 body=ref if chunked else body,
+                until=math.ceil(now) + CATCH_UP_SECONDS - self.line.number,
             ),
         )
         if chunked:
@@ -459,7 +478,8 @@ class Coordinator:
     """One federation, and the tasks that its gateways learn side by side.
 
     `crash_point` is called with each of CRASH_POINTS as it is passed. `holds` is kept as long as the coordinator is:
-    the lock on its folder. Raises LedgerError and ModelError where what is on disk cannot be used.
+    the lock on its folder. `audit` takes what came of orders, before it is committed. Raises LedgerError and ModelError
+    where what is on disk cannot be used, AuditError where the audit log cannot be written.
     """
 
     def __init__(
@@ -473,8 +493,10 @@ class Coordinator:
         models: ModelStore,
         clock: Callable[[], float] = time.time,
         new_lineage: bool = False,
+        seals: CoordinatorSeals | None = None,
         crash_point: Callable[[str], None] = lambda name: None,
         holds: object = None,
+        audit: AuditLog | None = None,
     ) -> None:
         names = [plan.task.name for plan in tasks]
         if len(set(names)) != len(names) or not names:
@@ -486,8 +508,11 @@ class Coordinator:
         self._clock = clock
         self._crash_point = crash_point
         self._holds = holds
+        self._audit = audit
         models.crash_point = crash_point
-        self._outbox = Outbox(federation)
+        self._seals = seals
+        self._outbox = Outbox(federation, seals)
+        self._said_plan_at = 0.0
         now = clock()
         self._roster = Roster(ledger, windowing=tasks[0].task.windowing)
         self._rates = _rates(self._limits, tasks)
@@ -521,6 +546,10 @@ class Coordinator:
         self._newest_round = ledger.newest_round()
         self._connected = False
         self.stopping = False
+        self._recall_cards()
+        for job in self._jobs.values():
+            if job.begun:
+                self._note(local_user(), "new lineage", job.name, f"lineage {job.line.number} begins: {job.begun}")
         self._commit()
         session.subscribe(*coordinator_filters(federation))
 
@@ -575,6 +604,7 @@ class Coordinator:
             if self._ledger.changed and (newest := self._ledger.newest_round()) != self._newest_round:
                 self._newest_round = newest
                 retention.fold(self._ledger, keep_rounds=self._limits.keep_rounds)
+            self._show_a_head(now)
         self._count_refused(now)
         self._commit()
         for said in self._outbox.take():
@@ -583,6 +613,8 @@ class Coordinator:
                 said.topic, said.payload, qos=said.qos, retain=said.retain, expiry_seconds=said.expiry_seconds
             )
             self._crash_point(f"after {said.channel}")
+            if said.channel == Channel.PLAN.value:
+                self._said_plan_at = now
 
     def _commit(self) -> None:
         if self._ledger.changed:
@@ -624,7 +656,15 @@ class Coordinator:
             if where.gateway is not None and not self._rates.reads(where.gateway, now):
                 self._refuse(where.gateway, event, channel, now)
                 return
-            message = from_bytes(where.spec, event.payload)
+            roots = None
+            if self._seals is None:
+                message = from_bytes(where.spec, event.payload)
+            else:
+                found = split(event.payload)
+                message = from_bytes(where.spec, found.plain)
+                roots = self._seals.behind(message) if isinstance(message, Birth) else None
+                if roots is None:
+                    self._seals.check(event.topic, where, message, found)
         except ValueError as error:
             log.warning("dropped %d bytes on %s: %s", len(event.payload), event.topic, error)
             self._ledger.count_refused(channel, str(error)[:120], len(event.payload))
@@ -634,6 +674,9 @@ class Coordinator:
         gateway = where.gateway or ""
         if not self._answers(gateway, message, now):
             self._refuse(gateway, event, channel, now)
+            return
+        if roots is not None:
+            self._outbox.command(gateway, Channel.WELCOME, roots)
             return
         match message:
             case Birth():
@@ -735,7 +778,37 @@ class Coordinator:
         if gateway.nonce == birth.nonce:
             self._welcomed[name] = birth
             self._note_sensors(name, birth)
+            if self._seals is not None and birth.card is not None:
+                self._seals.know(name, birth.nonce, birth.card)
+                if self._ledger.get(CARD_OF + name) != birth.card:
+                    self._ledger.put(CARD_OF + name, birth.card)
         self._welcome(gateway, birth, now)
+
+    def _recall_cards(self) -> None:
+        """Those who are here need not be born again because the coordinator was away."""
+        if self._seals is None:
+            return
+        for gateway in self._roster.all():
+            card = self._ledger.get(CARD_OF + gateway.name)
+            if card is None:
+                continue
+            try:
+                self._seals.know(gateway.name, gateway.nonce, card)
+            except ValueError as error:
+                log.warning("%s", error)
+
+    def _show_a_head(self, now: float) -> None:
+        """Something signed from time to time, also while no round is due: a gateway that hears nothing for long holds
+        that somebody keeps it from hearing."""
+        if self._seals is None or now - self._said_plan_at < self._limits.head_hours * 3600:
+            return
+        self._said_plan_at = now
+        for job in self._jobs.values():
+            plan = job.plan_at_hand(now)
+            if plan is not None and plan.kind is RoundKind.REST:
+                job.run.publish_plan(plan, now)
+                return
+        self._welcome_all(now)
 
     def _note_sensors(self, name: str, birth: Birth) -> None:
         """For people who look: nothing is decided by it."""
@@ -785,8 +858,10 @@ class Coordinator:
         if not self._ledger.touched():
             return
         for order in self._ledger.orders_waiting():
+            by: Who | None = None
             try:
                 wish = Wish.read(order)
+                by = wish.by
                 job = self._jobs.get(order.task)
                 if job is None:
                     raise OrderError(self._unknown(order.task))
@@ -795,6 +870,7 @@ class Coordinator:
             except (OrderError, ModelError) as error:
                 result, done = str(error), False
             log.log(logging.INFO if done else logging.ERROR, "%s %s: %s", order.verb, order.task, result)
+            self._note_order(order, by, done, result)
             self._ledger.finish_order(order.id, at=now, done=done, result=result)
             if not done:
                 continue
@@ -802,6 +878,15 @@ class Coordinator:
                 del self._jobs[order.task]
             if order.verb in ("stop", "rollback"):
                 self._welcome_all(now)
+
+    def _note_order(self, order: Order, by: Who | None, done: bool, result: str) -> None:
+        """Before the commit: after a crash between the two it is noted a second time, and never not at all."""
+        who = by or Who(user="unknown", uid=-1, how="local")  # whoever may write the ledger, by other software
+        self._note(who, order.verb, order.task, f"{'done' if done else 'could not be carried out'}: {result}")
+
+    def _note(self, who: Who, action: str, task: str, outcome: str) -> None:
+        if self._audit is not None:
+            self._audit.record(who=who, action=action, subject=f"task {task}", outcome=outcome)
 
     def _unknown(self, name: str) -> str:
         known = {row.name: row.state for row in self._ledger.tasks()}

@@ -23,6 +23,7 @@ from fedmq_coordinator.schedule import Pace
 
 __all__ = [
     "CodecSettings",
+    "ControlSettings",
     "CoordinatorSettings",
     "LimitSettings",
     "MoreTaskSettings",
@@ -688,6 +689,15 @@ class LimitSettings(Table):
             " once, as after a restart of the broker, its gateways spread out over as many seconds as that makes.",
         ),
     ] = 200
+    head_hours: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=8760,
+            description="Where messages are signed: hours without a round after which the state of affairs is signed"
+            " and said again, so that gateways know that nothing is kept from them. Well below their stale_hours.",
+        ),
+    ] = 6.0
     keep_payloads: Annotated[
         bool,
         Meta(
@@ -705,6 +715,48 @@ class LimitSettings(Table):
             " one gateway's bytes.",
         ),
     ] = 10_000
+
+
+_ROLE = Meta(
+    pattern=r"^@?[A-Za-z0-9_][A-Za-z0-9._-]{0,62}\$?\Z",
+    extra={"expected": "the name of a user, or of a group after an @"},
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlSettings(Table):
+    """Who may look at the coordinator and give it orders, through a socket on this machine. Who asks is what the kernel
+    says. Changing this starts nothing anew."""
+
+    enabled: Annotated[
+        bool,
+        Meta(description="Whether there is a socket. Without one, only who may write to state_dir gives orders."),
+    ] = True
+    socket: Annotated[
+        Path | None,
+        Meta(
+            examples=["/run/fedmq/control.sock"],
+            description="Where the socket lies, in place of control.sock in state_dir, which others cannot reach as"
+            " long as that folder is for this program's user alone.",
+        ),
+    ] = None
+    operators: Annotated[
+        tuple[Annotated[str, _ROLE], ...],
+        Meta(
+            max_length=64,
+            examples=[("anna", "@plant-operators")],
+            description="Who gives orders (fedmq task), and looks: users, and groups after an @. This program's own"
+            " user and root always may.",
+        ),
+    ] = ()
+    viewers: Annotated[
+        tuple[Annotated[str, _ROLE], ...],
+        Meta(
+            max_length=64,
+            examples=[("@maintenance",)],
+            description="Who only looks (fedmq status, report, task list).",
+        ),
+    ] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -760,6 +812,14 @@ class CoordinatorSettings(Table):
             " learn side by side with the one below. Relative paths start where this file is.",
         ),
     ] = ()
+    revoked_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/mosquitto/tls/revoked.crl"],
+            description="With connection.identity_dir: the list of revoked certificates, read again when it changes;"
+            " most often the broker's. Without it: revoked.crl of the identity folder, where there is one.",
+        ),
+    ] = None
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"
@@ -768,6 +828,7 @@ class CoordinatorSettings(Table):
     rounds: RoundSettings = field(default_factory=RoundSettings)
     personal: PersonalSettings = field(default_factory=PersonalSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    control: ControlSettings = field(default_factory=ControlSettings)
 
     def check(self) -> Iterator[tuple[str, str]]:
         yield from named("name", self.name)

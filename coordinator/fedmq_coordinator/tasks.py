@@ -1,4 +1,4 @@
-"""What people may order of a task while it runs, and what a release means for one gateway.
+"""What people may order of a task while it runs, how it stands, and what a release means for one gateway.
 
 Owns the rules of pause, resume, stop, promote, roll back, set aside and readmit: each is checked first, and then
 changes the task in the ledger's running transaction. Refuses to know how an order came here (`service` takes it out of
@@ -8,20 +8,23 @@ the ledger) and who hears of it.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from fedmq_protocol.messages import Release
 from fedmq_protocol.task import short
 from msgspec import Meta
 
+from fedmq_coordinator.audit import Who
 from fedmq_coordinator.ledger import Book, Gateway, Order
 from fedmq_coordinator.ledger import Release as ReleaseRow
 
 if TYPE_CHECKING:
     from fedmq_coordinator.service import Job
 
-__all__ = ["VERBS", "OrderError", "Wish", "in_canary", "release_for"]
+__all__ = ["VERBS", "OrderError", "Wish", "in_canary", "release_for", "standing"]
 
 VERBS = ("pause", "resume", "stop", "promote", "rollback", "set-aside", "readmit")
 
@@ -42,6 +45,18 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     canary_pct: Annotated[float, Meta(gt=0, le=100)] = 100.0
     forced: bool = False
     gateway: Annotated[str, Meta(max_length=63)] = ""
+    by: Who | None = None
+    """Who ordered it; None where other software wrote the row."""
+
+    def told(self) -> str:
+        """All but verb and task, for people."""
+        parts = [f"version {self.version}"] if self.version is not None else []
+        parts += [f"lineage {self.lineage}"] if self.lineage is not None else []
+        parts += [f"gateway {self.gateway}"] if self.gateway else []
+        parts += [f"tags {', '.join(self.tags)}"] if self.tags else []
+        parts += [f"{self.canary_pct:g} %"] if self.canary_pct != 100 else []
+        parts += ["without a comparison"] if self.forced else []
+        return f": {'; '.join(parts)}" if parts else ""
 
     @classmethod
     def read(cls, order: Order) -> Wish:
@@ -184,6 +199,50 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise OrderError(f"{self.gateway!r} is neither set aside nor flagged; those that are: {named}")
         job.run.readmit(self.gateway, now)
         return f"{self.gateway} takes part again, and its flag is lifted"
+
+
+def standing(book: Book, gateways: Sequence[Gateway]) -> dict[str, Any]:
+    """How a task stands, as `fedmq task list --json` has it."""
+    row = book.row()
+    lineage = int(book.get("lineage") or 0)
+    version = book.last_version(lineage)
+    tags = (book.get("tags") or b"").decode().split("\n")
+    wanted = {tag for tag in tags if tag}
+    members = [g for g in gateways if not wanted or wanted & g.tag_set]
+    trials = book.trials()
+    serving = Counter(f"{trial.in_service}" for trial in trials)
+    personal = Counter(trial.personal for trial in trials if trial.personal is not None)
+    by_tag: Counter[str] = Counter()
+    for gateway in members:
+        by_tag.update(gateway.tag_set)
+    return {
+        "name": row.name,
+        "state": row.state if row.configured or row.state == "stopped" else "not in the settings",
+        "paused_tags": sorted(tag for tag in row.paused_tags.split("\n") if tag),
+        "lineage": lineage,
+        "version": 0 if version is None else version.number,
+        "rounds": book.count_rounds(),
+        "metric": book.last_metric(),
+        "metric_name": (book.get("metric_name") or b"metric").decode("utf-8", "replace"),
+        "releases": [
+            {
+                "number": release.number,
+                "lineage": release.lineage,
+                "version": release.version,
+                "canary_pct": release.canary_pct,
+                "tags": [tag for tag in release.tags.split("\n") if tag],
+                "forced": release.forced,
+                "at": release.at,
+            }
+            for release in book.releases()
+        ],
+        "in_service": dict(sorted(serving.items(), key=lambda item: int(item[0]))),
+        "personal": dict(sorted(personal.items())),
+        "tags": sorted(wanted),
+        "gateways": len(members),
+        "present": sum(g.present for g in members),
+        "gateways_by_tag": dict(sorted(by_tag.items())),
+    }
 
 
 def in_canary(task: str, gateway: str, percent: float) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from fedmq_protocol.messages import Evaluation, PersonalPolicy, PersonalTrial, Trial
+from fedmq_protocol.state import PlaceError, make_place
 from fedmq_protocol.task import Task
 from numpy.typing import NDArray
 
@@ -142,7 +143,7 @@ class _Personal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    make_place(Path(path))
     return sqlite3.connect(path)
 
 
@@ -156,6 +157,8 @@ class Memory:
         self._path = path
         try:
             self._db = connect(str(path))
+        except PlaceError as error:
+            raise StateError(str(error)) from error
         except (sqlite3.Error, OSError) as error:
             raise self._unusable(error) from error
         self._db.isolation_level = None

@@ -21,7 +21,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 from random import Random
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import numpy as np
@@ -41,6 +41,7 @@ from fedmq_protocol.messages import (
     Message,
     Missing,
     Receipt,
+    Roots,
     RoundKind,
     RoundPlan,
     SensorHealth,
@@ -49,6 +50,7 @@ from fedmq_protocol.messages import (
     Update,
     Welcome,
     from_bytes,
+    split,
     to_bytes,
 )
 from fedmq_protocol.reasons import Reason
@@ -76,6 +78,9 @@ from fedmq_edge_node.memory import GatewayState, InService, Memory
 from fedmq_edge_node.personal import Scorer
 from fedmq_edge_node.runtimes import Engine, GraphStopped, available_engines, make_engine, make_preparation
 from fedmq_edge_node.samples import PREPARED, Preparation, SampleError, Samples
+
+if TYPE_CHECKING:
+    from fedmq_protocol.signing import GatewaySeals
 
 __all__ = ["CRASH_POINTS", "Gateway", "Source", "will"]
 
@@ -107,8 +112,19 @@ STRANGE_LINEAGES = 256
 BURST_EVENTS = 1000
 """Events that are handled before anything is trained, so that the newest plan is known by then."""
 
+UNBELIEVED_SECONDS = 600.0
+"""After signatures that are not of the root that it goes by, a gateway asks so often at most whether there is a newer
+one: whoever forges them must not make it talk."""
+
+CLOCKS_APART_SECONDS = 60.0
+"""A plan that closed so long ago is no news."""
+
 CHUNKS_LOOK_SECONDS = 0.05
 """While chunks wait for the connection, how often it is looked whether it takes more."""
+
+
+STALE = "stale"
+"""The memory's key of an alert that stands."""
 
 
 class Source(Protocol):
@@ -145,9 +161,10 @@ def will(federation: str, name: str, nonce: bytes) -> Will:
 class Gateway:
     """One gateway. `vitals` reads the machine, `monotonic` is its clock in seconds, `source` its own recordings.
 
-    `tags` say what it is and what it watches. `crash_point` is called at each of `CRASH_POINTS`. Raises SampleError
-    where there are no readable recordings to begin with, StateError for a damaged memory, then and whenever the memory
-    takes nothing any more: the process must end, for what it would go on from is not on disk.
+    `tags` say what it is and what it watches. With `seals` it believes nothing that is not sealed; `renewed` gives
+    others once there is another card. `crash_point` is called at each of `CRASH_POINTS`. Raises SampleError where there
+    are no readable recordings to begin with, StateError for a damaged memory, then and whenever the memory takes
+    nothing any more: the process must end, for what it would go on from is not on disk.
     """
 
     def __init__(
@@ -173,6 +190,9 @@ class Gateway:
         preparation: Callable[[Bundle], Preparation | None] = make_preparation,
         prove: Callable[[Bundle], None] = lambda bundle: None,
         engines: tuple[str, ...] | None = None,
+        seals: GatewaySeals | None = None,
+        renewed: Callable[[], GatewaySeals | None] = lambda: None,
+        stale_seconds: float = 86_400.0,
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._name = name
@@ -196,6 +216,14 @@ class Gateway:
         self._make_preparation = preparation
         self._engines = available_engines() if engines is None else engines
         self._crash_point = crash_point
+        self._seals = seals
+        self._renewed = renewed
+        self._stale_seconds = stale_seconds
+        self._heard_at = monotonic()
+        """When the coordinator was last heard, for certain and with news."""
+        self._unbelieved_at: float | None = None
+        self.stale = False
+        """Whether nothing new and signed has been heard for `stale_seconds`."""
         self._shelf = Shelf(get=memory.get, put=self._keep_bundle, drop=memory.drop, prove=prove)
         self._unfit: dict[int, ModelSpec] = {}
         """By lineage, the models whose bundle is not at hand, or was refused."""
@@ -284,12 +312,15 @@ class Gateway:
             self._handle(event, now)
         if self._connected:
             self._timers(now)
+        if self._seals is not None and not self.stale and now - self._heard_at > self._stale_seconds:
+            self._alert(now)
 
     def _handle(self, event: Event, now: float) -> None:
         match event:
             case Connected():
                 log.info("connected with MQTT %s", event.protocol)
                 self._connected, self._welcomed = True, False
+                self._renew()
                 self._born_again.stop()
                 self._born_again.start(now)
             case Disconnected() | ConnectFailed():
@@ -305,15 +336,27 @@ class Gateway:
     def _receive(self, event: Received, now: float) -> None:
         try:
             where = parse(event.topic)
-            message = from_bytes(where.spec, event.payload)
+            if self._seals is None:
+                message = from_bytes(where.spec, event.payload)
+            else:
+                found = split(event.payload)
+                message = from_bytes(where.spec, found.plain)
+                self._seals.check(event.topic, where, message, found)
         except ValueError as error:
             log.warning("dropped %d bytes on %s: %s", len(event.payload), event.topic, error)
+            if self._seals is not None and event.topic == topic(self._federation, Direction.DOWN, Channel.PLAN):
+                self._unbelieved(now)
             return
         match message:
             case Welcome():
                 self._on_welcome(message, now)
+            case Roots():
+                self._on_roots(message, now)
             case RoundPlan():
+                self._hear(message, now)
                 self._on_plan(message, now)
+            case CatchUp() if self._is_over(message, now):
+                log.info("passed over a catch-up that came late")
             case Receipt():
                 for job in self._jobs.values():
                     if job.awaits(message):
@@ -333,6 +376,63 @@ class Gateway:
                     job.on_missing(message)
             case _:
                 log.warning("dropped a %s on %s: not for a gateway", type(message).__name__, event.topic)
+
+    # -- whom it believes --------------------------------------------------------------------------------------
+
+    def _hear(self, message: Welcome | RoundPlan, now: float) -> None:
+        """A welcome answers our own nonce. A plan is news until it closes: what somebody has kept and says again shows
+        nothing. While nobody has told the time, no plan is."""
+        if isinstance(message, RoundPlan) and (
+            not self._welcomed or message.closes_at < self.coordinator_time(now) - CLOCKS_APART_SECONDS
+        ):
+            return
+        self._heard_at = now
+        if self.stale:
+            self.stale = False
+            self._memory.drop(STALE)
+            log.warning("the coordinator is heard again")
+
+    def _renew(self) -> None:
+        """Whoever has a new certificate has come back for it, and has a new card as well."""
+        try:
+            self._seals = self._renewed() or self._seals
+        except ValueError as error:
+            log.error("%s; the card before stays in use", error)
+
+    def _alert(self, now: float) -> None:
+        self.stale = True
+        since = self.coordinator_time(self._heard_at) if self._welcomed else 0.0
+        self._memory.put(STALE, msgspec.json.encode({"since": since, "seconds": now - self._heard_at}))
+        log.error(
+            "ALERT: nothing new and signed by the coordinator for %.1f hours: it is down, or somebody keeps its"
+            " messages from this gateway",
+            (now - self._heard_at) / 3600,
+        )
+
+    def _is_over(self, message: CatchUp, now: float) -> bool:
+        """Without seals nobody can be kept from saying anything, and clocks decide nothing."""
+        until = message.until
+        return self._seals is not None and until is not None and self.coordinator_time(now) > message.lineage + until
+
+    def _on_roots(self, message: Roots, now: float) -> None:
+        from fedmq_protocol.signing import TrustError
+
+        if self._seals is None or message.nonce != self._nonce:
+            return
+        try:
+            if not self._seals.walk(message):
+                return
+        except TrustError as error:
+            log.warning("dropped roots: %s", error)
+            return
+        log.info("goes by root %d of the federation now", self._seals.root.version)
+        self.join_again(now, 0.0)
+
+    def _unbelieved(self, now: float) -> None:
+        """There may be a newer root: a birth tells of ours, and brings what leads on from it."""
+        if self._connected and (self._unbelieved_at is None or now - self._unbelieved_at > UNBELIEVED_SECONDS):
+            self._unbelieved_at = now
+            self.join_again(now, self._broadcast_jitter())
 
     def _timers(self, now: float) -> None:
         if self._born_again.due(now):
@@ -380,6 +480,7 @@ class Gateway:
         arrived, self._welcomed = not self._welcomed, True
         self._welcomed_at = message.now
         self._clock_offset = message.now - now
+        self._hear(message, now)
         self._roster = message.roster
         self._spread = message.spread
         self._session.spread_reconnects(message.spread)
@@ -553,6 +654,8 @@ class Gateway:
                 held=tuple(held),
                 tags=self._tags,
                 sensors=tuple(sensors),
+                root=None if self._seals is None else self._seals.root.version,
+                card=None if self._seals is None else self._seals.card,
             )
             if not (held or sensors) or len(to_bytes(birth)) <= row.max_bytes:
                 return birth
@@ -612,10 +715,14 @@ class Gateway:
 
     def publish(self, channel: Channel, message: Message, *, qos: int | None = None) -> bool:
         row = spec(Direction.UP, channel)
+        where = topic(self._federation, Direction.UP, channel, self._name)
+        payload = to_bytes(message)
+        if self._seals is not None:
+            payload = self._seals.seal(where, parse(where), message, payload)
         self._crash_point(f"before {SENT[type(message)]}")
         taken = self._session.publish(
-            topic(self._federation, Direction.UP, channel, self._name),
-            to_bytes(message),
+            where,
+            payload,
             qos=row.qos if qos is None else qos,
             retain=row.retained,
         )

@@ -149,6 +149,16 @@ class GatewaySettings(Table):
         float,
         Meta(ge=1, le=86_400, description="Seconds between two looks for new recordings while no round asks for any."),
     ] = 60.0
+    stale_hours: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=8760,
+            description="With connection.identity_dir: hours without anything new that the coordinator has signed,"
+            " after which an alert is logged and shown by `fedmq gateway --show`: it is down, or somebody keeps its"
+            " messages from this gateway. Well above the coordinator's limits.head_hours.",
+        ),
+    ] = 24.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"

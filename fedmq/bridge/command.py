@@ -246,8 +246,10 @@ def _send_model(arguments: argparse.Namespace) -> int:
 def _label(arguments: argparse.Namespace) -> None:
     from fedmq_firmware_bridge.store import Store
 
+    from fedmq.bridge.program import check_store
     from fedmq.bridge.times import parse_time
 
+    check_store(arguments.store)
     store = Store(arguments.store)
     if arguments.list:
         _print_labels(store.labels())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmq_firmware_bridge.lines import Columns, Rows, TextLine
@@ -11,14 +12,15 @@ from fedmq_firmware_bridge.polled import PolledLine
 from fedmq_firmware_bridge.port import Port
 from fedmq_firmware_bridge.service import Bridge, Keeping
 from fedmq_firmware_bridge.sources import Native, Source, Talk
-from fedmq_firmware_bridge.store import Recorder, SensorInfo, Store
+from fedmq_firmware_bridge.store import Recorder, SensorInfo, Store, StoreError
+from fedmq_protocol.state import DATABASE, PlaceError, check_place
 
 from fedmq.bridge.settings import BridgeSettings, ColumnSettings, PortSettings
 
 if TYPE_CHECKING:
     from fedmq.bridge.mqtt import LabelMessage
 
-__all__ = ["build_bridge"]
+__all__ = ["build_bridge", "check_store"]
 
 
 def build_bridge(settings: BridgeSettings) -> Bridge:
@@ -27,6 +29,7 @@ def build_bridge(settings: BridgeSettings) -> Bridge:
         raise ValueError(
             "expected a [[port]], a [[modbus]] or a [[topic]] in the settings, got none: see fedmq bridge run --help"
         )
+    check_store(settings.store)
     recorder = Recorder(
         settings.store,
         max_bytes=settings.max_bytes,
@@ -48,6 +51,17 @@ def build_bridge(settings: BridgeSettings) -> Bridge:
             for port in settings.port
         },
     )
+
+
+def check_store(store: Path) -> None:
+    """What bridge and labels write to is no link elsewhere, and lies where others do not write. Raises StoreError.
+
+    It stands here, for the bridge's own package is a leaf, and does not know the rule.
+    """
+    try:
+        check_place(store, (*DATABASE, ".new", ".lock"))
+    except PlaceError as error:
+        raise StoreError(str(error)) from error
 
 
 def _talk(port: PortSettings) -> Talk:

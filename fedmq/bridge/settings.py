@@ -256,7 +256,12 @@ class BrokerSettings(Table):
         str | None, Meta(min_length=1, max_length=256, examples=["bridge"], description="Where it asks for one.")
     ] = None
     password_file: Annotated[
-        Path | None, Meta(examples=["secrets/broker-password"], description="File whose first line is the password.")
+        Path | None,
+        Meta(
+            examples=["secrets/broker-password"],
+            extra={"credential": True},
+            description="File whose first line is the password, which only this program's user may read (chmod 600).",
+        ),
     ] = None
     label_topic: Annotated[
         str | None,

@@ -31,6 +31,7 @@ from fedmq_edge_node.service import Gateway, Source
 from fedmq_edge_node.trainer import optimizer
 from fedmq_models.bundle import Bundle
 from fedmq_protocol.session import Session
+from fedmq_protocol.signing import CoordinatorSeals, GatewaySeals
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 from numpy.typing import NDArray
 
@@ -235,6 +236,7 @@ def make_coordinator(
     evaluate: Callable[[NDArray[np.float32], bytes | None], Score] | None = None,
     metric_name: str = "metric",
     bundle: bytes = b"",
+    seals: CoordinatorSeals | None = None,
 ) -> Coordinator:
     """A coordinator's process, started on what its disk holds."""
     return Coordinator(
@@ -245,6 +247,7 @@ def make_coordinator(
         ledger=Ledger(Path("ledger.sqlite"), connect=disk.connect),
         models=MemoryModels(disk),
         clock=clock,
+        seals=seals,
         crash_point=disk.point,
     )
 
@@ -276,6 +279,7 @@ def make_gateway(
     ask_jitter_seconds: float = 1.0,
     answer_jitter_seconds: float = 0.0,
     limits: Limits | None = None,
+    seals: GatewaySeals | None = None,
 ) -> Gateway:
     """A gateway's process, started on what its disk holds."""
     return Gateway(
@@ -295,6 +299,7 @@ def make_gateway(
         look_every_seconds=math.inf,
         vitals_every_seconds=5.0,
         engine=engine,
+        seals=seals,
         crash_point=doings.point,
     )
 

@@ -25,7 +25,7 @@ from fedmq_coordinator.aggregate import staleness
 from fedmq_coordinator.service import Coordinator
 from fedmq_edge_node.memory import GatewayState, Pending
 from fedmq_edge_node.service import Gateway
-from fedmq_protocol.messages import Birth, MessageError, Receipt, RoundPlan, Verdict, from_bytes
+from fedmq_protocol.messages import Birth, MessageError, Receipt, RoundPlan, Verdict, from_bytes, split
 from fedmq_protocol.task import Task, model_digest, short
 from fedmq_protocol.topics import parse
 from fedmq_protocol.transfer import refer
@@ -265,7 +265,7 @@ class Checker:
         if not topic.endswith("/status"):
             return
         where = parse(topic)
-        message, name = from_bytes(where.spec, payload), where.gateway or ""
+        message, name = from_bytes(where.spec, split(payload).plain), where.gateway or ""
         if not isinstance(message, Birth):
             return
         start = self._starts[name].index(message.nonce)
@@ -286,7 +286,7 @@ class Checker:
             return
         where = parse(topic)
         try:
-            message = from_bytes(where.spec, payload)
+            message = from_bytes(where.spec, split(payload).plain)
         except MessageError as error:
             raise Violation("receipt", f"the coordinator says on {topic} what nobody can read: {error}") from error
         if isinstance(message, Receipt):

@@ -16,6 +16,9 @@ from fedmq.simulate.world import Scenario, Unit
 __all__ = ["scenario_of"]
 
 
+SEALED = 0.2
+"""Of the schedules, those whose messages carry seals: it takes more time, and changes no decision."""
+
 _FRACTIONS = {False: (1.0, 0.5, 0.3), True: (0.3, 0.1, 0.1, 0.05)}
 """Of the fleet that a round asks, for fewer than ten gateways and for more: in a small fleet all speak."""
 
@@ -70,6 +73,7 @@ def scenario_of(seed: int, *, gateways: int, rounds: int, profile: str) -> Scena
         rounds=settings,
         coordinator_commit_seconds=rng.choice((0.0, 0.002, 0.2)),
         faults=faults.draw(profile, rng, [unit.name for unit in units], end),
+        sealed=Random(f"{name}/sealed").random() < SEALED,
         faults_end=end if profile != "none" else 0.0,
     )
 

@@ -26,6 +26,7 @@ from fedmq_protocol.messages import (
     Update,
     Welcome,
     from_bytes,
+    split,
 )
 from fedmq_protocol.topics import parse
 
@@ -215,7 +216,7 @@ def read(line: Line) -> str:
 def _said(topic: str, payload: bytes) -> str:
     try:
         where = parse(topic)
-        message = from_bytes(where.spec, payload)
+        message = from_bytes(where.spec, split(payload).plain)
     except (MessageError, ValueError):
         return f"{len(payload)} bytes on {topic}"
     to = f" to {where.gateway}" if where.gateway is not None and where.direction.value == "cmd" else ""

@@ -42,6 +42,7 @@ from fedmq.simulate.fleet import Doings, DrawnEngine, DrawnSource, TimedEngine, 
 from fedmq.simulate.invariants import Checker, Violation
 from fedmq.simulate.network import Link, LinkedSession, Mishap, Mishaps, Noise, Shape
 from fedmq.simulate.scheduler import Scheduler, Trace
+from fedmq.simulate.sealing import Keys
 from fedmq.simulate.sharing import shared
 
 __all__ = ["Outcome", "Scenario", "Unit", "World"]
@@ -107,6 +108,8 @@ class Scenario:
     most_seconds: float = CALM_SECONDS
     most_events: int = MOST_EVENTS
     checked: bool = True
+    sealed: bool = False
+    """Whether messages are signed and carry MACs."""
     shares: bool = True
     """Whether what all gateways would work out alike is worked out once, see `sharing`."""
 
@@ -393,6 +396,7 @@ class GatewayNode(Node):
             rng=Random(rng.getrandbits(64)),
             nonce=self.nonce,
             doings=doings,
+            seals=None if self.world.keys is None else self.world.keys.gateway(self.name, self.nonce),
             engine=lambda task, bundle: self._make_engine(task, bundle, doings),
         )
         if self.world.checker is not None:
@@ -463,6 +467,7 @@ class CoordinatorNode(Node):
             evaluate=scenario.evaluate,
             metric_name=scenario.metric_name,
             bundle=scenario.bundle,
+            seals=None if self.world.keys is None else self.world.keys.coordinator(self.clock),
         )
         if self.world.checker is not None:
             self.world.checker.coordinator_started(self.service, self.disk)
@@ -502,6 +507,7 @@ class World:
         self.trace = Trace(keep=keep_trace)
         self.broker = Broker(clock=lambda: self.scheduler.now, keep_log=False)
         self.checker = Checker(scenario.task) if scenario.checked else None
+        self.keys = Keys(scenario.seed) if scenario.sealed else None
         self._mishaps: dict[str, Mishaps] = {}
         for mishap in scenario.mishaps or ():
             self._mishaps.setdefault(mishap.link, {})[mishap.way, mishap.topic, mishap.number] = mishap

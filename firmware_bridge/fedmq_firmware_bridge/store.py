@@ -23,6 +23,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import os
 import sqlite3
 import threading
 import zlib
@@ -540,10 +541,12 @@ def _create(path: Path) -> None:
     for left in (draft, draft.with_name(draft.name + "-wal"), draft.with_name(draft.name + "-shm")):
         left.unlink(missing_ok=True)
     try:
+        # SQLite gives its journals the mode of the file. A gateway of the same group may read it.
+        os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640))
         db = _connect(draft)
         db.executescript(_SCHEMA)
         db.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise StoreError(f"cannot make the store {path}: {error}; is there room, and may this user write?") from error
     draft.rename(path)
 
@@ -579,8 +582,10 @@ COMMIT;
 
 def _hold(path: Path) -> IO[bytes]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_name(path.name + ".lock").open("ab")
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        lock = path.with_name(path.name + ".lock")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.fdopen(os.open(lock, flags, 0o640), "ab")
     except OSError as error:
         raise StoreError(f"cannot use the folder {path.parent}: {error.strerror or error}") from error
     try:

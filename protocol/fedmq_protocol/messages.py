@@ -1,8 +1,8 @@
 """What crosses the broker, as values and as bytes.
 
-A message is one envelope byte, a body, and a trailer. The envelope's high half is the version of the wire, its low
-half says what the trailer is: nothing, a signature of 64 bytes (what is broadcast) or a MAC of 8 (what one gateway
-sends or gets). Until keys are in place only "nothing" is spoken, and anything else is refused.
+A message is one envelope byte, a body, and a trailer: the seal. The envelope's high half is the version of the wire,
+its low half says what the seal is: nothing, a signature of 64 bytes (what is broadcast) or a MAC of 8 (what one
+gateway sends or gets). `split` takes it off; who made it, and whether it had to be there, `signing` says.
 
 The body is MessagePack, coded by position, its type told by a number at its front. Every type has a home in the
 topic table, and `from_bytes` refuses what stands on another's topic. Size is checked before anything is decoded;
@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Meta
@@ -31,6 +32,7 @@ from fedmq_protocol.topics import Channel, Direction, TopicSpec
 
 __all__ = [
     "MIN_STATISTICS_WINDOWS",
+    "SEAL_BYTES",
     "AskChunks",
     "AskModel",
     "AskVerdict",
@@ -52,8 +54,11 @@ __all__ = [
     "PersonalTrial",
     "Receipt",
     "Release",
+    "Roots",
     "RoundKind",
     "RoundPlan",
+    "Seal",
+    "Sealed",
     "SensorHealth",
     "Slot",
     "Statistics",
@@ -65,6 +70,9 @@ __all__ = [
     "bitmap",
     "check_of",
     "from_bytes",
+    "kinds_on",
+    "sealed",
+    "split",
     "to_bytes",
 ]
 
@@ -151,6 +159,9 @@ Tag: TypeAlias = Annotated[str, Meta(min_length=1, max_length=32)]
 MAX_TASKS = 64
 """Tasks that one gateway takes part in."""
 
+MAX_ROOTS = 64
+"""Roots that one message brings; a gateway that is further behind walks in steps."""
+
 
 class BlobRef(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=0):
     """Stands where bytes were too many for one message: they follow in chunks, named by the digest's first 8 bytes."""
@@ -203,6 +214,10 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1):
     """What it is and what it watches, as the plant calls it: a task, a pause or a release can be for some tags only."""
     sensors: Annotated[tuple[SensorHealth, ...], Meta(max_length=16)] = ()
     """Those that its windows come from, where they come from a bridge."""
+    root: Annotated[int, Meta(ge=1, le=1 << 31)] | None = None
+    """Version of the federation's root that it holds; None where nothing is sealed."""
+    card: Annotated[bytes, Meta(max_length=512)] | None = None
+    """Its key, with the signature of the federation's issuer: see `signing`."""
 
 
 class Leave(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=2):
@@ -509,6 +524,16 @@ class CatchUp(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=14
     model: ShortDigest
     """Of version `number`."""
     body: bytes | BlobRef
+    until: Annotated[int, Meta(ge=-(1 << 40), le=1 << 40)] | None = None
+    """Seconds from the lineage's start, by the coordinator's clock, after which nobody waits for it any more."""
+
+
+class Roots(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=16):
+    """The federation's roots since the one that a gateway has told of: each vouches for the next. It carries no seal
+    of its own, and needs none."""
+
+    nonce: Nonce
+    roots: Annotated[tuple[Annotated[bytes, Meta(max_length=1024)], ...], Meta(min_length=1, max_length=MAX_ROOTS)]
 
 
 Message: TypeAlias = (
@@ -527,6 +552,7 @@ Message: TypeAlias = (
     | Receipt
     | Missing
     | CatchUp
+    | Roots
 )
 
 _HOMES: dict[tuple[Direction, Channel], Any] = {
@@ -536,7 +562,7 @@ _HOMES: dict[tuple[Direction, Channel], Any] = {
     (Direction.UP, Channel.ASK): AskVerdict | AskModel | AskChunks,
     (Direction.UP, Channel.CHUNK): Chunk,
     (Direction.UP, Channel.TRIAL): Trial,
-    (Direction.CMD, Channel.WELCOME): Welcome,
+    (Direction.CMD, Channel.WELCOME): Welcome | Roots,
     (Direction.CMD, Channel.RECEIPT): Receipt | Missing,
     (Direction.CMD, Channel.CHUNK): Chunk,
     (Direction.DOWN, Channel.PLAN): RoundPlan,
@@ -547,8 +573,58 @@ _HOMES: dict[tuple[Direction, Channel], Any] = {
 _DECODERS = {home: msgspec.msgpack.Decoder(kind) for home, kind in _HOMES.items()}
 _ENCODER = msgspec.msgpack.Encoder()
 
-_PLAIN = 0
-"""Envelope's low half: no trailer. 1 is kept for a 64-byte Ed25519 signature, 2 for an 8-byte MAC."""
+
+class Seal(IntEnum):
+    """What stands behind a message's body, by the envelope's low half."""
+
+    NONE = 0
+    SIGNATURE = 1
+    """Ed25519, of the coordinator (RFC 8032)."""
+    MAC = 2
+    """From a key that one gateway and the coordinator share."""
+
+
+SEAL_BYTES = {Seal.NONE: 0, Seal.SIGNATURE: 64, Seal.MAC: 8}
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A message's bytes as they came, taken apart."""
+
+    plain: bytes
+    """As `from_bytes` takes it: the envelope says that nothing stands behind the body."""
+    seal: Seal
+    trailer: bytes = field(repr=False)
+    covered: bytes = field(repr=False)
+    """What the seal is over: all but itself."""
+
+
+def split(data: bytes) -> Sealed:
+    """Takes the seal off; raises MessageError where the envelope or the length cannot be."""
+    if not data:
+        raise MessageError("empty")
+    version, low = data[0] >> 4, data[0] & 15
+    if version != WIRE_VERSION:
+        raise MessageError(f"wire version {version}, {WIRE_VERSION} expected")
+    if low not in SEAL_BYTES:
+        raise MessageError(f"seal of kind {low}, 0 to {max(SEAL_BYTES)} expected")
+    seal = Seal(low)
+    size = SEAL_BYTES[seal]
+    if len(data) <= size:
+        raise MessageError(f"{len(data)} bytes with a seal of {size}")
+    cut = len(data) - size
+    return Sealed(bytes([WIRE_VERSION << 4]) + data[1:cut], seal, data[cut:], data[:cut])
+
+
+def sealed(plain: bytes, seal: Seal) -> bytes:
+    """What a seal of this kind is to be made over, from what `to_bytes` gave; the seal is put behind it."""
+    return bytes([WIRE_VERSION << 4 | seal]) + plain[1:]
+
+
+def kinds_on(spec: TopicSpec) -> tuple[type[msgspec.Struct], ...]:
+    """The types of message that stand on a topic of this row; none where people's tools alone read."""
+    home = _HOMES.get((spec.direction, spec.channel))
+    return () if home is None else get_args(home) or (home,)
 
 
 def to_bytes(message: Message) -> bytes:
@@ -562,20 +638,20 @@ def to_bytes(message: Message) -> bytes:
         # An array of at most 15 says its length in its first byte, and each None at the end is one byte, nil.
         del body[-empty:]
         body[0] -= empty
-    return bytes([WIRE_VERSION << 4 | _PLAIN]) + body
+    return bytes([WIRE_VERSION << 4]) + body
 
 
 def from_bytes(spec: TopicSpec, data: bytes) -> Message:
-    """The message that `data` holds on a topic of this row; raises MessageError and nothing else."""
+    """The message that `data`, without a seal, holds on a topic of this row; raises MessageError and nothing else."""
     if len(data) > spec.max_bytes:
         raise MessageError(f"{len(data)} bytes, at most {spec.max_bytes} expected")
     if not data:
         raise MessageError("empty")
-    version, trailer = data[0] >> 4, data[0] & 15
+    version, low = data[0] >> 4, data[0] & 15
     if version != WIRE_VERSION:
         raise MessageError(f"wire version {version}, {WIRE_VERSION} expected")
-    if trailer != _PLAIN:
-        raise MessageError(f"trailer of kind {trailer}, none expected")
+    if low != Seal.NONE:
+        raise MessageError(f"seal of kind {low}, none expected: here nothing is sealed")
     decoder = _DECODERS.get((spec.direction, spec.channel))
     if decoder is None:
         raise MessageError(f"nothing is read from {spec.direction.value}/…/{spec.channel.value}")

@@ -45,6 +45,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from fedmq_protocol.secrets import SecretError, open_secret
+
 __all__ = [
     "MAX_PACKET_BYTES",
     "ConnectFailed",
@@ -69,6 +71,9 @@ MAX_PACKET_BYTES = 262_144
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 """How long a broker may take from the TCP connection to its CONNACK."""
+
+RENEWAL_LOOK_SECONDS = 30.0
+"""How often it is looked whether the certificate's files hold another one."""
 
 _INBOX_BYTES = 64 << 20
 _INBOX_MESSAGES = 65_536
@@ -293,6 +298,9 @@ class MqttSession:
         self._will = will
         self._rng = rng or Random()  # noqa: S311 - jitter, not a secret
         self._tls = _tls_context(connection) if connection.uses_tls else None
+        self._certificate = _stamp(connection)
+        self._looked_at = time.monotonic()
+        self._renewing = False
         self._bytes = _Counter()
         self._inbox = _Inbox(_INBOX_BYTES, _INBOX_MESSAGES)
         self._protocol: _ProtocolName = "3.1.1" if connection.protocol == "3.1.1" else "5"
@@ -416,6 +424,8 @@ class MqttSession:
             attempt = 0 if ended.lasted_seconds >= self._connection.reconnect_max_seconds else attempt
             spread = self._spread_seconds if ended.connected else 0.0
             delay = retry_delay_seconds(attempt, self._connection, self._rng, spread)
+            if self._renewing:
+                delay, self._renewing = 0.0, False
             if ended.taken_over:
                 # Two processes with one client id push each other out; at least it shall not be fast.
                 delay = self._connection.reconnect_max_seconds * self._rng.uniform(0.5, 1.0)
@@ -474,6 +484,7 @@ class MqttSession:
         self._end = None
         where = f"{connection.host}:{connection.port}"
         try:
+            self._take_certificate()
             client.reconnect()
         except (OSError, ValueError) as error:
             # ValueError: a host name that cannot be encoded.
@@ -492,6 +503,8 @@ class MqttSession:
         with self._subscribe_lock:
             self._unanswered.clear()
         if connected:
+            if self._renewing:
+                problem = "left, to come back with a new certificate"
             return _Ended(
                 reason=f"{where}: {problem or self._say_end()}",
                 connected=True,
@@ -516,7 +529,8 @@ class MqttSession:
         poller = select.poll()
         poller.register(self._wake_read, select.POLLIN)
         registered = -1
-        idle_seconds = min(5.0, self._connection.keepalive_seconds / 4)
+        connection = self._connection
+        idle_seconds = min(5.0, connection.keepalive_seconds / 4)
         leaving_at: float | None = None
         while (sock := client.socket()) is not None:
             now = time.monotonic()
@@ -537,6 +551,13 @@ class MqttSession:
                     client.disconnect()
                     continue
                 wait = min(wait, self._stop_at - now)
+            elif self._renewing:
+                leaving_at = now + 1.0
+                client.disconnect()
+                continue
+            elif now - self._looked_at >= RENEWAL_LOOK_SECONDS and client.outstanding() == 0:
+                self._looked_at = now
+                self._renewing = _stamp(connection) != self._certificate
 
             events = select.POLLIN | (select.POLLOUT if client.want_write() else 0)
             if registered != sock.fileno():
@@ -556,6 +577,13 @@ class MqttSession:
                 client.loop_write()
             client.loop_misc()
         return client.complaint
+
+    def _take_certificate(self) -> None:
+        """Who renews a certificate puts it into its file. Raises OSError, and ValueError for one without its key."""
+        stamp = _stamp(self._connection)
+        if self._tls is not None and stamp != self._certificate:
+            _load_certificate(self._tls, self._connection)
+            self._certificate = stamp
 
     def _new_client(self) -> _Client:
         connection = self._connection
@@ -844,15 +872,38 @@ def _tls_context(connection: Connection) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise ValueError(f"ca_file {connection.ca_file}: expected PEM certificates: {error}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    _load_certificate(context, connection)
+    return context
+
+
+def _load_certificate(context: ssl.SSLContext, connection: Connection) -> None:
+    """For the connections that begin from now on."""
     if connection.cert_file is not None:
         for name, path in (("cert_file", connection.cert_file), ("key_file", connection.key_file)):
             if path is None or not os.access(path, os.R_OK):
                 raise ValueError(f"{name} {path}: expected a readable PEM file")
+        assert connection.key_file is not None  # the loop above saw to it
         try:
-            context.load_cert_chain(connection.cert_file, connection.key_file)
+            with open_secret(connection.key_file) as key:
+                # By its descriptor: what is loaded is the file that was judged.
+                context.load_cert_chain(connection.cert_file, f"/proc/self/fd/{key}")
+        except SecretError as error:
+            raise ValueError(f"key_file {error}") from error
         except (OSError, ssl.SSLError) as error:
             raise ValueError(f"cert_file {connection.cert_file} with its key_file: {error}") from error
-    return context
+
+
+def _stamp(connection: Connection) -> tuple[tuple[int, int, int] | None, ...]:
+    """Another one where another file is in the place of the certificate or its key."""
+    return tuple(_file_stamp(path) for path in (connection.cert_file, connection.key_file) if path is not None)
+
+
+def _file_stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def _no_delay(client: Any, userdata: Any, sock: Any) -> None:

@@ -13,6 +13,7 @@ Rules it keeps:
 - A value that exists is right: a `Table` made in code is checked as one that was loaded.
 - Relative paths in a file start at the file's folder; on the command line and in code, where the program stands.
 - Secrets are named by the file that holds them, are read when they are used, and reach no message and no repr.
+- A settings file that everybody on the machine may change is refused, and a secret that they may read; see `secrets`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 import textwrap
 import tomllib
@@ -34,6 +36,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, cast, ge
 import msgspec
 from msgspec import Meta
 
+from fedmq_protocol.secrets import CREDENTIAL, SecretError, credential, open_settings, read_secret
 from fedmq_protocol.topics import check_name
 
 __all__ = ["ConnectionSettings", "Mistake", "SettingsError", "Table", "document", "load", "named"]
@@ -135,7 +138,18 @@ class ConnectionSettings(Table):
         Path | None,
         Meta(
             examples=["secrets/broker-password"],
-            description="File whose first line is the password. Let only this program's user read it.",
+            extra={"credential": True},
+            description="File whose first line is the password, which only this program's user may read (chmod 600)."
+            ' "credential:NAME", here and for the files below, is a credential of systemd.',
+        ),
+    ] = None
+    identity_dir: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/fedmq/identity"],
+            description="Folder of this program's identity, as `fedmq ca issue` or `fedmq gateway enrol` makes it:"
+            " certificate, keys, and whom to believe. With it TLS is spoken, and messages are signed or carry a MAC, so"
+            " that neither the broker nor another gateway can forge one. The three files below may be elsewhere.",
         ),
     ] = None
     tls: Annotated[
@@ -143,17 +157,27 @@ class ConnectionSettings(Table):
     ] = False
     ca_file: Annotated[
         Path | None,
-        Meta(examples=["tls/ca.crt"], description="PEM file of the CAs that may sign the broker's certificate."),
+        Meta(
+            examples=["tls/ca.crt"],
+            extra={"credential": True},
+            description="PEM file of the CAs that may sign the broker's certificate.",
+        ),
     ] = None
     certificate_file: Annotated[
         Path | None,
         Meta(
             examples=["tls/client.crt"],
+            extra={"credential": True},
             description="PEM file of this client's own certificate; its CN is the identity.",
         ),
     ] = None
     key_file: Annotated[
-        Path | None, Meta(examples=["tls/client.key"], description="PEM file of the key of certificate_file.")
+        Path | None,
+        Meta(
+            examples=["tls/client.key"],
+            extra={"credential": True},
+            description="PEM file of the key of certificate_file, which only this program's user may read (chmod 600).",
+        ),
     ] = None
     reconnect_min_seconds: Annotated[
         float,
@@ -182,10 +206,10 @@ class ConnectionSettings(Table):
                 ("key_file", "certificate_file") if self.key_file is None else ("certificate_file", "key_file")
             )
             yield missing, f"required where there is a {given}"
-        if not self.tls:
+        if not self.tls and self.identity_dir is None:
             for key in ("ca_file", "certificate_file", "key_file"):
                 if getattr(self, key) is not None:
-                    yield key, "has no effect without tls = true; set that, or take this key out"
+                    yield key, "has no effect without tls = true or identity_dir; set that, or take this key out"
 
     def password(self) -> str | None:
         """The password as its file holds it now, None where there is none. Raises SettingsError if unreadable."""
@@ -379,7 +403,12 @@ class _Builder:
                 if setting.required and complete:
                     self.wrong(prefix + key, f"missing; expected {setting.expected}", override=False)
             else:
-                value, text = self.parsed(chosen, setting) if override else _fit(self.placed(chosen, setting), setting)
+                if _is_credential(chosen, setting):
+                    value, text = _credential(chosen)
+                elif override:
+                    value, text = self.parsed(chosen, setting)
+                else:
+                    value, text = _fit(self.placed(chosen, setting), setting)
                 if text:
                     self.wrong(prefix + key, text, override=override)
                 values[key] = value
@@ -462,13 +491,15 @@ def _keys(cls: type[Table], prefix: str) -> Iterator[tuple[str, str]]:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        with path.open("rb") as file:
+        with open_settings(path) as handle, os.fdopen(handle, "rb", closefd=False) as file:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise SettingsError([Mistake("", f"{path}: expected a settings file of at most {MAX_FILE_BYTES:,} bytes")])
         values = json.loads(content) if path.suffix == ".json" else tomllib.loads(content.decode())
     except OSError as error:
         raise SettingsError([Mistake("", f"{path}: cannot be read: {error.strerror or error}")]) from None
+    except SecretError as error:
+        raise SettingsError([Mistake("", str(error))]) from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, SettingsError):
             raise
@@ -482,20 +513,26 @@ def _read(path: Path) -> Mapping[str, Any]:
 def _secret(key: str, path: Path) -> str:
     """The first line of a file. The message of a failure holds its path, never its content."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_SECRET_BYTES + 1)
-        if len(content) > MAX_SECRET_BYTES:
-            raise SettingsError(
-                [Mistake(key, f"{path}: expected one line of at most {MAX_SECRET_BYTES} bytes, got more")]
-            )
-        line = content.decode().partition("\n")[0].rstrip("\r")
-    except OSError as error:
-        raise SettingsError([Mistake(key, f"{path}: cannot be read: {error.strerror or error}")]) from None
+        line = read_secret(path, MAX_SECRET_BYTES).decode().partition("\n")[0].rstrip("\r")
+    except SecretError as error:
+        raise SettingsError([Mistake(key, str(error))]) from None
     except UnicodeDecodeError:
         raise SettingsError([Mistake(key, f"{path}: expected a line of UTF-8 text")]) from None
     if not line:
         raise SettingsError([Mistake(key, f"{path}: expected a secret on the first line, which is empty")])
     return line
+
+
+def _is_credential(value: Any, setting: _Setting) -> bool:
+    wanted = bool((setting.said("extra") or {}).get("credential"))
+    return wanted and isinstance(value, str) and value.strip('"').startswith(CREDENTIAL)
+
+
+def _credential(text: str) -> tuple[Any, str]:
+    try:
+        return credential(text.strip('"')), ""
+    except SecretError as error:
+        return text, str(error)
 
 
 def _toml_value(text: str) -> Any:

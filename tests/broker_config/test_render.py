@@ -13,9 +13,11 @@ import pytest
 from broker_fixtures import eventually, expect, joined
 from certificates import Authority
 from fedmq_broker_config.render import (
+    GUARD_USER,
     Anonymous,
     BrokerSettings,
     Certificates,
+    Guarded,
     Passwords,
     Site,
     example_files,
@@ -29,6 +31,17 @@ from fedmq_protocol.topics import TABLE, Direction, coordinator_filters, gateway
 ROOT = Path(__file__).parents[2]
 ACL = Path("/etc/mosquitto/acl")
 PASSWORDS = Passwords(Path("/etc/mosquitto/passwords"))
+
+
+def guarded_in(directory: Path) -> Certificates:
+    tls = Path("/tls")
+    return Certificates(
+        ca_file=tls / "ca.crt",
+        cert_file=tls / "broker.crt",
+        key_file=tls / "broker.key",
+        guarded=Guarded(revoked_file=tls / "revoked.crl", directory=directory),
+    )
+
 
 MAKE_EXAMPLES = """
 the committed examples differ from what is rendered; write them anew with
@@ -54,7 +67,8 @@ def test_every_row_of_the_table_has_one_writer_and_one_reader_in_the_acl() -> No
         up = row.direction is Direction.UP
         assert f"pattern {'write' if up else 'read'} {pattern}" in acl
         assert f"topic {'read' if up else 'write'} {coordinators}" in acl
-    assert len([line for line in acl if line.startswith(("topic", "pattern"))]) == 2 * len(TABLE)
+    rules = [line for line in acl if line.startswith(("topic", "pattern")) and " deny " not in line]
+    assert len(rules) == 2 * len(TABLE)
 
 
 def test_no_rule_lets_anyone_write_under_another_name() -> None:
@@ -70,6 +84,8 @@ def test_a_site_may_carry_its_gateways_and_no_others() -> None:
     start = acl.index("user hall-2")
     rules = acl[start + 1 : acl.index("", start)]
     written = {line.removeprefix("topic write ") for line in rules if line.startswith("topic write ")}
+    denied = {line.removeprefix("topic deny ") for line in rules if line.startswith("topic deny ")}
+    assert denied == topics_of("hall-2", Direction.UP)
     ups = [row for row in TABLE if row.direction is Direction.UP]
     assert written == {topic("plant", row.direction, row.channel, g) for row in ups for g in site.gateways}
     assert not [line for line in rules if "+" in line or "#" in line or "%" in line]
@@ -81,6 +97,9 @@ def test_what_bounds_memory_is_in_the_configuration() -> None:
         "max_packet_size 262144",
         "max_queued_bytes 16777216",
         "max_queued_messages 10000",
+        "max_connections 10000",
+        "max_keepalive 3600",
+        "connection_messages true",
         "persistent_client_expiration 1h",
         "autosave_interval 1",
         "set_tcp_nodelay true",
@@ -100,7 +119,19 @@ def test_what_bounds_memory_is_in_the_configuration() -> None:
         ({"coordinator": "#"}, "coordinator"),
         ({"max_packet_bytes": 20_480}, "max_packet_bytes"),
         ({"max_queued_bytes": 1}, "max_queued_bytes"),
+        ({"max_connections": 0}, "max_connections"),
+        ({"max_keepalive_seconds": 0}, "max_keepalive_seconds"),
         ({"sites": (Site(user="s", gateways=("g",)),)}, "needs passwords or certificates"),
+        ({"observers": ("auditor",)}, "needs passwords or certificates"),
+        ({"access": PASSWORDS, "observers": ("a/b",)}, "observers"),
+        ({"access": PASSWORDS, "observers": ("coordinator",)}, "already that of the coordinator"),
+        ({"access": PASSWORDS, "observers": (GUARD_USER,)}, "already that of the guard"),
+        ({"access": PASSWORDS, "coordinator": GUARD_USER}, "already that of the guard"),
+        (
+            {"access": PASSWORDS, "observers": ("g",), "sites": (Site(user="s", gateways=("g",)),)},
+            "'g' of site s is already that of an observer",
+        ),
+        ({"access": guarded_in(Path("/" + "x" * 97))}, "guard_dir: .* 108 bytes, and 107 is the most"),
         ({"access": PASSWORDS, "sites": (Site(user="coordinator", gateways=()),)}, "already that of the coordinator"),
         (
             {"access": PASSWORDS, "sites": (Site(user="s", gateways=("g",)), Site(user="t", gateways=("g",)))},
@@ -140,15 +171,20 @@ def make() -> Iterator[Make]:
 
 @pytest.fixture
 def password_broker(tmp_path: Path) -> Iterator[LocalBroker]:
-    """A broker with users coordinator, g1, g2 and hall-2 (which carries g7), each with its name as its password."""
+    """A broker with users coordinator, g1, g2, hall-2 (which carries g7) and auditor (who observes).
+
+    Each has its name as its password.
+    """
     program = shutil.which("mosquitto_passwd", path="/usr/bin:/usr/local/bin:/opt/homebrew/bin")
     if find_mosquitto() is None or program is None:
         pytest.skip("needs mosquitto and mosquitto_passwd: apt-get install mosquitto")
     file = tmp_path / "passwords"
     file.touch(mode=0o600)
-    for user in ("coordinator", "g1", "g2", "hall-2"):
+    for user in ("coordinator", "g1", "g2", "hall-2", "auditor"):
         subprocess.run([program, "-b", str(file), user, user], check=True, capture_output=True)
-    settings = BrokerSettings(access=Passwords(file), sites=(Site(user="hall-2", gateways=("g7",)),))
+    settings = BrokerSettings(
+        access=Passwords(file), sites=(Site(user="hall-2", gateways=("g7",)),), observers=("auditor",)
+    )
     with LocalBroker(settings, directory=tmp_path / "broker") as broker:
         yield broker
 
@@ -180,13 +216,15 @@ def topics_of(gateway: str, *directions: Direction) -> set[str]:
 
 @pytest.mark.broker
 def test_each_user_writes_what_the_table_gives_and_nothing_else(password_broker: LocalBroker, make: Make) -> None:
-    names = ("g1", "g2", "g7")
+    names = ("g1", "g2", "g7", "coordinator", "hall-2", "auditor")
     everything = {t for name in names for t in topics_of(name, *Direction)}
     everything |= {"fl/1/plant/up/g1/invented", "fl/1/other/up/g1/status", "other", "fl/1/plant/up/any-g1/status"}
     allowed = {
         "g1": topics_of("g1", Direction.UP),
         "hall-2": topics_of("g7", Direction.UP),
+        # Neither of these is a gateway: what the patterns would let one of that name write is denied.
         "coordinator": {t for name in names for t in topics_of(name, Direction.DOWN, Direction.CMD)},
+        "auditor": set(),
     }
     for name, expected in allowed.items():
         session = user(password_broker, make, name)
@@ -196,12 +234,13 @@ def test_each_user_writes_what_the_table_gives_and_nothing_else(password_broker:
 @pytest.mark.broker
 def test_each_user_reads_what_the_table_gives_and_nothing_else(password_broker: LocalBroker, make: Make) -> None:
     coordinator, gateway = user(password_broker, make, "coordinator"), user(password_broker, make, "g1")
-    others = {name: user(password_broker, make, name) for name in ("g2", "hall-2")}
+    others = {name: user(password_broker, make, name) for name in ("g2", "hall-2", "auditor")}
     up, down = topics_of("g1", Direction.UP), topics_of("", Direction.DOWN)
     for text in up:
         assert written(gateway, text)
     assert {expect(coordinator, Received).topic for _ in up} == up
     assert coordinator.next(0.05) is None
+    assert {expect(others["auditor"], Received).topic for _ in up} == up
 
     for name in ("g1", "g2", "g7"):
         for text in topics_of(name, Direction.CMD):
@@ -212,6 +251,8 @@ def test_each_user_reads_what_the_table_gives_and_nothing_else(password_broker: 
         expected = topics_of(carried, Direction.CMD) | down
         assert {expect(others[name], Received).topic for _ in expected} == expected
         assert others[name].next(0.05) is None
+    commands = {t for name in ("g1", "g2", "g7") for t in topics_of(name, Direction.CMD)}
+    assert {expect(others["auditor"], Received).topic for _ in commands | down} == commands | down
 
 
 @pytest.mark.broker
@@ -285,7 +326,9 @@ def test_retained_status_and_sessions_survive_a_restart_where_they_are_kept(tmp_
 
 @pytest.mark.broker
 @pytest.mark.parametrize("kind", ["plant", "loopback"])
-def test_the_committed_configuration_starts_with_only_its_paths_and_port_changed(tmp_path: Path, kind: str) -> None:
+def test_the_committed_configuration_starts_with_only_its_paths_and_port_changed(
+    tmp_path: Path, short_dir: Path, kind: str
+) -> None:
     # The text itself is held equal to what is rendered; here Mosquitto reads it, through LocalBroker's own rendering.
     if find_mosquitto() is None:
         pytest.skip("needs Mosquitto: apt-get install mosquitto")
@@ -294,14 +337,22 @@ def test_the_committed_configuration_starts_with_only_its_paths_and_port_changed
         authority = Authority(tmp_path / "certificates")
         cert, key = authority.issue("server", address="127.0.0.1")
         access = Certificates(ca_file=authority.ca_file, cert_file=cert, key_file=key)
+        revoked_file = tmp_path / "revoked.crl"
+        authority.revoke(revoked_file)
+        access = replace(access, guarded=Guarded(revoked_file=revoked_file, directory=short_dir))
         settings = replace(settings, address="0.0.0.0", access=access, persistence_dir=tmp_path / "data")
     with LocalBroker(settings, directory=tmp_path / "broker") as broker:
         conf = (tmp_path / "broker/mosquitto.conf").read_text()
         shipped = example_files()["mosquitto.conf" if kind == "plant" else "loopback/mosquitto.conf"]
         keys = [[line.split()[0] for line in text.splitlines() if line[:1].isalpha()] for text in (conf, shipped)]
-        assert [key for key in keys[0] if key != "user"] == keys[1]
+        assert [key for key in keys[0] if key != "user"] == [key for key in keys[1] if key != "user"]
         broker.check()
         log = broker.log_file.read_text()
     assert not [
-        line for line in log.splitlines() if ("Error" in line or "Warning" in line) and "run as root" not in line
+        line
+        for line in log.splitlines()
+        if ("Error" in line or "Warning" in line)
+        and "run as root" not in line
+        # Lines for all gateways alike stand among the patterns, so that the rules of users come first.
+        and not ("ACL pattern 'fl/1/plant/down/" in line and "does not contain" in line)
     ]

@@ -65,8 +65,10 @@ from fedmq_protocol.messages import (
     PersonalTrial,
     Receipt,
     Release,
+    Roots,
     RoundKind,
     RoundPlan,
+    Seal,
     SensorHealth,
     Slot,
     Statistics,
@@ -75,11 +77,13 @@ from fedmq_protocol.messages import (
     Verdict,
     Welcome,
     from_bytes,
+    split,
     to_bytes,
 )
 from fedmq_protocol.reasons import Reason
+from fedmq_protocol.signing import Chain, TrustError, read_card
 from fedmq_protocol.task import Codec, ModelSpec, Task, initial_steps, model_digest, short
-from fedmq_protocol.topics import TABLE
+from fedmq_protocol.topics import TABLE, Direction, parse, topic
 from fedmq_protocol.transfer import Incoming, TransferError, chunks, refer
 from numpy.typing import NDArray
 
@@ -89,6 +93,7 @@ from fedmq.bridge.mqtt import read_label
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from bundles import bundle_of, slow, with_noise, with_preparation, with_values
+from trust import TrustAuthority
 
 __all__ = ["LENGTHS", "Decoder", "decoders", "every_payload"]
 
@@ -122,6 +127,8 @@ def decoders() -> dict[str, Decoder]:
         Decoder(name="zstd", chosen=1, read=read_zstd, seeds=tuple(zstd_seeds()), units=zstd_size),
         Decoder(name="golomb", chosen=4, read=read_golomb, seeds=tuple(golomb_seeds())),
         Decoder(name="message", chosen=1, read=read_message, seeds=tuple(message_seeds())),
+        Decoder(name="sealed", chosen=1, read=read_sealed, seeds=tuple(sealed_seeds())),
+        Decoder(name="trust", chosen=1, read=read_trust, seeds=tuple(trust_seeds())),
         Decoder(name="transfer", chosen=2, read=read_transfer, seeds=tuple(transfer_seeds())),
         Decoder(name="catchup", chosen=1, read=read_catch_up, seeds=tuple(catch_up_seeds())),
         Decoder(name="frame", chosen=1, read=read_frame, seeds=tuple(frame_seeds())),
@@ -493,7 +500,8 @@ def messages() -> list[Message]:
         Receipt(round_id=41, counter=8, verdict=Verdict.ACCEPTED),
         Missing(transfer=bytes(8), missing=(1, 2)),
         CatchUp(lineage=1, kind=CatchUpKind.CHAIN, start=3, number=40, model=bytes(8), body=ref),
-        CatchUp(lineage=1, kind=CatchUpKind.KEYFRAME, start=0, number=40, model=bytes(8), body=b"numbers"),
+        CatchUp(lineage=1, kind=CatchUpKind.KEYFRAME, start=0, number=40, model=bytes(8), body=b"numbers", until=600),
+        Roots(nonce=bytes(8), roots=(bytes(200),)),
     ]
 
 
@@ -519,6 +527,90 @@ def message_seeds() -> Iterator[bytes]:
             except MessageError:
                 continue
             yield bytes([number]) + data
+
+
+# --- seals, roots and cards ------------------------------------------------------------------------------------------
+
+AUTHORITY = TrustAuthority()
+LATER = TrustAuthority()
+LATER.rotate()
+
+
+def read_sealed(data: bytes) -> bool:
+    """To the coordinator, or to a gateway, on the row that the first byte names: nothing is believed that was not said
+    with the keys of this federation."""
+    if not data:
+        return False
+    row = TABLE[data[0] % len(TABLE)]
+    text = topic("test", row.direction, row.channel, None if row.direction is Direction.DOWN else "g1")
+    where = parse(text)
+    try:
+        found = split(data[1:])
+        message = from_bytes(row, found.plain)
+        if row.direction is Direction.UP:
+            SEALED_COORDINATOR.check(text, where, message, found)
+        else:
+            SEALED_GATEWAY.check(text, where, message, found)
+    except MessageError:
+        return False
+    assert found.seal is Seal.NONE or data[1:] in SAID
+    return True
+
+
+def sealed_seeds() -> Iterator[bytes]:
+    """All that the two have to say to each other."""
+    for message in (*messages(), BORN):
+        for number, row in enumerate(TABLE):
+            text = topic("test", row.direction, row.channel, None if row.direction is Direction.DOWN else "g1")
+            with suppress(MessageError):
+                from_bytes(row, to_bytes(message))
+                seals = SEALED_GATEWAY if row.direction is Direction.UP else SEALED_COORDINATOR
+                said = seals.seal(text, parse(text), message, to_bytes(message))
+                SAID.add(said)
+                if read_sealed(bytes([number]) + said):  # a birth must show the card
+                    yield bytes([number]) + said
+
+
+SEALED_GATEWAY = AUTHORITY.gateway("g1", bytes(8))
+SEALED_COORDINATOR = AUTHORITY.coordinator()
+SEALED_COORDINATOR.know("g1", bytes(8), SEALED_GATEWAY.card)
+SAID: set[bytes] = set()
+BORN = Birth(
+    nonce=bytes(8),
+    software="fedmq",
+    engines=(),
+    signal_samples={},
+    sent=0,
+    received=0,
+    root=1,
+    card=SEALED_GATEWAY.card,
+)
+
+
+def read_trust(data: bytes) -> bool:
+    """A file of roots, a root that is to lead on, and a card; what the first byte says."""
+    if not data:
+        return False
+    body = data[1:]
+    try:
+        if data[0] % 3 == 0:
+            assert Chain.read(body.decode("latin-1"), "test").newest.federation == "test"
+        elif data[0] % 3 == 1:
+            assert AUTHORITY.chain.walk([body]).newest == AUTHORITY.chain.newest
+        else:
+            read_card(body, federation="test", gateway="g1", issuer=AUTHORITY.chain.newest.issuer)
+            assert body == SEALED_GATEWAY.card
+    except TrustError:
+        return False
+    return True
+
+
+def trust_seeds() -> Iterator[bytes]:
+    yield b"\0" + AUTHORITY.chain.text().encode()
+    yield b"\0" + LATER.chain.text().encode()
+    yield b"\0" + Chain(LATER.signed[1:]).text().encode()
+    yield b"\1" + AUTHORITY.signed[0]
+    yield b"\2" + SEALED_GATEWAY.card
 
 
 # --- transfers -------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from fedmq_protocol.messages import (
     Missing,
     Receipt,
     Release,
+    Roots,
     RoundKind,
     RoundPlan,
     SensorHealth,
@@ -77,6 +78,8 @@ BIRTH = Birth(
     held=(Held(lineage=1, version=40, task=bytes(8), counter=7),),
     tags=("pump", "Linie 3"),
     sensors=(SensorHealth(name="motor", rate_pct=99, silent_seconds=2, lost_frames=5, failed=3, flat=True),),
+    root=1,
+    card=bytes(115),
 )
 UPDATE = Update(
     round_id=41,
@@ -135,6 +138,7 @@ EVERY: list[tuple[Message, tuple[Any, ...]]] = [
     (Missing(transfer=bytes(8), missing=(1, 2)), (RECEIPT,)),
     (CatchUp(lineage=1, kind=CatchUpKind.CHAIN, start=3, number=40, model=bytes(8), body=REF), (MODEL,)),
     (Trial(lineage=1, version=12, in_service=10, windows=40, metric=9_800, before=9_900), (TRIAL,)),
+    (Roots(nonce=bytes(8), roots=(bytes(100), bytes(200))), (WELCOME,)),
 ]
 VARIANTS: list[tuple[Message, Any]] = [
     (msgspec.structs.replace(UPDATE, payload=REF, evaluation=None), ANSWER),
@@ -200,13 +204,13 @@ def test_nothing_is_read_from_the_report_topic() -> None:
 # --- the envelope ----------------------------------------------------------------------------------------------------
 
 
-def test_only_this_wire_version_without_a_trailer_is_spoken() -> None:
+def test_only_this_wire_version_without_a_seal_is_decoded() -> None:
     body = to_bytes(ROUND)[1:]
     for envelope in range(256):
         if envelope == 0x30:
             continue
         complaint = refused(bytes([envelope]) + body, PLAN)
-        assert ("trailer" if envelope >> 4 == 3 else "wire version") in complaint
+        assert ("seal" if envelope >> 4 == 3 else "wire version") in complaint
 
 
 def test_the_envelope_is_looked_at_before_the_body() -> None:
@@ -289,8 +293,8 @@ def test_fields_that_an_older_version_does_not_know_take_their_defaults() -> Non
     assert short_update == msgspec.structs.replace(UPDATE, evaluation=None)
     short_plan = from_bytes(PLAN, with_body(body_of(ROUND)[:-3]))
     assert short_plan == msgspec.structs.replace(ROUND, delta=None, scaler=None, release=None)
-    short_birth = from_bytes(STATUS, with_body(body_of(BIRTH)[:-3]))
-    assert short_birth == msgspec.structs.replace(BIRTH, held=(), tags=(), sensors=())
+    short_birth = from_bytes(STATUS, with_body(body_of(BIRTH)[:-5]))
+    assert short_birth == msgspec.structs.replace(BIRTH, held=(), tags=(), sensors=(), root=None, card=None)
 
 
 def test_a_field_without_a_default_must_be_there() -> None:

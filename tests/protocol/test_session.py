@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 from broker_fixtures import PATIENCE_SECONDS, eventually, expect, joined
+from certificates import Authority
 from counting_proxy import CountingProxy
-from fedmq_broker_config.run import EmbeddedBroker, LocalBroker, free_port
+from fedmq_broker_config.render import BrokerSettings, Certificates
+from fedmq_broker_config.run import EmbeddedBroker, LocalBroker, find_mosquitto, free_port
 from fedmq_protocol import session as module
 from fedmq_protocol.session import (
     MAX_PACKET_BYTES,
@@ -851,3 +853,31 @@ def test_paho_is_kept_quiet_and_out_of_the_log(make: Make, caplog: pytest.LogCap
         session.start()
         expect(session, ConnectFailed)
     assert caplog.records == []
+
+
+# --- a renewed certificate --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.broker
+def test_a_renewed_certificate_is_taken_without_a_restart_and_a_wrong_one_is_told(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_mosquitto() is None:
+        pytest.skip("needs Mosquitto")
+    monkeypatch.setattr(module, "RENEWAL_LOOK_SECONDS", 0.05)
+    authority = Authority(tmp_path / "ca")
+    server_cert, server_key = authority.issue("broker", address="127.0.0.1")
+    access = Certificates(ca_file=authority.ca_file, cert_file=server_cert, key_file=server_key)
+    with LocalBroker(BrokerSettings(access=access), directory=tmp_path / "broker") as broker:
+        cert, key = authority.issue("g1")
+        session = make(broker.port, "g1", ca_file=authority.ca_file, cert_file=cert, key_file=key, keepalive_seconds=1)
+        session.start()
+        joined(session)
+
+        right, _ = authority.issue("g1", file="renewed")
+        (tmp_path / "ca" / "renewed.key").replace(key)
+        # Between the two renames the certificate and the key do not belong together.
+        assert "new certificate" in expect(session, Disconnected).reason
+        assert "key_file" in expect(session, ConnectFailed).reason
+        right.replace(cert)
+        joined(session)

@@ -281,7 +281,7 @@ def test_any_command_line_loads_or_is_refused_as_such(text: str) -> None:
 
 
 def test_a_password_is_read_from_its_file_and_shown_nowhere(tmp_path: Path) -> None:
-    written(tmp_path, "hunter2\nsecond line\n", "password")
+    written(tmp_path, "hunter2\nsecond line\n", "password").chmod(0o600)
     path = written(tmp_path, 'name = "a"\n[connection]\nusername = "u"\npassword_file = "password"\n')
     settings = load(Program, path)
     assert settings.connection.password() == "hunter2"
@@ -294,6 +294,7 @@ def test_an_unusable_password_file_is_named_without_its_content(tmp_path: Path, 
     path = tmp_path / "password"
     if content is not None:
         path.write_bytes(content)
+        path.chmod(0o600)
     with pytest.raises(SettingsError) as caught:
         ConnectionSettings(username="u", password_file=path).password()
     assert str(caught.value).startswith(f"password_file: {path}: ")

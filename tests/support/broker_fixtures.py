@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -23,6 +25,13 @@ def mosquitto() -> Iterator[LocalBroker]:
         pytest.skip("needs Mosquitto: apt-get install mosquitto")
     with LocalBroker() as broker:
         yield broker
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A folder whose path leaves room for a Unix socket, whatever the test is called."""
+    with tempfile.TemporaryDirectory(prefix="fedmq-") as name:
+        yield Path(name)
 
 
 @pytest.fixture

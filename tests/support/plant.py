@@ -28,6 +28,7 @@ from fedmq_edge_node.service import Gateway, will
 from fedmq_protocol.messages import PersonalPolicy, SensorHealth
 from fedmq_protocol.session import Received
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
+from trust import TrustAuthority
 
 FEDERATION = "test"
 START = 1_700_000_000.0
@@ -108,8 +109,11 @@ class Plant:
         bundle: bytes = b"",
         personal: PersonalPolicy | None = None,
         crash_point: Callable[[str], None] = lambda name: None,
+        authority: TrustAuthority | None = None,
     ) -> None:
         self.directory = directory
+        self.authority = authority
+        """Whose seals all messages carry; None: none do."""
         self.task = task or make_task()
         self.settings = settings or RoundSettings(max_rounds=rounds, min_gateways=gateways)
         self.limits = limits or LimitSettings(catch_up_gather_seconds=0.3)
@@ -120,6 +124,7 @@ class Plant:
         self.more = more
         """Further tasks beside the first."""
         self.now = START
+        self.stale_seconds = 86_400.0
         self.broker = FakeBroker()
         self.lose: Callable[[str, Received], bool] = lambda client, message: False
         self.vitals: dict[str, Vitals] = {}
@@ -148,6 +153,7 @@ class Plant:
                 models=ModelStore(self.directory / "models"),
                 clock=lambda: self.now,
                 new_lineage=new_lineage,
+                seals=self.authority and self.authority.coordinator(lambda: self.now),
                 crash_point=self.crash_point,
             )
         except BaseException:
@@ -165,6 +171,7 @@ class Plant:
         self.births += 1
         nonce = self.births.to_bytes(8, "little")
         session = self._session(name, nonce)
+        seals = self.authority and self.authority.gateway(name, nonce, lambda: self.now)
         gateway = Gateway(
             name=name,
             federation=FEDERATION,
@@ -178,6 +185,8 @@ class Plant:
             nonce=nonce,
             software="test",
             ask_jitter_seconds=0.2,
+            seals=seals,
+            stale_seconds=self.stale_seconds,
         )
         self.gateways[name] = gateway
         session.start()

@@ -118,6 +118,32 @@ def test_the_same_seed_gives_the_same_model_bit_for_bit(tmp_path: Path, mosquitt
 
 
 @pytest.mark.broker
+def test_secure_it_learns_the_same_model_for_at_most_100_bytes_more(tmp_path: Path, mosquitto: LocalBroker) -> None:
+    """Signatures, MACs and identities of 21 rounds, before TLS."""
+    del mosquitto
+    words = ("--no-baselines", "--rounds", "20", "--no-progress")
+    plain = demo(tmp_path / "open", "--broker", "mosquitto", *words)
+    secure = demo(tmp_path / "secure", "--secure", *words)
+    assert (plain["secure"], secure["secure"]) == (False, True)
+    assert secure["model_digest"] == plain["model_digest"]
+    more = sum(secure[key] - plain[key] for key in ("wire_up_bytes", "wire_down_bytes"))
+    assert 64 < more / 3 / 21 <= 100
+    logs = "".join(path.read_text(encoding="utf-8") for path in (tmp_path / "secure" / "logs").glob("*.log"))
+    assert " WARNING " not in logs
+    assert " ERROR " not in logs
+    keys = list((tmp_path / "secure" / "identities").rglob("*.key"))
+    assert len(keys) > 8
+    assert all(path.stat().st_mode & 0o077 == 0 for path in keys)
+
+
+def test_secure_needs_a_broker_that_can_be_told_who_may_what(tmp_path: Path) -> None:
+    ended = fedmq("demo", "--secure", "--broker", "embedded", "--directory", str(tmp_path / "run"))
+    assert ended.returncode == 1
+    assert "--secure with --broker embedded" in ended.stderr
+    assert "apt-get install mosquitto" in ended.stderr
+
+
+@pytest.mark.broker
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_demo_reads_this_machine_where_it_is_told_to_and_ends_with_its_children(
     tmp_path: Path, number: signal.Signals
