@@ -321,8 +321,14 @@ class GatewaySeals:
         self._unix = unix
         self._keep = keep
         self._chain = chain
-        issuer = chain.newest.issuer
-        if read_card(card, federation=federation, gateway=gateway, issuer=issuer).agreement != public_bytes(agreement):
+        try:
+            found = read_card(card, federation=federation, gateway=gateway, issuer=chain.newest.issuer)
+        except TrustError as error:
+            raise TrustError(
+                f"{error}, as root {chain.newest.version} names it; a card of an earlier issuer is renewed with"
+                " `fedmq gateway renew`"
+            ) from None
+        if found.agreement != public_bytes(agreement):
             raise TrustError(f"the card of {gateway} is for another key than its agreement.key")
         self.card = card
         self._take(chain)

@@ -172,6 +172,23 @@ def test_heads_are_signed_while_nothing_happens_and_their_absence_is_told(plant:
     assert plant.gateways["g0"]._memory.get("stale") is None
 
 
+def test_a_renewed_card_is_shown_at_the_next_connection(plant: Plant) -> None:
+    """Of the same start: what it has pending goes on."""
+    assert plant.authority is not None
+    plant.run_until(lambda: plant.version == 1)
+    gateway = plant.gateways["g0"]
+    old = plant.authority.serials["g0"]
+    plant.authority.serials["g0"] = 77
+    plant.renewals["g0"] = plant.authority.gateway("g0", gateway._nonce, lambda: plant.now)
+    plant.authority.revoked.add(old)  # replaced
+    plant.session(gateway).cut()
+    plant.tick()
+    plant.session(gateway).heal()
+    plant.run_to_rest()
+    assert set(plant.digests().values()) == {plant.digest}
+    assert {row.name for row in plant.ledger.gateways() if row.present} == {"g0", "g1", "g2"}
+
+
 def test_a_birth_of_somebody_else_changes_no_record(plant: Plant) -> None:
     plant.run_until(lambda: plant.version == 1)
     false = TrustAuthority(FEDERATION)
