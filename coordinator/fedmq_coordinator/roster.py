@@ -111,6 +111,14 @@ class Roster:
         if leave.clean:
             self._count(known, leave.sent, leave.received, now, final=True)
 
+    def dismissed(self, name: str, now: float) -> None:
+        """A gateway is believed no more: nobody waits for it."""
+        known = self._gateways.get(name)
+        if known is not None and known.present:
+            self._gateways[name] = replace(known, present=False)
+            self.changes += 1
+            self._ledger.set_presence(name, False, now)
+
     def heard(self, name: str, sent: int, received: int, now: float) -> bytes:
         """A gateway has answered; returns the boot nonce that its byte counts belong to."""
         known = self._gateways.get(name)

@@ -598,6 +598,10 @@ class Coordinator:
         for event in events:
             self._handle(event, now)
         self._carry_out_orders(now)
+        if self._seals is not None:
+            for name, why in self._seals.dismiss().items():
+                log.warning("%s; it takes no part any more", why)
+                self._roster.dismissed(name, now)
         if self._connected:
             for job in self._jobs.values():
                 job.proceed(now)
