@@ -153,14 +153,14 @@ def _key(arguments: argparse.Namespace) -> None:
 
 def _make(arguments: argparse.Namespace) -> None:
     from fedmq_protocol.secrets import read_secret
-    from fedmq_protocol.signing import read_ed25519
 
+    from fedmq.release.index import read_key
     from fedmq.release.making import make
 
     index = make(
         arguments.wheelhouse,
         version=arguments.version,
-        key=read_ed25519(read_secret(arguments.key, _MAX_KEY_BYTES), str(arguments.key)),
+        key=read_key(read_secret(arguments.key, _MAX_KEY_BYTES), str(arguments.key)),
         out=arguments.out,
         platforms=arguments.platform,
         channel=arguments.channel,

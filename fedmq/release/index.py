@@ -16,16 +16,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 __all__ = [
     "ANY",
@@ -36,9 +33,12 @@ __all__ = [
     "File",
     "Index",
     "ReleaseError",
+    "ReleaseKey",
+    "Version",
     "key_from_text",
     "key_to_text",
     "read",
+    "read_key",
     "sign",
 ]
 
@@ -148,7 +148,23 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             )
 
 
-def sign(index: Index, key: Ed25519PrivateKey) -> bytes:
+@dataclass(frozen=True, kw_only=True)
+class ReleaseKey:
+    """What releases are signed with."""
+
+    public: bytes
+    sign: Callable[[bytes], bytes]
+
+
+def read_key(pem: bytes, where: str) -> ReleaseKey:
+    """`where` is the file, for the message. Raises TrustError, which holds nothing of the key."""
+    from fedmq_protocol.signing import public_bytes, read_ed25519
+
+    key = read_ed25519(pem, where)
+    return ReleaseKey(public=public_bytes(key), sign=key.sign)
+
+
+def sign(index: Index, key: ReleaseKey) -> bytes:
     """The file's bytes. Raises ReleaseError for one that is too large."""
     body = msgspec.json.format(msgspec.json.encode(index), indent=1)
     signature = base64.b64encode(key.sign(_SIGNED + body))

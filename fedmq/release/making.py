@@ -14,15 +14,23 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fedmq_protocol.signing import public_bytes
+import msgspec
 
 from fedmq.ca import folder
-from fedmq.release.index import ANY, INDEX, REQUIREMENTS, Build, File, Index, ReleaseError, read, sign
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fedmq.release.index import (
+    ANY,
+    INDEX,
+    REQUIREMENTS,
+    Build,
+    File,
+    Index,
+    ReleaseError,
+    ReleaseKey,
+    Version,
+    read,
+    sign,
+)
 
 __all__ = ["make"]
 
@@ -38,7 +46,7 @@ def make(
     houses: Sequence[Path],
     *,
     version: str,
-    key: Ed25519PrivateKey,
+    key: ReleaseKey,
     out: Path,
     platforms: Sequence[str] = (),
     channel: str = "stable",
@@ -49,6 +57,10 @@ def make(
     ReleaseError and OSError; then the index is the one before."""
     if platforms and len(houses) > 1:
         raise ReleaseError("--platform says what one wheelhouse is for: give it with one at a time")
+    try:
+        msgspec.convert(version, Version)
+    except msgspec.ValidationError:
+        raise ReleaseError(f"--version: expected one such as 0.2.0 or 0.2.0-2, got {version!r}") from None
     out.mkdir(parents=True, exist_ok=True)
     before = _before(out, key)
     if before is not None and before.channel != channel:
@@ -79,19 +91,19 @@ def make(
             builds=tuple(builds[name] for name in sorted(builds)),
         )
         data = sign(index, key)
-        read(data, [public_bytes(key)])  # what machines would refuse is not published
+        read(data, [key.public])  # what machines would refuse is not published
     except ValueError as error:
         raise ReleaseError(f"this makes no index: {error}") from None
     folder.put(out / INDEX, data, folder.PUBLIC)
     return index
 
 
-def _before(out: Path, key: Ed25519PrivateKey) -> Index | None:
+def _before(out: Path, key: ReleaseKey) -> Index | None:
     path = out / INDEX
     if not path.exists():
         return None
     try:
-        return read(folder.read(path), [public_bytes(key)])
+        return read(folder.read(path), [key.public])
     except ReleaseError as error:
         raise ReleaseError(
             f"{path}: {error}. With a new key, make releases in a new folder; machines need the key in their settings"

@@ -89,8 +89,8 @@ class Pull:
         )
 
     def run(self, *, now: bool = False, again: bool = False) -> str:
-        """With `now` at once, and `again` also what failed here before."""
-        if not now:
+        """With `now` at once, as where a trial is to be decided; `again` also what failed here before."""
+        if not now and self._releases.state().trial is None:
             self._world.sleep(self._world.rng.uniform(0.0, self._settings.jitter_seconds))
         root = self._settings.root
         root.mkdir(mode=0o755, parents=True, exist_ok=True)
