@@ -218,11 +218,17 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _said(state: State) -> list[str]:
+    from fedmq.release.pulling import TRIES
+
     lines = []
     if state.trial is not None:
         lines.append(f"on trial: {state.trial.version}, after {state.trial.before}; the next pull goes on with it")
     for version, bad in state.bad.items():
-        then = "not tried again" if bad.given_up else f"tried {bad.tries} times, and again next time"
+        then = (
+            "not tried again"
+            if bad.given_up
+            else f"tried {bad.tries} of {TRIES} times, and again once the one before works"
+        )
         lines.append(f"failed: {version} on {_day(bad.at)}, {then}: {bad.why}")
     if state.checked_at:
         ended = "failed" if state.failed else "went well"

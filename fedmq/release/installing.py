@@ -93,6 +93,8 @@ class Bad(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     tries: int
     given_up: bool
+    boot: str = ""
+    """The start of the gateway that was welcomed last by then: while none has been since, the release waits."""
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -229,7 +231,10 @@ class Releases:
         if release.exists():  # cut short
             shutil.rmtree(release)
         wheels = self._wheels(build)
-        self._must([str(self.python), "-I", "-m", "venv", str(release)])
+        self._must(
+            [str(self.python), "-I", "-m", "venv", str(release)],
+            "; is python3-venv of the distribution installed?",
+        )
         self.passed("venv")
         python = str(release / "bin" / "python")
         self._must(
@@ -263,7 +268,7 @@ class Releases:
             os.link(self.place(file), wheels / file.name)
         return wheels
 
-    def _must(self, words: Sequence[str]) -> None:
+    def _must(self, words: Sequence[str], hint: str = "") -> None:
         ended = self.run(
             words,
             self.seconds,
@@ -275,7 +280,7 @@ class Releases:
             },
         )
         if ended.status:
-            raise ReleaseError(f"{' '.join(words[2:5])} failed: {_tail(ended)}")
+            raise ReleaseError(f"{' '.join(words[2:5])} failed: {_tail(ended)}{hint}")
 
     def remove(self, version: str) -> None:
         """The mark goes first: what is left where this is cut short is not taken for a release."""

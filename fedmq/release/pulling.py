@@ -9,7 +9,8 @@ Owns the order of the steps, and what counts as a good release. Refuses to know 
 - A release is good when the unit was restarted, the health command ends with 0, and the coordinator has welcomed the
   gateway with the new version since; and all that once more a little later. Else the one before comes back.
 - A release is bad, and never tried again here, when it fails and the one before works. Where that fails as well, it may
-  be the network or the coordinator: the release is tried again with the next pull, three times in all.
+  be the network or the coordinator: the release is tried again once the one before has been welcomed, three times in
+  all.
 - The serial number is kept as soon as an index is believed, before anything is done for it.
 """
 
@@ -128,6 +129,8 @@ class Pull:
         bad = self._releases.state().bad.get(index.version)
         if bad is not None and bad.given_up and not again:
             return f"{before} stays: {index.version} failed here and is not tried again ({bad.why})"
+        if bad is not None and not again and self._settings.health.welcome and self._welcomed() == bad.boot:
+            return f"{before} stays, and the coordinator has not welcomed it since: {index.version} waits until it has"
         build = index.build_for(self._releases.platform())
         if not self._releases.is_whole(index.version):
             left = self._releases.missing(build)
@@ -181,11 +184,13 @@ class Pull:
         """Of a pull that was cut off: what the link says tells how far it came."""
         trial = state.trial
         assert trial is not None
-        if trial.failed:
+        current = self._releases.current
+        if trial.failed and current in (trial.version, trial.before):
             return self._go_back(trial)
-        if self._releases.current == trial.version:
+        if current == trial.version:
             return self._judge(trial)
-        self._settle(trial, None)
+        # Not switched yet; or somebody else has switched since, and what came of it is theirs to see.
+        self._settle(trial, trial.failed or None)
         return ""
 
     def _judge(self, trial: Trial) -> str:
@@ -219,7 +224,8 @@ class Pull:
         given_up = self._settle(trial, trial.failed, sure=False)
         raise ReleaseError(
             f"release {trial.version} fails: {trial.failed}; {before} is current again, and fails as well: {why}. It"
-            f" may be neither's fault; {trial.version} is {'not tried again' if given_up else 'tried again next time'}"
+            f" may be neither's fault; {trial.version} is"
+            f" {'not tried again' if given_up else 'tried again once it works'}"
         )
 
     def _settle(self, trial: Trial, why: str | None, *, sure: bool = False) -> bool:
@@ -245,7 +251,9 @@ class Pull:
         earlier = bad.pop(version, None)
         tries = (earlier.tries if earlier else 0) + 1
         given_up = sure or tries >= TRIES
-        bad[version] = Bad(why=why[:1000], at=self._world.clock(), tries=tries, given_up=given_up)
+        bad[version] = Bad(
+            why=why[:1000], at=self._world.clock(), tries=tries, given_up=given_up, boot=self._welcomed()
+        )
         for oldest in list(bad)[:-_KEPT_BAD]:
             del bad[oldest]
         return given_up

@@ -537,10 +537,14 @@ def test_while_no_coordinator_answers_no_release_is_blamed_at_once(
     pull(settings, machine)
     publish("0.2.0")
     machine.coordinator = False
-    for _ in range(TRIES - 1):
-        refused(settings, machine, "may be neither's fault; 0.2.0 is tried again next time")
-        assert machine.version == "0.1.0"
+    refused(settings, machine, "may be neither's fault; 0.2.0 is tried again once it works")
+    assert machine.version == "0.1.0"
+    boots = machine.boots
+    for _ in range(TRIES):
+        assert "0.2.0 waits until it has" in pull(settings, machine)
+    assert machine.boots == boots, "it is left in peace while nobody answers"
     machine.coordinator = True
+    machine.boot()
     assert pull(settings, machine) == "0.2.0 is current and works, after 0.1.0"
 
 
@@ -550,13 +554,22 @@ def test_a_release_after_which_nothing_works_is_given_up_in_the_end(
     publish("0.1.0")
     pull(settings, machine)
     publish("0.2.0")
-    machine.coordinator = False
-    for _ in range(TRIES - 1):
-        refused(settings, machine, "0.2.0 is tried again next time")
-    refused(settings, machine, "0.2.0 is not tried again")
+    for _ in range(TRIES):
+        machine.coordinator = False
+        refused(settings, machine, "0.1.0 is current again, and fails as well")
+        machine.coordinator = True
+        machine.boot()
     assert "is not tried again" in pull(settings, machine)
-    machine.coordinator = True
     assert pull(settings, machine, again=True) == "0.2.0 is current and works, after 0.1.0"
+
+
+def test_a_first_release_that_fails_stays_and_says_so(
+    settings: ReleaseSettings, machine: Machine, publish: Publish
+) -> None:
+    publish("0.1.0", "mute")
+    refused(settings, machine, "release 0.1.0 fails: .* there is none before to go back to")
+    publish("0.2.0")
+    assert pull(settings, machine) == "0.2.0 is current and works, after 0.1.0"
 
 
 def test_where_the_welcome_cannot_be_seen_nothing_is_switched(
@@ -655,6 +668,33 @@ def test_a_trial_goes_on_without_the_network(
     assert machine.version == "0.1.0"
 
 
+def test_who_has_switched_meanwhile_is_not_switched_back(
+    settings: ReleaseSettings, machine: Machine, publish: Publish
+) -> None:
+    for version in ("0.1.0", "0.2.0"):
+        publish(version)
+        pull(settings, machine)
+    publish("0.3.0", "mute")
+    machine.passed.clear()
+
+    def killed_on_the_way_back(name: str) -> None:
+        machine.passed.append(name)
+        if machine.passed.count("state") == 3:
+            raise Killed(name)
+
+    with pytest.raises(Killed):
+        Pull(settings, replace(machine.world(), crash_point=killed_on_the_way_back)).run(now=True)
+    releases = Releases(root=machine.root, python=Path("python3"), seconds=1.0)
+    trial = releases.state().trial
+    assert trial is not None
+    assert (trial.before, trial.failed != "") == ("0.2.0", True)
+    releases.switch("0.1.0")
+    publish("0.1.0")
+    boots = machine.boots
+    assert pull(settings, machine) == "0.1.0 is current, and what channel stable offers"
+    assert (machine.version, machine.boots) == ("0.1.0", boots)
+
+
 def test_what_is_half_removed_is_not_taken_for_a_release(
     settings: ReleaseSettings, machine: Machine, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -679,6 +719,15 @@ def test_two_pulls_at_once(settings: ReleaseSettings, machine: Machine, publish:
             pull(settings, machine)
         assert site.asked == []
     assert pull(settings, machine) == "0.1.0 is current and works"
+
+
+def test_a_trial_is_decided_without_waiting(settings: ReleaseSettings, machine: Machine, publish: Publish) -> None:
+    publish("0.1.0")
+    machine.crash_at = "current switched"
+    with pytest.raises(Killed):
+        pull(settings, machine)
+    Pull(replace(settings, jitter_seconds=86_400.0), machine.world()).run()
+    assert machine.seconds < 100
 
 
 def test_a_pull_waits_a_random_time_unless_it_is_to_be_now(
