@@ -128,7 +128,7 @@ def site(tmp_path: Path, authority: tuple[Authority, Path, Path]) -> Iterator[Si
 class Machine:
     """Plays pip, the programs of a release, systemctl and the coordinator. What a release does is written in its
     wheel: `good`, `mute` (never welcomed), `dead` (its unit does not start), `wrong` (another version), `hollow`
-    (cannot be loaded), `fickle` (begins anew after a good start)."""
+    (cannot be loaded), `fickle` (begins anew after a good start), `astray` (its unit runs another version)."""
 
     root: Path
     state_dir: Path
@@ -192,6 +192,7 @@ class Machine:
     def boot(self) -> None:
         version, kind = self.running.split()
         self.boots += 1
+        version = "0.0.1" if kind == "astray" else version
         if self.coordinator and kind != "mute":
             note = welcome.Welcomed(software=f"fedmq {version}", boot=f"{self.boots:016x}", at=self.now)
             welcome.write(self.state_dir, note)
@@ -464,6 +465,20 @@ def test_a_download_goes_on_in_the_next_pull(
     assert (path, "bytes=4000-") in site.asked
 
 
+def test_a_wheel_that_the_disk_has_spoilt_is_fetched_again(
+    settings: ReleaseSettings, machine: Machine, publish: Publish, site: Site
+) -> None:
+    publish("0.1.0")
+    pull(settings, machine)
+    for path in (machine.root / "downloads").iterdir():
+        if path.is_file():
+            path.write_bytes(bytes(path.stat().st_size))
+    publish("0.2.0")
+    site.asked.clear()
+    assert pull(settings, machine) == "0.2.0 is current and works, after 0.1.0"
+    assert [path for path, _ in site.asked if "numpy" in path]
+
+
 def test_who_leads_elsewhere_is_not_followed(settings: ReleaseSettings, machine: Machine, site: Site) -> None:
     site.moved = True
     refused(settings, machine, "got 302, which leads elsewhere")
@@ -487,6 +502,7 @@ def test_a_server_of_another_ca_is_not_believed(
         ("mute", "after 60 s the gateway has not been welcomed"),
         ("dead", "`restart` ended with 1: Job failed"),
         ("fickle", "began anew"),
+        ("astray", "was welcomed as fedmq 0.0.1, not as fedmq 0.2.0: does it run from current"),
     ],
 )
 def test_a_release_that_fails_is_taken_back_and_not_tried_again(
