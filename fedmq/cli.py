@@ -36,6 +36,7 @@ examples:
   fedmq task list --state /var/lib/fedmq           several tasks: how each stands; pause, promote, roll back
   fedmq export --c-int8 model.c --state /var/lib/fedmq --calibrate DIR      a model for a microcontroller
   fedmq doctor gateway --config gateway.toml       whether files, certificates, clock and broker are sound
+  fedmq release pull --config release.toml         a signed release, tried, and taken back where it fails
   fedmq wire show                                  what crosses the broker, field by field
   fedmq bench codec --quick                        bytes and time of the codec beside its rivals
   fedmq simulate --faults all --schedules 100      a federation in virtual time, and everything that can go wrong
@@ -213,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     from fedmq.ca.command import add_parser as add_ca
     from fedmq.doctor.command import add_parser as add_doctor
     from fedmq.export import add_parser as add_export
+    from fedmq.release.command import add_parser as add_release
     from fedmq.wire.command import add_parser as add_wire
 
     add_bridge(commands)
@@ -221,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     add_ca(commands)
     add_wire(commands)
     add_doctor(commands)
+    add_release(commands)
     _add_demo(commands)
     _add_simulate(commands)
     _add_bench(commands)

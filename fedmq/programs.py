@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from fedmq_protocol.session import Connection, MqttSession
 from fedmq_protocol.settings import ConnectionSettings, Mistake, SettingsError, load
 from fedmq_protocol.task import MAX_BUNDLE_BYTES, Objective, Task
 
-from fedmq import __version__
+from fedmq import __version__, welcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -218,6 +219,9 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         seals=seals.first,
         renewed=seals,
         stale_seconds=settings.stale_hours * 3600,
+        welcomed=lambda at: welcome.write(
+            settings.state_dir, welcome.Welcomed(software=f"fedmq {__version__}", boot=nonce.hex(), at=at)
+        ),
         crash_point=crash_point(CRASH_POINTS),
     )
 
@@ -239,6 +243,9 @@ def show_gateway(settings: GatewaySettings) -> list[str]:
     stale = memory.get(STALE)
     memory.close()
     lines = [] if states else ["no task yet"]
+    if (note := welcome.read(settings.state_dir)) is not None:
+        at = datetime.fromtimestamp(note.at, UTC)
+        lines.insert(0, f"{note.software} was last welcomed by the coordinator at {at:%Y-%m-%d %H:%M:%S} UTC")
     if stale is not None:
         lines.insert(
             0, "ALERT: nothing new and signed by the coordinator for long: it is down, or somebody keeps it away"

@@ -162,9 +162,10 @@ class Gateway:
     """One gateway. `vitals` reads the machine, `monotonic` is its clock in seconds, `source` its own recordings.
 
     `tags` say what it is and what it watches. With `seals` it believes nothing that is not sealed; `renewed` gives
-    others once there is another card. `crash_point` is called at each of `CRASH_POINTS`. Raises SampleError where there
-    are no readable recordings to begin with, StateError for a damaged memory, then and whenever the memory takes
-    nothing any more: the process must end, for what it would go on from is not on disk.
+    others once there is another card. `welcomed` hears of every welcome, with the coordinator's time. `crash_point` is
+    called at each of `CRASH_POINTS`. Raises SampleError where there are no readable recordings to begin with,
+    StateError for a damaged memory, then and whenever the memory takes nothing any more: the process must end, for what
+    it would go on from is not on disk.
     """
 
     def __init__(
@@ -193,6 +194,7 @@ class Gateway:
         seals: GatewaySeals | None = None,
         renewed: Callable[[], GatewaySeals | None] = lambda: None,
         stale_seconds: float = 86_400.0,
+        welcomed: Callable[[float], None] = lambda at: None,
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._name = name
@@ -219,6 +221,7 @@ class Gateway:
         self._seals = seals
         self._renewed = renewed
         self._stale_seconds = stale_seconds
+        self._tell_welcome = welcomed
         self._heard_at = monotonic()
         """When the coordinator was last heard, for certain and with news."""
         self._unbelieved_at: float | None = None
@@ -497,6 +500,7 @@ class Gateway:
         if arrived and not self._shelf.idle:
             self._shelf.resume(now, self.bytes_received, self.jitter())
         self._shelf.keep(model for job in self._jobs.values() for model in job.models)
+        self._tell_welcome(message.now)
 
     def _adopt(self, assignment: Assignment) -> Job | None:
         """The job that takes the assignment; None where this gateway cannot."""

@@ -65,6 +65,7 @@ __all__ = [
     "GatewaySeals",
     "Root",
     "TrustError",
+    "check_signature",
     "issue_card",
     "key_to_pem",
     "public_bytes",
@@ -561,6 +562,11 @@ def _read_key(pem: bytes, where: str) -> Any:
         return load_pem_private_key(pem, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise TrustError(f"{where}: expected a private key in PEM without a passphrase") from None
+
+
+def check_signature(public: bytes, signature: bytes, text: bytes, otherwise: str) -> None:
+    """For what is signed and crosses no broker, each under a domain of its own. Raises TrustError with `otherwise`."""
+    _verified(public, signature, text, otherwise)
 
 
 def _public(raw: bytes) -> Ed25519PublicKey:

@@ -116,6 +116,7 @@ class Script:
         self.vitals = Vitals()
         self.step_seconds = 0.0
         self.starts = 0
+        self.welcomed: list[float] = []
         self.start()
 
     def start(self) -> None:
@@ -136,6 +137,7 @@ class Script:
             software="test",
             tags=("pump", "hall-2"),
             ask_jitter_seconds=0.1,
+            welcomed=self.welcomed.append,
         )
         self.session.start()
 
@@ -394,6 +396,14 @@ def test_lineages_of_others_are_remembered_in_bounded_number(script: Script) -> 
             script.welcome(an_assignment(known=True))
     assert 0 < len(script.gateway._strange) <= 256
     assert len(script.gateway._wondering) <= 64
+
+
+def test_each_welcome_is_told_with_the_coordinators_time_and_no_other_is(script: Script) -> None:
+    script.welcome(an_assignment(), now=START + 100)
+    script.say(Channel.WELCOME, Welcome(nonce=b"another!", now=START + 200, roster=0, spread=0, tasks=()))
+    script.welcome(an_assignment(), now=START + 99)
+    script.welcome(an_assignment(), now=START + 101)
+    assert script.welcomed == [START + 100, START + 101]
 
 
 def test_a_welcome_that_comes_late_changes_nothing(script: Script) -> None:

@@ -11,6 +11,7 @@ from fedmq_edge_node.memory import GatewayState, InService, Memory, Personal
 from fedmq_protocol.messages import PersonalOutcome, PersonalPolicy, PersonalTrial
 from fedmq_protocol.task import ModelSpec, Task
 
+from fedmq import welcome
 from fedmq.cli import main
 
 TASK = Task(name="bearings", model=ModelSpec(kind="softmax", sizes=(2, 2)), classes=("a", "b"), initial=bytes(8))
@@ -60,3 +61,16 @@ def test_what_a_gateway_scores_with(
     assert len(lines) == len(said)
     assert all(text in line for text, line in zip(said, lines, strict=True))
     assert (tmp_path / "state").exists() == (state is not None), "looking makes nothing"
+
+
+def test_when_the_coordinator_welcomed_which_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    memory = Memory(tmp_path / "state" / "gateway.sqlite")
+    memory.load()
+    memory.save(STATE)
+    memory.close()
+    welcome.write(tmp_path / "state", welcome.Welcomed(software="fedmq 0.1.0", boot="00", at=1_790_000_000.0))
+    config = tmp_path / "gateway.toml"
+    config.write_text('name = "g0"\ndata_dir = "data"\nstate_dir = "state"\n[connection]\nhost = "broker"\n')
+    assert main(["gateway", "--config", str(config), "--show"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "fedmq 0.1.0 was last welcomed by the coordinator at 2026-09-21 14:13:20 UTC"
