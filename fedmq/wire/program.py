@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,9 @@ def watch(settings: ConnectionSettings, *, seconds: float | None, lines_of_json:
     until = None if seconds is None else time.monotonic() + seconds
     reader, tally = Watch(), Tally()
     colour = sys.stdout.isatty()
+    # Also where a shell has started it in the background and has it ignore Ctrl-C; and at the end of a service.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     session.start()
     try:
         while (left := None if until is None else until - time.monotonic()) is None or left > 0:

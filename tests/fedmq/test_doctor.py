@@ -421,9 +421,10 @@ def test_a_root_and_a_card_end_one_day(pki: Pki, tmp_path: Path) -> None:
 def test_a_clock_before_what_it_wrote_itself_is_wrong(tmp_path: Path) -> None:
     written = tmp_path / "gateway.sqlite"
     written.write_text("")
-    assert check_against(NOW, [written, tmp_path / "nothing"]).status is Status.OK
-    os.utime(written, (NOW.timestamp() + 86_400,) * 2)
-    assert check_against(NOW, [written]).status is Status.FAIL
+    now = datetime.now(UTC)
+    assert check_against(now, [written, tmp_path / "nothing"]).status is Status.OK
+    os.utime(written, (now.timestamp() + 86_400,) * 2)
+    assert check_against(now, [written]).status is Status.FAIL
 
 
 @pytest.mark.parametrize(

@@ -498,6 +498,7 @@ def post(
 
 def test_an_address_that_tries_tokens_out_is_put_off(ca: Authority, caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
+    caplog.set_level("INFO", logger="fedmq.ca")
     with serving_ca(ca) as server:
         server.clock = lambda: now[0]
         tries = [post(server, ca.directory / "ca.crt", "/enrol", {"token": "x", "csr": ""})[0] for _ in range(7)]
