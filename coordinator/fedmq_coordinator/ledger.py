@@ -444,8 +444,14 @@ class Ledger(_Records):
         self._books: dict[str, Book] = {}
         self._seen = -1
         owner = not read_only and not visit
-        if not owner and not path.is_file():
-            raise LedgerError(f"no ledger at {path}: name the coordinator's state directory")
+        try:
+            if not owner and not path.is_file():
+                raise LedgerError(f"no ledger at {path}: name the coordinator's state directory")
+        except PermissionError as error:
+            raise LedgerError(
+                f"this user may not look into {path.parent}: ask the coordinator by its socket (--control), which its"
+                " settings open to operators and viewers"
+            ) from error
         try:
             if owner and connect is connect_file and str(path) != ":memory:":
                 make_place(path)
@@ -1008,6 +1014,11 @@ class Book(_Records):
 
     def save_conduct(self, conduct: Conduct) -> None:
         self.ledger.insert("conduct", conduct, replace=True, task=self.number)
+
+    def set_toward(self, gateway: str, toward: float | None) -> None:
+        self.ledger.write(
+            "UPDATE conduct SET toward = ? WHERE task = ? AND gateway = ?", (toward, self.number, gateway)
+        )
 
     def forget_conduct(self, gateway: str) -> None:
         self.ledger.write("DELETE FROM conduct WHERE task = ? AND gateway = ?", (self.number, gateway))
