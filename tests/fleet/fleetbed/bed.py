@@ -168,7 +168,9 @@ class Bed:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -290,7 +292,9 @@ class Bed:
         content = {
             "all": {
                 "vars": {**login, **(variables or {})},
-                "hosts": {name: {"ansible_host": self.machine(name).ip, **(hosts or {}).get(name, {})} for name in named},
+                "hosts": {
+                    name: {"ansible_host": self.machine(name).ip, **(hosts or {}).get(name, {})} for name in named
+                },
                 "children": {
                     group: {"hosts": dict.fromkeys(members, {}), "vars": dict((group_variables or {}).get(group, {}))}
                     for group, members in groups.items()
@@ -322,7 +326,9 @@ class Bed:
         beside = Path(sys.executable).parent / "ansible-playbook"
         program = str(beside) if beside.exists() else shutil.which("ansible-playbook")
         if program is None:
-            raise MachineError('expected ansible-playbook beside Python: pip install "fedmq[fleet]", or scripts/test-fleet')
+            raise MachineError(
+                'expected ansible-playbook beside Python: pip install "fedmq[fleet]", or scripts/test-fleet'
+            )
         command = ["ip", "netns", "exec", self.control, program, "-i", str(inventory), *arguments]
         command += ["--extra-vars", json.dumps(extra_vars)] if extra_vars else []
         command += ["--limit", limit] if limit else []

@@ -40,18 +40,6 @@ PACKAGES = (
     "logrotate",
 )
 SWITCHED_OFF = ("mosquitto", "nftables")
-INIT = """\
-#!/bin/sh
-# systemd-nspawn mounts the controllers read-only, and without `bind` the remount would be of the whole host's: systemd
-# in here would then drop MemoryMax and CPUQuota without a word.
-for controller in memory cpu cpuacct cpu,cpuacct pids; do
-  [ -d "/sys/fs/cgroup/$controller" ] && mount -o remount,rw,bind "/sys/fs/cgroup/$controller"
-done
-for part in power_supply thermal; do
-  [ -d "/srv/sys/$part" ] && [ -d "/sys/class/$part" ] && mount --bind "/srv/sys/$part" "/sys/class/$part"
-done
-exec /lib/systemd/systemd
-"""
 
 
 def cache() -> Path:
@@ -70,7 +58,7 @@ def held(path: Path, *, wait: bool) -> Iterator[None]:
 
 def tree(say: Callable[[str], None]) -> Path:
     """The tree, built first where there is none of these very packages."""
-    key = hashlib.sha256(repr((SUITE, PACKAGES, SWITCHED_OFF, INIT, ADMIN)).encode()).hexdigest()[:12]
+    key = hashlib.sha256(repr((SUITE, PACKAGES, SWITCHED_OFF, ADMIN)).encode()).hexdigest()[:12]
     done = cache() / f"image-{key}"
     with held(cache() / "image.lock", wait=True):
         if not done.is_dir():
@@ -88,9 +76,6 @@ def _build(root: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise RuntimeError(f"mmdebstrap ended with {ran.returncode}; expected a tree in {root}:\n{ran.stderr}")
-    init = root / "fleet-init"
-    init.write_text(INIT)
-    init.chmod(0o755)
     for name in SWITCHED_OFF:
         (root / f"etc/systemd/system/multi-user.target.wants/{name}.service").unlink(missing_ok=True)
         (root / f"etc/systemd/system/sysinit.target.wants/{name}.service").unlink(missing_ok=True)

@@ -28,6 +28,26 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # A shell that moves into the groups named before "--" and becomes what stands behind it.
 JOIN = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs" || exit 1; shift; done; shift; exec "$@"'
 
+INIT = """\
+#!/bin/sh
+# systemd-nspawn mounts the controllers read-only, and without `bind` the remount would be of the whole host's: systemd
+# in here would then drop MemoryMax and CPUQuota without a word.
+for controller in memory cpu cpuacct cpu,cpuacct pids; do
+  [ -d "/sys/fs/cgroup/$controller" ] && mount -o remount,rw,bind "/sys/fs/cgroup/$controller"
+done
+# The /sys that systemd-nspawn has mounted shows the host's network: one of the machine's own, with the same groups below.
+mkdir -p /run/fleet-sys
+mount -t sysfs -o nosuid,nodev,noexec,ro sysfs /run/fleet-sys
+mount --rbind /sys/fs/cgroup /run/fleet-sys/fs/cgroup
+mount --rbind /run/fleet-sys /sys
+mount --make-rprivate /run/fleet-sys
+umount --lazy /run/fleet-sys
+for part in power_supply thermal; do
+  [ -d "/srv/sys/$part" ] && [ -d "/sys/class/$part" ] && mount --bind "/srv/sys/$part" "/sys/class/$part"
+done
+exec /lib/systemd/systemd
+"""
+
 
 class MachineError(RuntimeError):
     """A command on a machine that failed, or a state that did not come: which machine, what was expected, what came."""
@@ -96,6 +116,8 @@ class Machine:
         (self.root / "etc/hostname").write_text(f"{self.name}\n")
         (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{hosts}")
         (self.root / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
+        (self.root / "fleet-init").write_text(INIT)
+        (self.root / "fleet-init").chmod(0o755)
         home = self.root / "home" / ADMIN
         owner = home.stat()
         keys = home / ".ssh"
