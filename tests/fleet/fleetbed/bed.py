@@ -296,7 +296,10 @@ class Bed:
                     name: {"ansible_host": self.machine(name).ip, **(hosts or {}).get(name, {})} for name in named
                 },
                 "children": {
-                    group: {"hosts": dict.fromkeys(members, {}), "vars": dict((group_variables or {}).get(group, {}))}
+                    group: {
+                        "hosts": {name: {} for name in members},
+                        "vars": dict((group_variables or {}).get(group, {})),
+                    }
                     for group, members in groups.items()
                 },
             }
@@ -317,7 +320,7 @@ class Bed:
         check: bool = True,
         seconds: float = 900.0,
     ) -> Result:
-        """Runs it from the control node. Raises MachineError, with the end of what it said, where `check` and it failed.
+        """Runs it from the control node. Where `check` and it failed, raises MachineError with the end of what it said.
 
         A name without a folder is one of the repository's ansible/. The control node reaches the machines and nothing
         else: a play that needs the internet fails.

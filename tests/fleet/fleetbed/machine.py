@@ -35,7 +35,7 @@ INIT = """\
 for controller in memory cpu cpuacct cpu,cpuacct pids; do
   [ -d "/sys/fs/cgroup/$controller" ] && mount -o remount,rw,bind "/sys/fs/cgroup/$controller"
 done
-# The /sys that systemd-nspawn has mounted shows the host's network: one of the machine's own, with the same groups below.
+# The /sys that systemd-nspawn mounts shows the host's network: one of the machine's own instead, same groups below.
 mkdir -p /run/fleet-sys
 mount -t sysfs -o nosuid,nodev,noexec,ro sysfs /run/fleet-sys
 mount --rbind /sys/fs/cgroup /run/fleet-sys/fs/cgroup
