@@ -60,7 +60,7 @@ def test_a_hog_in_its_place_is_stopped_and_the_gateway_comes_back(plant: Plant) 
 
 def test_the_gateway_sees_its_own_limit_and_not_the_hosts(plant: Plant) -> None:
     """With a gate that only the host's memory would pass, it declines for memory; and takes part again without."""
-    plant.host_variables["gw1"] = {"gateway_settings": with_gates(plant, memory_min_bytes=300 << 20)}
+    plant.host_variables["gw1"] = {"gateway_gates": {**plant.variables["gateway_gates"], "memory_min_bytes": 300 << 20}}
     plant.play("site.yml")
     assert plant.wait_round(declined=1)["declines"] == {"memory": 1}
     plant.host_variables.clear()
@@ -86,11 +86,6 @@ def test_a_link_that_was_down_heals_by_itself(plant: Plant) -> None:
     gateway.link(True)
     plant.wait_round()
     assert gateway.run("systemctl show fedmq-gateway -p MainPID --value").out == before, "nothing was restarted"
-
-
-def with_gates(plant: Plant, **gates: object) -> dict[str, object]:
-    settings = plant.variables["gateway_settings"]
-    return {**settings, "gates": {**settings["gates"], **gates}}
 
 
 def test_nothing_of_it_was_an_error_in_the_journal(plant: Plant) -> None:
