@@ -25,6 +25,8 @@ import psutil
 from fedmq_broker_config.render import BrokerSettings, Certificates, Guarded
 from fedmq_broker_config.run import choose, find_mosquitto
 from fedmq_coordinator import report as savings
+from fedmq_coordinator.audit import local_user
+from fedmq_coordinator.control import place_order
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.report_html import to_html
 from fedmq_coordinator.settings import PersonalSettings
@@ -40,7 +42,7 @@ from fedmq.bridge.ports import SERIAL, Collecting, parse_ports
 from fedmq.ca.authority import Authority
 from fedmq.data import UNSEEN_FOLDER, Fleet, Split, by_sensor, cmapss, cwru, digits, gearbox, lay_out, own_folder
 from fedmq.defaults import Kind, bundle_windowing, raw_windowing, round_settings, task_settings
-from fedmq.programs import ledger_path, load_task, read_bundle
+from fedmq.programs import audit_log, ledger_path, load_task, read_bundle
 from fedmq.showing import Screen
 from fedmq.simulator import simulate_fleet
 
@@ -491,8 +493,8 @@ class Plant:
     def release(self, ledger: Ledger, screen: Screen) -> None:
         """Put the last version in service, and wait for what the gateways make of it for themselves."""
         with contextlib.closing(Ledger(ledger_path(self.state), visit=True)) as visitor:
-            visitor.order("promote", ledger.only.name, Wish(verb="promote").write(), time.time())
-            visitor.commit()
+            wish = Wish(verb="promote")
+            place_order(visitor, audit_log(self.state), local_user(), ledger.only.name, wish, time.time())
         wanted = {gateway.name for gateway in self.fleet.gateways}
         until = time.monotonic() + PERSONAL_SECONDS
         with screen.busy("the last version is released, and each gateway fits a model of its own to its windows"):

@@ -16,6 +16,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from fedmq_protocol.secrets import check_keys
 from fedmq_protocol.session import Connection, MqttSession
 from fedmq_protocol.settings import ConnectionSettings, Mistake, SettingsError, load
 from fedmq_protocol.task import MAX_BUNDLE_BYTES, Objective, Task
@@ -73,7 +74,9 @@ log = logging.getLogger("fedmq.coordinator")
 
 
 def connection_of(settings: ConnectionSettings, client_id: str) -> Connection:
-    """Settings as the session takes them; secrets are read here."""
+    """Settings as the session takes them; secrets are read here. Raises ValueError for one that others may read."""
+    if settings.identity_dir is not None and settings.identity_dir.is_dir():
+        check_keys(settings.identity_dir)
     return Connection(
         host=settings.host,
         port=settings.port,
@@ -342,7 +345,7 @@ def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = Fals
 
 def run_coordinator(coordinator: Coordinator, settings: CoordinatorSettings) -> None:
     """Until it is to stop: with its control socket, and with start and stop in the audit log. Raises ValueError."""
-    from fedmq_coordinator.audit import local_user
+    from fedmq_coordinator.audit import AuditError, local_user
 
     audit, who, subject = audit_log(settings.state_dir), local_user(), f"coordinator {settings.name}"
     try:
@@ -356,7 +359,10 @@ def run_coordinator(coordinator: Coordinator, settings: CoordinatorSettings) -> 
             )
             coordinator.run()
     except BaseException as error:
-        audit.record(who=who, action="stop", subject=subject, outcome=f"failed: {type(error).__name__}: {error}")
+        try:
+            audit.record(who=who, action="stop", subject=subject, outcome=f"failed: {type(error).__name__}: {error}")
+        except AuditError as unnoted:
+            log.error("%s", unnoted)  # what ended the program is what is to be told
         raise
     audit.record(who=who, action="stop", subject=subject, outcome="in order")
 

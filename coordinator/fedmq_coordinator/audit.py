@@ -114,9 +114,10 @@ def user_name(uid: int) -> str:
 
 
 def local_user() -> Who:
-    """Whom this process works for."""
+    """Whom this process works for; of root also who is behind sudo, as sudo tells."""
     uid = os.getuid()
-    return Who(user=user_name(uid), uid=uid, how="local")
+    user, behind = user_name(uid), os.environ.get("SUDO_USER", "") if uid == 0 else ""
+    return Who(user=f"{behind} as {user}" if behind not in ("", user) else user, uid=uid, how="local")
 
 
 class AuditLog:
@@ -247,7 +248,7 @@ def _line(fields: dict[str, Any]) -> bytes:
 def _entry(line: bytes) -> Entry | None:
     try:
         return msgspec.json.decode(line, type=Entry)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None
 
 

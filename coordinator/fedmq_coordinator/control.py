@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import msgspec
 from fedmq_protocol.secrets import writable_by_others
@@ -100,7 +100,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order", tag_field="a
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome", tag_field="ask", forbid_unknown_fields=True):
     """What came of an order."""
 
-    order: int
+    order: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look", tag_field="ask", forbid_unknown_fields=True):
@@ -183,9 +183,14 @@ def place_order(ledger: Ledger, audit: AuditLog, who: Who, task: str, wish: Wish
         raise ControlError(f"expected {', '.join(VERBS)}, got {wish.verb!r}")
     if task not in known:
         raise ControlError(f"no task {task!r}; there is {', '.join(known) or 'none yet'}")
-    audit.record(who=who, action=f"order {wish.verb}", subject=f"task {task}", outcome=f"ordered{wish.told()}")
-    number = ledger.order(wish.verb, task, msgspec.structs.replace(wish, by=who).write(), now)
-    ledger.commit()
+    action, subject = f"order {wish.verb}", f"task {task}"
+    audit.record(who=who, action=action, subject=subject, outcome=f"ordered{wish.told()}")
+    try:
+        number = ledger.order(wish.verb, task, msgspec.structs.replace(wish, by=who).write(), now)
+        ledger.commit()
+    except ValueError as error:
+        audit.record(who=who, action=action, subject=subject, outcome=f"not taken: {error}")
+        raise
     return number
 
 
@@ -246,7 +251,7 @@ class Control:
 def _request(line: bytes) -> Request:
     try:
         request = msgspec.json.decode(line, type=Request)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ControlError(f"expected a request as a line of JSON, got something else: {error}") from None
     if isinstance(request, Look) and not 20 <= request.width <= 1000:
         raise ControlError(f"width: expected 20 to 1,000, got {request.width}")

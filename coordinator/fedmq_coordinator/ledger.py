@@ -444,8 +444,14 @@ class Ledger(_Records):
         self._books: dict[str, Book] = {}
         self._seen = -1
         owner = not read_only and not visit
-        if not owner and not path.is_file():
-            raise LedgerError(f"no ledger at {path}: name the coordinator's state directory")
+        try:
+            if not owner and not path.is_file():
+                raise LedgerError(f"no ledger at {path}: name the coordinator's state directory")
+        except PermissionError as error:
+            raise LedgerError(
+                f"this user may not look into {path.parent}: ask the coordinator by its socket (--control), which its"
+                " settings open to operators and viewers"
+            ) from error
         try:
             if owner and connect is connect_file and str(path) != ":memory:":
                 make_place(path)

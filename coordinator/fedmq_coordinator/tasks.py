@@ -29,6 +29,10 @@ __all__ = ["VERBS", "OrderError", "Wish", "in_canary", "release_for", "standing"
 VERBS = ("pause", "resume", "stop", "promote", "rollback", "set-aside", "readmit")
 
 
+_Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+"""What SQLite can look for."""
+
+
 class OrderError(ValueError):
     """An order that cannot be carried out; nothing has changed."""
 
@@ -38,9 +42,9 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     verb: str
     tags: tuple[Annotated[str, Meta(min_length=1, max_length=32)], ...] = ()
-    version: int | None = None
+    version: _Number | None = None
     """None: the newest."""
-    lineage: int | None = None
+    lineage: _Number | None = None
     """None: the one in force."""
     canary_pct: Annotated[float, Meta(gt=0, le=100)] = 100.0
     forced: bool = False

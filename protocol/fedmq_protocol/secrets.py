@@ -85,7 +85,7 @@ def open_settings(path: Path) -> Iterator[int]:
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         mode = stat.S_IMODE(os.fstat(file).st_mode)
-        if mode & stat.S_IWOTH:
+        if mode & stat.S_IWOTH and not _read_only(file):
             raise SecretError(
                 f"{path}: has mode {mode:04o}, so that everybody on this machine may change these settings:"
                 f" chmod o-w {path}"
@@ -106,7 +106,7 @@ def open_settings(path: Path) -> Iterator[int]:
 def writable_by_others(folder: Path) -> int | None:
     """The mode of a folder in which everybody may replace what others have put there; None where it is none."""
     mode = stat.S_IMODE(folder.stat().st_mode)
-    return mode if mode & stat.S_IWOTH and not mode & stat.S_ISVTX else None
+    return mode if mode & stat.S_IWOTH and not mode & stat.S_ISVTX and not _read_only(folder) else None
 
 
 def check_keys(folder: Path) -> None:
@@ -137,6 +137,11 @@ def credential(text: str) -> Path:
             f" LoadCredential={name}:FILE: add that to the unit, or name a file"
         )
     return Path(folder) / name
+
+
+def _read_only(place: Path | int) -> bool:
+    """Whether it is mounted so that nobody writes, whatever its mode: as Kubernetes hands over settings."""
+    return bool(os.statvfs(place).f_flag & os.ST_RDONLY)
 
 
 def _open(path: Path) -> int:

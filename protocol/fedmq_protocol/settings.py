@@ -147,6 +147,7 @@ class ConnectionSettings(Table):
         Path | None,
         Meta(
             examples=["/etc/fedmq/identity"],
+            extra={"credential": True},
             description="Folder of this program's identity, as `fedmq ca issue` or `fedmq gateway enrol` makes it:"
             " certificate, keys, and whom to believe. With it TLS is spoken, and messages are signed or carry a MAC, so"
             " that neither the broker nor another gateway can forge one. The three files below may be elsewhere.",

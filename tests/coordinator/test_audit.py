@@ -6,10 +6,13 @@ import json
 import multiprocessing
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
 from fedmq_coordinator.audit import BEGINNING, MAX_TEXT, AuditError, AuditLog, Entry, Who, local_user
+from hypothesis import given
+from hypothesis import strategies as st
 from small_disk import SmallDisk
 
 from fedmq.cli import main
@@ -51,6 +54,13 @@ def test_this_process_knows_whom_it_works_for() -> None:
     who = local_user()
     assert (who.uid, who.how) == (os.getuid(), "local")
     assert who.user
+
+
+@pytest.mark.parametrize(("uid", "user"), [(0, "anna as root"), (1, "daemon")])
+def test_who_is_behind_sudo_is_told_of_root_alone(monkeypatch: pytest.MonkeyPatch, uid: int, user: str) -> None:
+    monkeypatch.setattr(os, "getuid", lambda: uid)
+    monkeypatch.setenv("SUDO_USER", "anna")
+    assert local_user() == Who(user=user, uid=uid, how="local")
 
 
 def test_a_log_that_nobody_touched_is_whole(tmp_path: Path) -> None:
@@ -138,6 +148,19 @@ def test_what_comes_from_outside_stays_in_its_line(tmp_path: Path) -> None:
     assert not log.verify().findings
 
 
+@given(st.lists(st.binary(max_size=200), max_size=5), st.integers(0, 3))
+def test_whatever_the_file_holds_it_is_gone_through_and_goes_on(parts: list[bytes], whole: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        log = filled(Path(folder), whole)
+        before = log.path.read_bytes() if whole else b""
+        log.path.write_bytes(before + b"\n".join(parts))
+        log.verify()
+        log.record(who=ANNA, action="start", subject="coordinator", outcome="done")
+        found = log.verify()
+        assert not found.findings, "what was left is noted as such by the line that follows it"
+        assert log.path.read_bytes().startswith(before + b"\n".join(parts))
+
+
 def _write_many(path: Path, name: str) -> None:
     log = AuditLog(path)
     for number in range(30):
@@ -167,6 +190,17 @@ def test_a_log_that_is_a_link_or_lies_open_is_not_written(tmp_path: Path) -> Non
     folder.chmod(0o777)
     with pytest.raises(AuditError, match="mode 0777"):
         log.record(who=ANNA, action="a", subject="s", outcome="o")
+
+
+def test_a_line_of_root_s_leaves_the_log_to_the_folder_s_owner(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root works in other users' folders")
+    folder = tmp_path / "state"
+    folder.mkdir()
+    os.chown(folder, 1, 1)
+    filled(folder, 1)
+    state = (folder / "audit.log").stat()
+    assert (state.st_uid, state.st_gid, stat.S_IMODE(state.st_mode)) == (1, 1, 0o600)
 
 
 def test_a_full_disk_is_told_and_the_log_goes_on_afterwards(small_disk: SmallDisk) -> None:

@@ -10,6 +10,9 @@ from certificates import Authority
 from fedmq_protocol.secrets import SecretError, check_keys, credential, read_secret
 from fedmq_protocol.session import Connection, MqttSession
 from fedmq_protocol.settings import ConnectionSettings, SettingsError, load
+from small_disk import SmallDisk
+
+from fedmq.programs import connection_of
 
 SECRET = "hunter2-and-more"
 
@@ -120,6 +123,16 @@ def test_settings_in_a_folder_where_everybody_may_replace_them_are_refused(tmp_p
     assert load(ConnectionSettings, path).port == 7
 
 
+def test_what_nobody_can_write_may_have_any_mode(small_disk: SmallDisk) -> None:
+    """Kubernetes mounts settings read-only, in a folder of mode 0777."""
+    path = written(small_disk.place / "a.toml", 0o666, "port = 7")
+    small_disk.place.chmod(0o777)
+    with pytest.raises(SettingsError, match="mode 0666"):
+        load(ConnectionSettings, path)
+    small_disk.make_read_only()
+    assert load(ConnectionSettings, path).port == 7
+
+
 # -- credentials of systemd ------------------------------------------------------------------------------------
 
 
@@ -152,3 +165,16 @@ def test_a_credential_is_a_name_and_leads_nowhere_else(text: str, monkeypatch: p
     with pytest.raises(SecretError, match="expected the name of a systemd credential"):
         credential(text)
     assert credential("credential:.") == Path("/run/credentials/x")
+
+
+def test_an_identity_may_be_handed_over_by_systemd_and_its_keys_are_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    written(tmp_path / "client.key", 0o400)
+    path = written(tmp_path / "a.toml", 0o644, 'identity_dir = "credential:."')
+    settings = load(ConnectionSettings, path)
+    assert connection_of(settings, "g").key_file == tmp_path / "client.key"
+    written(tmp_path / "agreement.key", 0o644)
+    with pytest.raises(ValueError, match=r"agreement\.key: .*mode 0644.*chmod 600"):
+        connection_of(settings, "g")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from fake_broker import FakeBroker, FakeSession
 from fedmq_compression.pipeline import CodecSpec, encode
+from fedmq_coordinator.audit import AuditLog
 from fedmq_coordinator.ledger import Ledger, Order
 from fedmq_coordinator.models import ModelStore
 from fedmq_coordinator.service import Coordinator, TaskPlan
@@ -162,6 +163,7 @@ class ScriptedFleet:
             ledger=self.ledger,
             models=ModelStore(self.directory / "models"),
             clock=lambda: self.now,
+            audit=AuditLog(self.directory / "audit.log", clock=lambda: self.now),
         )
         self.session.start()
 
