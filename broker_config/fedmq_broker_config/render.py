@@ -404,6 +404,8 @@ def _user_rules(settings: BrokerSettings, revoked: Collection[str]) -> list[str]
         lines += [f"# A bridge: it carries {len(site.gateways)} gateways, each by name.", f"user {site.user}"]
         lines += _no_gateway(federation, site.user)
         for gateway in site.gateways:
+            if gateway in revoked:
+                continue
             lines += [f"topic write {pattern}" for pattern in _patterns(federation, (Direction.UP,), gateway)]
             lines += [f"topic read {pattern}" for pattern in _patterns(federation, (Direction.CMD,), gateway)]
         lines += [""]
@@ -482,12 +484,14 @@ def _listener_lines(settings: BrokerSettings) -> list[str]:
         "use_identity_as_username true",
     ]
     if access.guarded is not None:
-        lines += [
-            f"crlfile {_path(access.guarded.list_file)}",
-            "",
+        lines += [f"crlfile {_path(access.guarded.list_file)}"]
+        # First, so that it is there as soon as the port accepts.
+        return [
             "# Where the guard cuts off who is revoked: it takes over the session of a client id that it names.",
             f"listener 0 {_path(access.guarded.socket)}",
             "max_connections 4",
+            "",
+            *lines,
         ]
     return lines
 

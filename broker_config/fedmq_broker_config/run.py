@@ -43,6 +43,7 @@ from fedmq_broker_config.render import (
     ACL_NAME,
     CONF_NAME,
     GUARD_USER,
+    Anonymous,
     BrokerSettings,
     Certificates,
     Guarded,
@@ -169,16 +170,19 @@ def write_site_configuration(settings: BrokerSettings, upstream: Upstream, direc
     return _written(settings, conf, text, acl, render_site_acl(settings, upstream.site, _prepared(settings)))
 
 
-def replace_file(path: Path, content: bytes, *, mode: int = 0o600, owner: str | None = None) -> None:
-    """Write a file as a whole: whoever reads it has the old content or the new. A link in its place is replaced."""
+def replace_file(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Write a file as a whole: whoever reads it has the old content or the new. A link in its place is replaced.
+
+    What root writes belongs to the owner of the folder: Mosquitto must be able to read what a guard of root's left.
+    """
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     try:
         with open(handle, "wb") as file:
             os.fchmod(file.fileno(), mode)
-            if owner is not None:
-                found = pwd.getpwnam(owner)
-                os.fchown(file.fileno(), found.pw_uid, found.pw_gid)
+            if os.geteuid() == 0:
+                folder = path.parent.stat()
+                os.fchown(file.fileno(), folder.st_uid, folder.st_gid)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -197,38 +201,30 @@ def _places(settings: BrokerSettings, directory: Path) -> tuple[Path, Path]:
 
 def _written(settings: BrokerSettings, conf: Path, conf_text: str, acl: Path, acl_text: str) -> tuple[Path, Path]:
     # Newer Mosquittos warn of an ACL file that everyone can read, and announce that they will refuse it.
-    replace_file(acl, acl_text.encode(), owner=None if settings.guarded is None else _owner(settings))
+    replace_file(acl, acl_text.encode())
     replace_file(conf, conf_text.encode(), mode=0o644)
     return conf, acl
-
-
-def _owner(settings: BrokerSettings) -> str | None:
-    """Whom root gives what Mosquitto and the guard share; None leaves it to who writes it."""
-    if settings.user is None or os.geteuid() != 0:
-        return None
-    try:
-        pwd.getpwnam(settings.user)
-    except KeyError:
-        raise BrokerError(f"user {settings.user}: no such user on this machine; it comes with Mosquitto") from None
-    return settings.user
 
 
 def _prepared(settings: BrokerSettings) -> frozenset[str]:
     """Make the guard's folder, where there is to be one; the names that its list shuts out."""
     if not isinstance(settings.access, Certificates) or settings.access.guarded is None:
         return frozenset()
-    guarded, owner = settings.access.guarded, _owner(settings)
+    guarded = settings.access.guarded
     guarded.directory.mkdir(parents=True, exist_ok=True)
     guarded.directory.chmod(0o700)
-    if owner is not None:
-        found = pwd.getpwnam(owner)
+    if settings.user is not None and os.geteuid() == 0:
+        try:
+            found = pwd.getpwnam(settings.user)
+        except KeyError:
+            raise BrokerError(f"user {settings.user}: no such user on this machine; it comes with Mosquitto") from None
         os.chown(guarded.directory, found.pw_uid, found.pw_gid)
     revocations = _list_to_begin_with(guarded, settings.access.ca_file)
-    replace_file(guarded.list_file, revocations.data, owner=owner)
+    replace_file(guarded.list_file, revocations.data)
     if not guarded.secret_file.exists() or not guarded.password_file.exists():
         secret = secrets.token_urlsafe(32)
-        replace_file(guarded.secret_file, secret.encode(), owner=owner)
-        replace_file(guarded.password_file, f"{GUARD_USER}:{_hashed(secret)}\n".encode(), owner=owner)
+        replace_file(guarded.secret_file, secret.encode())
+        replace_file(guarded.password_file, f"{GUARD_USER}:{_hashed(secret)}\n".encode())
     return revocations.shut_out
 
 
@@ -553,6 +549,11 @@ def choose(
     if spec == "mosquitto" or (spec == "auto" and find_mosquitto() is not None):
         return LocalBroker(settings, port=port, directory=directory)
     if spec == "embedded" or (spec == "auto" and embedded_version() is not None):
+        if not isinstance(settings.access, Anonymous):
+            raise BrokerError(
+                "the embedded broker asks nobody who they are, and the settings want passwords or certificates: "
+                "install Mosquitto (apt-get install mosquitto)"
+            )
         if settings.address != LOOPBACK:
             raise BrokerError(f"the embedded broker has no access control and listens on {LOOPBACK} only")
         return EmbeddedBroker(

@@ -119,19 +119,21 @@ class Guard:
         new = read_revocations(
             _bounded(path, MAX_LIST_BYTES), _bounded(self._ca_file, _MAX_CA_BYTES), datetime.now(UTC), self._list
         )
+        fresh = new.entries - (frozenset() if self._list is None else self._list.entries)
+        changed = self._list is None or new.data != self._list.data
+        if changed:
+            replace_file(self._guarded.list_file, new.data)
+            self._list, self._to_cut, self._reload = new, self._to_cut | fresh, True
         self._stamp = stamp
         self._said.pop("list", None)
-        if self._list is not None and new.data == self._list.data:
+        if not changed:
             return
-        fresh = new.entries - (frozenset() if self._list is None else self._list.entries)
         log.info("a new list with %d entries, %d of them new", len(new.entries), len(fresh))
         for entry in fresh:
             if entry.name is None:
                 log.error("the list does not name the owner of serial %x: its connection is not cut off", entry.serial)
             else:
                 log.warning("revoked: %s%s", entry, ", which has a newer certificate" if entry.replaced else "")
-        replace_file(self._guarded.list_file, new.data)
-        self._list, self._to_cut, self._reload = new, self._to_cut | fresh, True
 
     def _enforce(self) -> None:
         names = sorted({entry.name for entry in self._to_cut if entry.name is not None})
@@ -143,7 +145,8 @@ class Guard:
             self._cut(names)
         replace_file(self._guarded.acl_file, acl)
         self._tell()
-        self._cut(names)
+        shut_out = frozenset() if self._list is None else self._list.shut_out
+        self._cut(name for name in names if name in shut_out)
         if names:
             log.info("cut off, if they were connected: %s", ", ".join(names))
         self._to_cut, self._reload = frozenset(), False
@@ -156,6 +159,9 @@ class Guard:
         return render_acl(self._settings, out)
 
     def _tell(self) -> None:
+        """Make Mosquitto reload, and return when it has."""
+        # It listens before it minds signals, and one that came in between would end it: first it must have answered.
+        self._cut([GUARD_USER])
         with _connected(self._guarded.socket) as link:
             pid = mosquitto_behind(link)
         try:
@@ -164,6 +170,8 @@ class Guard:
             raise GuardError(
                 f"Mosquitto (process {pid}) cannot be made to reload: {error.strerror}; run the guard as the same user"
             ) from error
+        # Mosquitto reloads between two looks at its sockets: who comes and goes after the signal has seen it do so.
+        self._cut([GUARD_USER])
 
     def _cut(self, names: Iterable[str]) -> None:
         secret = _bounded(self._guarded.secret_file, 256).decode().strip()

@@ -162,12 +162,12 @@ class BrokerTable(Table):
         """As `render` takes it; a free port is picked by whoever starts the broker. Raises ValueError."""
         access: Anonymous | Passwords | Certificates = Anonymous()
         if self.access == "passwords" and self.password_file is not None:
-            access = Passwords(self.password_file)
+            access = Passwords(self.password_file.absolute())
         elif self.ca_file is not None and self.certificate_file is not None and self.key_file is not None:
             access = Certificates(
-                ca_file=self.ca_file,
-                cert_file=self.certificate_file,
-                key_file=self.key_file,
+                ca_file=self.ca_file.absolute(),
+                cert_file=self.certificate_file.absolute(),
+                key_file=self.key_file.absolute(),
                 guarded=None
                 if self.revoked_file is None or self.guard_dir is None
                 else Guarded(revoked_file=self.revoked_file.absolute(), directory=self.guard_dir.absolute()),
@@ -183,7 +183,7 @@ class BrokerTable(Table):
             address=self.address,
             port=self.port or _DEFAULT.port,
             access=access,
-            persistence_dir=self.persistence_dir,
+            persistence_dir=None if self.persistence_dir is None else self.persistence_dir.absolute(),
             autosave_seconds=self.autosave_seconds,
             max_packet_bytes=self.max_packet_bytes,
             max_queued_messages=self.max_queued_messages,
@@ -192,6 +192,6 @@ class BrokerTable(Table):
             max_connections=self.max_connections,
             max_keepalive_seconds=self.max_keepalive_seconds,
             session_hours=self.session_hours,
-            log=self.log if self.log in ("stdout", "syslog") else Path(self.log),  # type: ignore[arg-type]
+            log=self.log if self.log in ("stdout", "syslog") else Path(self.log).absolute(),  # type: ignore[arg-type]
             user=self.user,
         )

@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fedmq_broker_config.render import BrokerSettings, Certificates, Passwords, Site
+from fedmq_broker_config.render import BrokerSettings, Certificates, Guarded, Passwords, Site
 from fedmq_broker_config.settings import BrokerTable
 from fedmq_protocol.settings import SettingsError, document, load
 
 EXAMPLE = Path(__file__).parents[2] / "broker_config" / "broker.example.toml"
+
+CERTIFICATES: dict[str, object] = {
+    "access": "certificates",
+    "ca_file": Path("/tls/ca"),
+    "certificate_file": Path("/tls/crt"),
+    "key_file": Path("/tls/key"),
+}
 
 
 def test_the_example_file_is_what_is_rendered() -> None:
@@ -40,6 +47,23 @@ def test_certificates_and_sites_come_to_what_is_rendered() -> None:
     assert BrokerTable(access="passwords", password_file=Path("/p")).broker().access == Passwords(Path("/p"))
 
 
+def test_revocation_bounds_and_observers_come_to_what_is_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = BrokerTable(
+        **CERTIFICATES,  # type: ignore[arg-type]
+        revoked_file=Path("revoked.crl"),
+        guard_dir=Path("/run/guard"),
+        observers=("auditor",),
+        max_connections=7,
+        max_keepalive_seconds=600,
+    )
+    settings = table.broker()
+    assert settings.guarded == Guarded(revoked_file=tmp_path / "revoked.crl", directory=Path("/run/guard"))
+    assert (settings.observers, settings.max_connections, settings.max_keepalive_seconds) == (("auditor",), 7, 600)
+
+
 @pytest.mark.parametrize(
     ("given", "keys"),
     [
@@ -51,6 +75,11 @@ def test_certificates_and_sites_come_to_what_is_rendered() -> None:
         ({"sites": ("north",)}, ["sites"]),
         ({"sites": ("north: g1",)}, ["sites"]),
         ({"max_packet_bytes": 100}, ["max_packet_bytes"]),
+        ({"revoked_file": Path("x")}, ["guard_dir"]),
+        ({"guard_dir": Path("x")}, ["revoked_file"]),
+        ({"observers": ("auditor",)}, ["observers"]),
+        ({"access": "passwords", "password_file": Path("p"), "observers": ("a/b",)}, ["observers"]),
+        (CERTIFICATES | {"revoked_file": Path("x"), "guard_dir": Path("/" + "x" * 98)}, ["guard_dir"]),
     ],
 )
 def test_what_does_not_go_together_is_a_mistake_with_its_key(given: dict[str, object], keys: list[str]) -> None:

@@ -164,11 +164,14 @@ def test_who_is_revoked_is_cut_off_and_not_let_in_again_and_others_stay(hall: Ha
     assert other.next(0.0) is None
 
 
-def test_the_kept_session_of_the_revoked_is_gone(hall: Hall) -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+def test_the_kept_session_of_the_revoked_is_gone_and_others_are_kept(hall: Hall, restarted: bool) -> None:
     first = hall.joined("g1", PLAN)
     first.stop(flush_seconds=0.0)
     other = hall.joined("g2", PLAN)
     other.stop(flush_seconds=0.0)
+    if restarted:
+        hall.broker.restart()
     guard = Guard(hall.settings)
     hall.revoke("g1", number=2)
     assert guard.look()
@@ -310,12 +313,26 @@ def test_while_mosquitto_is_away_the_guard_waits_and_then_does_what_is_left(
 ) -> None:
     out = hall.joined("g1")
     guard = Guard(hall.settings)
-    hall.broker.stop()
+    hall.broker.kill()
     hall.revoke("g1", number=2)
     assert not guard.look()
     assert not guard.look()
     assert caplog.text.count("does Mosquitto run, with this guard_dir?") == 1
     hall.broker.start()
+    assert guard.look()
+    expect(out, Disconnected)
+    assert not admitted(hall, "g1")
+
+
+def test_a_list_that_could_not_be_written_is_brought_into_force_when_it_can(hall: Hall) -> None:
+    out = hall.joined("g1")
+    guard = Guard(hall.settings)
+    hall.revoke("g1", number=2)
+    hall.guarded.list_file.unlink()
+    hall.guarded.list_file.mkdir()
+    assert not guard.look()
+    assert not guard.look()
+    hall.guarded.list_file.rmdir()
     assert guard.look()
     expect(out, Disconnected)
     assert not admitted(hall, "g1")

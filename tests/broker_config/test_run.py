@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from broker_fixtures import eventually, expect
 from fedmq_broker_config import run
-from fedmq_broker_config.render import BrokerSettings
+from fedmq_broker_config.render import BrokerSettings, Passwords
 from fedmq_broker_config.run import (
     BrokerError,
     EmbeddedBroker,
@@ -157,6 +157,16 @@ def test_the_embedded_broker_does_not_leave_the_loopback_address() -> None:
     settings = BrokerSettings(address="127.0.0.2")
     with pytest.raises(BrokerError, match=r"listens on 127\.0\.0\.1 only"):
         choose("embedded", settings)
+
+
+@pytest.mark.parametrize("spec", ["auto", "embedded"])
+def test_the_embedded_broker_is_no_stand_in_where_clients_must_prove_who_they_are(
+    monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    monkeypatch.setattr(run, "find_mosquitto", lambda: None)
+    monkeypatch.setattr(run, "embedded_version", lambda: "0.4.0")
+    with pytest.raises(BrokerError, match="asks nobody who they are"):
+        choose(spec, BrokerSettings(access=Passwords(Path("/passwords"))))
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def plant(tmp_path: Path, short_dir: Path) -> Iterator[Plant]:
         cert, key = authority.issue(name, address="127.0.0.1")
         guarded = Guarded(revoked_file=revoked_file, directory=short_dir / name)
         access = Certificates(ca_file=authority.ca_file, cert_file=cert, key_file=key, guarded=guarded)
-        return BrokerSettings(access=access, sites=SITES, port=port)
+        return BrokerSettings(access=access, sites=SITES, port=port, log=tmp_path / f"{name}.log")
 
     cert, key = authority.issue("north")
     upstream = Upstream(
@@ -118,7 +118,7 @@ def plant(tmp_path: Path, short_dir: Path) -> Iterator[Plant]:
     centre = LocalBroker(settings("centre", port), port=None, directory=tmp_path / "centre")
     north = LocalBroker(settings("hall", 1883), directory=tmp_path / "north", upstream=upstream)
     with centre, north:
-        eventually(lambda: "as north (" in centre.log_file.read_text(), "the bridge")
+        eventually(lambda: "New bridge connected" in (tmp_path / "centre.log").read_text(), "the bridge")
         yield Plant(authority=authority, centre=centre, north=north, revoked_file=revoked_file, sessions=sessions)
         for session in sessions:
             session.stop(flush_seconds=0.0)
@@ -155,7 +155,7 @@ def test_a_gateways_messages_cross_both_ways_and_nothing_else_does(plant: Plant)
         for text, direction in all_topics(name):
             if direction is Direction.CMD:
                 assert coordinator.publish(text, name.encode())
-    down = {text for text, direction in all_topics("") if direction is Direction.DOWN}
+    down = {text for text, direction in all_topics("g1") if direction is Direction.DOWN}
     for text in down:
         assert coordinator.publish(text, b"all")
     for session, name in ((gateway, "g1"), (neighbour, "g2")):
@@ -191,3 +191,24 @@ def test_a_site_that_is_revoked_carries_nothing_any_more(plant: Plant) -> None:
     assert coordinator.publish("fl/1/plant/down/plan", b"after")
     assert drain(coordinator) == []
     assert drain(gateway) == []
+
+
+@pytest.mark.broker
+def test_a_gateway_that_is_revoked_is_carried_for_no_longer_whatever_its_site_does(plant: Plant) -> None:
+    coordinator = plant.joined(plant.centre, "coordinator", "fl/1/plant/up/+/+")
+    revoked = plant.joined(plant.north, "g1", "fl/1/plant/cmd/g1/+")
+    other = plant.joined(plant.north, "g2", "fl/1/plant/cmd/g2/+")
+    for gateway, name in ((revoked, "g1"), (other, "g2")):
+        assert gateway.publish(f"fl/1/plant/up/{name}/ask", b"before")
+        assert expect(coordinator, Received).payload == b"before"
+    guard = Guard(plant.centre.settings)
+    plant.authority.revoke(plant.revoked_file, {plant.authority.serial("g1"): "g1"}, number=2)
+    assert guard.look()
+    assert revoked.publish("fl/1/plant/up/g1/ask", b"after")
+    assert coordinator.publish("fl/1/plant/cmd/g1/receipt", b"after")
+    assert drain(coordinator) == []
+    assert drain(revoked) == []
+    assert other.publish("fl/1/plant/up/g2/ask", b"after")
+    assert coordinator.publish("fl/1/plant/cmd/g2/receipt", b"after")
+    assert expect(coordinator, Received).topic == "fl/1/plant/up/g2/ask"
+    assert expect(other, Received).payload == b"after"

@@ -74,6 +74,25 @@ def test_a_configuration_is_rendered_into_a_folder(tmp_path: Path) -> None:
     assert "fl/1/plant/up/+/answer" in acl
 
 
+def test_the_configuration_of_a_site_is_rendered_with_its_bridge(tmp_path: Path) -> None:
+    (tmp_path / "broker.toml").write_text(
+        'access = "certificates"\nca_file = "ca.crt"\ncertificate_file = "broker.crt"\nkey_file = "broker.key"\n'
+        'sites = ["north: g1 g2"]\n',
+        encoding="utf-8",
+    )
+    common = ("--config", "broker.toml", "--render", "etc", "--upstream", "broker.example:8883", "--identity", "id")
+    assert said("broker", "site", "north", *common, cwd=tmp_path) == ""
+    conf = (tmp_path / "etc" / "mosquitto.conf").read_text(encoding="utf-8").splitlines()
+    for line in (
+        "address broker.example:8883",
+        f"bridge_certfile {tmp_path / 'id' / 'client.crt'}",
+        f"cafile {tmp_path / 'ca.crt'}",
+        "topic fl/1/plant/up/g2/answer out 0",
+    ):
+        assert line in conf
+    assert "user g2" in (tmp_path / "etc" / "acl").read_text(encoding="utf-8").splitlines()
+
+
 @pytest.mark.broker
 def test_reports_and_status_of_a_run_that_is_going_on(tmp_path: Path, mosquitto: LocalBroker) -> None:
     fleet = small_fleet(2)
