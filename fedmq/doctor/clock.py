@@ -5,6 +5,7 @@ MQTT tells no time, so nobody is asked. What is signed with a date, and what thi
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ def check_clock(now: datetime, written: Sequence[Path]) -> Iterator[Finding]:
 
 
 def check_against(now: datetime, written: Sequence[Path]) -> Finding:
-    times = {path: datetime.fromtimestamp(path.stat().st_mtime, tz=UTC) for path in written if path.is_file()}
+    times = {path: datetime.fromtimestamp(path.stat().st_mtime, tz=UTC) for path in written if os.path.isfile(path)}
     newest = max(times, key=lambda path: times[path], default=None)
     if newest is not None and times[newest] - now > SLACK:
         return failed(

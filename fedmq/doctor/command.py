@@ -55,6 +55,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
                 help="where its mosquitto.conf and acl are (default: /etc/mosquitto)",
             )
             parser.add_argument(
+                "--site", metavar="NAME", help="this is the broker of that site, as `fedmq broker site` made it"
+            )
+            parser.add_argument(
                 "--identity",
                 type=Path,
                 action="append",

@@ -1,4 +1,7 @@
-"""Files and folders: whether they are there, who may read and write them, and what disk they are on. Only looks."""
+"""Files and folders: whether they are there, who may read and write them, and what disk they are on. Only looks.
+
+`os.path` is asked whether something is there: a Path raises where a folder on the way may not be entered.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pathlib import Path
 
 from fedmq.doctor.findings import Finding, failed, ok, unknown, warned
 
-__all__ = ["check_public", "check_secret", "check_state", "filesystem_of", "is_open"]
+__all__ = ["can_tell", "check_public", "check_secret", "check_state", "filesystem_of", "is_open"]
 
 LEAST_FREE_BYTES = 32 << 20
 FEW_FREE_BYTES = 256 << 20
@@ -57,13 +60,13 @@ def check_public(check: str, path: Path) -> Finding:
 
 def check_state(check: str, folder: Path) -> Iterator[Finding]:
     """A folder that must outlive a power cut."""
-    there = next(parent for parent in (folder, *folder.resolve().parents) if parent.exists())
+    there = next(parent for parent in (folder, *folder.resolve().parents) if os.path.exists(parent))
     if there is not folder:
         if os.access(there, os.W_OK):
             yield warned(check, f"{folder} is not there yet", "nothing, if the program has never run: it makes it")
         else:
-            yield failed(check, f"{folder} is not there, and {_me()} cannot make it", "make it, for the program's user")
-    elif not folder.is_dir():
+            yield failed(check, f"{folder} is not there, or not for user {_me()}", "make it, for the program's user")
+    elif not os.path.isdir(folder):
         yield failed(check, f"{folder} is no folder", "name another one in the settings, or move that file away")
         return
     elif not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
@@ -146,6 +149,17 @@ def is_open(database: Path) -> bool | None:
         return None
     kind: int = struct.unpack(_FLOCK, told[: len(asked)])[0]
     return kind != fcntl.F_UNLCK
+
+
+def can_tell(path: Path) -> bool:
+    """Whether this user can find out about a file: it may be read, or is surely not there."""
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 _FLOCK = "hhqqi"

@@ -2,7 +2,8 @@
 
 Each step needs the one before: name, TCP, TLS, MQTT. Then two things are tried that must fail and one that must not.
 What is tried is harmless: a chunk of a transfer that does not exist, which a coordinator passes over in silence, in the
-name of a gateway `doctor-probe` that is none, or on the own topic.
+name of a gateway `doctor-probe` that is none, or on the own topic. Where messages are sealed, this one is not: then the
+coordinator writes one line into its log, and counts one message that it has refused.
 
 Rules it keeps:
 

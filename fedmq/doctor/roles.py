@@ -7,6 +7,7 @@ and no further. Without an identity everything is tried, under a client id of it
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import socket
@@ -16,11 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedmq_protocol.identity import CA_CERTIFICATE, CERTIFICATE, CERTIFICATE_KEY, REVOKED
 from fedmq_protocol.settings import ConnectionSettings, SettingsError, load
 
 from fedmq.doctor.certificates import check_certificate, check_names, check_revoked, read_certificates
 from fedmq.doctor.clock import check_clock
-from fedmq.doctor.files import check_public, check_secret, check_state, is_open
+from fedmq.doctor.files import can_tell, check_public, check_secret, check_state, is_open
 from fedmq.doctor.findings import Finding, failed, ok, unknown, warned
 from fedmq.doctor.identity import check_folder, kind_of
 from fedmq.doctor.network import (
@@ -86,14 +88,28 @@ def check_coordinator(
     yield from _settings_file(config)
     if settings.test_data is not None:
         yield _readable("test data", settings.test_data)
+    lock = settings.state_dir / "lock"
+    revoked, own = settings.revoked_file, identity or settings.connection.identity_dir
+    if own is not None:
+        yield from _coordinators_list(revoked or own / REVOKED, own, now)
     ledger = ledger_path(settings.state_dir)
     yield from check_state("state", settings.state_dir)
     yield from check_clock(now, [ledger, ledger.with_name(f"{ledger.name}-wal")])
     yield from _check_connection(
         "coordinator", settings.connection, settings.name, identity,
-        running=folder.is_held(settings.state_dir), who=f"a process holds {settings.state_dir / 'lock'}",
+        running=folder.is_held(settings.state_dir) if can_tell(lock) else None, who=f"a process holds {lock}",
         offline=offline, now=now,
     )  # fmt: skip
+
+
+def _coordinators_list(revoked: Path, folder: Path, now: datetime) -> Iterator[Finding]:
+    """A coordinator goes by it for the cards of gateways; where there is none, nobody is revoked."""
+    if os.path.isfile(revoked):
+        yield from check_revoked("revoked certificates", revoked, folder / CA_CERTIFICATE, (), now)
+    else:
+        yield warned(
+            "revoked certificates", f"{revoked} is not there: nobody is revoked", "name the broker's: revoked_file"
+        )
 
 
 def _check_connection(
@@ -102,11 +118,14 @@ def _check_connection(
 ) -> Iterator[Finding]:  # fmt: skip
     from fedmq.programs import connection_of
 
-    folder: Path | None = identity or getattr(settings, "identity_dir", None)
+    folder = identity or settings.identity_dir
     if settings.password_file is not None:
         yield check_secret("password", settings.password_file)
     if folder is not None:
-        yield from check_folder(folder, role, name=name, federation=settings.federation, now=now)
+        named = {CA_CERTIFICATE: settings.ca_file, CERTIFICATE: settings.certificate_file}
+        named[CERTIFICATE_KEY] = settings.key_file
+        elsewhere = {file: path for file, path in named.items() if path is not None}
+        yield from check_folder(folder, role, name=name, federation=settings.federation, now=now, elsewhere=elsewhere)
     elif settings.certificate_file is not None and settings.key_file is not None:
         yield check_public("certificate file", settings.certificate_file)
         yield check_secret("key file", settings.key_file)
@@ -118,8 +137,8 @@ def _check_connection(
         connection = connection_of(settings, f"doctor-{os.urandom(4).hex()}")
         if identity is not None:
             connection = replace(
-                connection, tls=True, ca_file=identity / "ca.crt", cert_file=identity / "client.crt",
-                key_file=identity / "client.key",
+                connection, tls=True, ca_file=identity / CA_CERTIFICATE, cert_file=identity / CERTIFICATE,
+                key_file=identity / CERTIFICATE_KEY,
             )  # fmt: skip
     except ValueError as error:
         yield failed("connection", str(error), "see to the files of [connection]")
@@ -191,9 +210,9 @@ def _settings_file(config: Path | None) -> Iterator[Finding]:
 
 
 def _readable(check: str, path: Path) -> Finding:
-    if not path.exists():
+    if not os.path.exists(path):
         return failed(check, f"{path} is not there", "correct the settings, or put it there")
-    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+    if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
         return failed(check, f"{path} cannot be read", "see to its owner; run this as the program's user")
     return ok(check, str(path))
 
@@ -203,7 +222,7 @@ def _readable(check: str, path: Path) -> Finding:
 
 def check_broker(
     config: Path | None, overrides: Sequence[str], *, directory: Path, identities: Sequence[Path], offline: bool,
-    now: datetime,
+    now: datetime, site: str | None = None,
 ) -> Iterator[Finding]:  # fmt: skip
     from fedmq_broker_config.settings import BrokerTable
 
@@ -213,7 +232,7 @@ def check_broker(
         yield _no_settings(error, "fedmq broker --example prints a right one")
         return
     yield from _settings_file(config)
-    yield from _rendered(table, directory)
+    yield from _rendered(table, directory, site)
     yield _mosquitto()
     if table.user is not None:
         yield _user(table.user)
@@ -226,6 +245,7 @@ def check_broker(
         yield check_secret("passwords", table.password_file)
     if table.access == "certificates":
         yield from _broker_certificates(table, now)
+    yield from _guard(table)
     for folder in identities:
         kind = kind_of(folder)
         yield from check_folder(folder, kind, name=None, federation=table.federation, now=now)
@@ -236,16 +256,19 @@ def check_broker(
         yield from _listener(table)
 
 
-def _rendered(table: BrokerTable, directory: Path) -> Iterator[Finding]:
+def _rendered(table: BrokerTable, directory: Path, site: str | None) -> Iterator[Finding]:
     """What is on disk is what the settings come to: an ACL that somebody has edited by hand is found here."""
-    from fedmq_broker_config.render import ACL_NAME, CONF_NAME, render_acl, render_conf
+    from fedmq_broker_config.render import ACL_NAME, CONF_NAME, render_acl, render_conf, render_site_acl
 
     settings = table.broker()
-    acl = directory.resolve() / ACL_NAME
-    for path, text in (
-        (directory / CONF_NAME, render_conf(settings, acl)),
-        (directory / ACL_NAME, render_acl(settings)),
-    ):
+    guarded, shut_out = settings.guarded, _shut_out(table)
+    acl = directory.resolve() / ACL_NAME if guarded is None else guarded.acl_file
+    if site is None:
+        wanted = {directory / CONF_NAME: render_conf(settings, acl), acl: render_acl(settings, shut_out)}
+    else:
+        yield unknown(CONF_NAME, "of a site's broker was not compared: whom it bridges to is no setting")
+        wanted = {acl: render_site_acl(settings, site, shut_out)}
+    for path, text in wanted.items():
         try:
             there = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -265,6 +288,69 @@ def _rendered(table: BrokerTable, directory: Path) -> Iterator[Finding]:
                 f"fedmq broker --config FILE --render {directory}, and start Mosquitto anew; change broker.toml only",
             )
         yield check_public(f"{path.name}'s mode", path)
+
+
+def _shut_out(table: BrokerTable) -> frozenset[str]:
+    """Who is on the list in force: the guard takes their rights out of the ACL. Nobody, where it cannot be read."""
+    guarded = table.broker().guarded
+    if guarded is None or table.ca_file is None:
+        return frozenset()
+    from fedmq_broker_config.revocation import RevocationError, read_revocations
+
+    try:
+        return read_revocations(guarded.list_file.read_bytes(), table.ca_file.read_bytes(), None).shut_out
+    except (RevocationError, OSError):
+        return frozenset()  # told of where the list itself is looked at
+
+
+def _guard(table: BrokerTable) -> Iterator[Finding]:
+    """What makes a revocation come true: the guard, its folder, and the list that it has put in force."""
+    guarded = table.broker().guarded
+    if guarded is None:
+        return
+    folder = guarded.directory
+    if not os.path.isdir(folder):
+        yield failed("guard's folder", f"{folder} is not there", "fedmq broker --render makes it")
+        return
+    mode = folder.stat().st_mode & 0o777
+    if mode & 0o077:
+        yield failed("guard's folder", f"{folder}: others may enter it ({mode:04o})", f"chmod 700 {folder}")
+    else:
+        yield ok("guard's folder", f"{folder}, mode {mode:04o}")
+    yield check_secret("guard's password", guarded.secret_file)
+    try:
+        same = guarded.list_file.read_bytes() == guarded.revoked_file.read_bytes()
+    except OSError as error:
+        yield failed("list in force", f"{error.filename}: {error.strerror}", "see to the list, and to the guard's log")
+        return
+    if same:
+        yield ok("list in force", f"is that of {guarded.revoked_file}")
+    else:
+        yield failed(
+            "list in force",
+            f"is another one than {guarded.revoked_file}: that has not been taken up",
+            "is `fedmq broker guard` running beside Mosquitto? Its log says what is wrong with the list",
+        )
+    if guards():
+        yield ok("guard", "runs")
+    else:
+        yield warned(
+            "guard",
+            "is not seen among the processes of this machine: who is revoked stays connected",
+            "run fedmq broker guard beside Mosquitto",
+        )
+
+
+def guards() -> int:
+    """Processes of `fedmq broker guard` on this machine, as far as this user sees them."""
+    count = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it has ended meanwhile, or is not shown to us
+        count += any(pair == (b"broker", b"guard") for pair in itertools.pairwise(words))
+    return count
 
 
 def _difference(there: str, wanted: str) -> str:

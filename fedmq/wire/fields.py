@@ -80,6 +80,8 @@ ABOUT: dict[str, About] = {
     "Birth.held": _protocol("the tasks that it has, and how far it is with each"),
     "Birth.tags": _name("what the plant calls it: words of its settings"),
     "Birth.sensors": _machine("how the sensors of its bridge are, and their names"),
+    "Birth.root": _protocol("which version of the federation's keys it believes"),
+    "Birth.card": _protocol("its public key, with the issuer's signature; the private one never leaves"),
     "Held.lineage": _protocol("which line of versions"),
     "Held.version": _protocol("which version it has"),
     "Held.task": _protocol("short digest of the task as it knows it"),
@@ -201,6 +203,9 @@ ABOUT: dict[str, About] = {
     "CatchUp.number": _protocol("the version that it leads to"),
     "CatchUp.model": _protocol("short digest of that version"),
     "CatchUp.body": _data("what the federation has changed in the model, coded"),
+    "CatchUp.until": _protocol("until when somebody waits for it"),
+    "Roots.nonce": _protocol("the birth that it answers"),
+    "Roots.roots": _protocol("the federation's public keys since then, each version signed by the one before"),
     # -- the task, which a welcome carries ----------------------------------------------------------------------
     "Task.name": _name("name of the task"),
     "Task.model": _protocol("the model's kind and sizes"),

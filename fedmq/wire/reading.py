@@ -13,13 +13,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import Enum
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
-from fedmq_protocol.messages import BlobRef, CatchUp, Chunk, MessageError, RoundPlan, Statistics, Update, Welcome
-from fedmq_protocol.messages import from_bytes as message_from_bytes
+from fedmq_protocol.messages import (
+    SEAL_BYTES,
+    BlobRef,
+    CatchUp,
+    Chunk,
+    Message,
+    MessageError,
+    RoundPlan,
+    Seal,
+    Statistics,
+    Update,
+    Welcome,
+    from_bytes,
+    split,
+)
+from fedmq_protocol.signing import seal_of
 from fedmq_protocol.task import Codec, Task, short
 from fedmq_protocol.topics import Channel, Topic, parse
 from fedmq_protocol.transfer import BUNDLE_CHUNK_BYTES
@@ -27,42 +40,13 @@ from msgspec import inspect
 
 from fedmq.wire.fields import ABOUT
 
-__all__ = ["Field", "Seal", "Seen", "Watch", "split"]
+__all__ = ["Field", "Seen", "Watch"]
 
 REMEMBERED = 256
 """Tasks, plans and transfers of which the newest are kept, each."""
 
 SHOWN = 200
 """Characters of a text, and elements of a list, that are shown."""
-
-
-class Seal(Enum):
-    """What stands at the end of a message, as the low half of its first byte says."""
-
-    NONE = "none"
-    SIGNATURE = "signature"
-    MAC = "mac"
-
-    @property
-    def trailer_bytes(self) -> int:
-        return _TRAILERS[self][1]
-
-
-_TRAILERS = {Seal.NONE: (0, 0), Seal.SIGNATURE: (1, 64), Seal.MAC: (2, 8)}
-"""Number in the envelope byte, bytes at the end."""
-
-
-def split(data: bytes) -> tuple[bytes, Seal, bytes]:
-    """A message without its trailer, as if it had none; which it had; and the trailer. Raises MessageError."""
-    if not data:
-        raise MessageError("empty")
-    for seal, (number, size) in _TRAILERS.items():
-        if data[0] & 15 == number:
-            if len(data) <= size:
-                raise MessageError(f"{len(data)} bytes, which is not more than its {seal.value} of {size}")
-            end = len(data) - size
-            return bytes([data[0] & 0xF0]) + data[1:end], seal, data[end:]
-    raise MessageError(f"trailer of kind {data[0] & 15}, which this version does not know")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +96,10 @@ class Seen:
     """Why it is no message of ours; empty where it is one."""
 
     @property
+    def seal_bytes(self) -> int:
+        return SEAL_BYTES[self.seal]
+
+    @property
     def unexplained(self) -> tuple[Field, ...]:
         """Fields at any depth that this version cannot explain."""
         return tuple(field for top in self.fields for field in top.walk() if field.problem)
@@ -129,6 +117,8 @@ class Watch:
         self._plans: dict[int, RoundPlan] = {}
         self._transfers: dict[bytes, tuple[int, str]] = {}
         """Chunks and what they are of, by the short digest."""
+        self._seals = False
+        """Whether a sealed message went by: then this federation seals."""
 
     def read(self, text: str, payload: bytes, *, retained: bool, at: float) -> Seen:
         """Never raises: what cannot be read is told of."""
@@ -141,8 +131,9 @@ class Watch:
         if where.channel is Channel.REPORT:
             return self._report(where, text, payload, retained, at)
         try:
-            plain, seal, trailer = split(payload)
-            message = message_from_bytes(where.spec, plain)
+            taken = split(payload)
+            plain = taken.plain
+            message = from_bytes(where.spec, plain)
         except MessageError as error:
             return self._strange(text, where, payload, retained, at, str(error))
         fields = _struct(_type_info(type(message)), plain[1:]) + _hidden(plain[1:])
@@ -150,10 +141,10 @@ class Watch:
         return self._seen(
             where, text, payload, retained, at,
             kind=type(message).__name__,
-            seal=seal,
+            seal=taken.seal,
             fields=fields,
-            overhead=len(payload) - len(trailer) - covered,
-            notes=tuple(self._explain(where, message)),
+            overhead=len(payload) - len(taken.trailer) - covered,
+            notes=(*self._explain(where, message), *self._unsealed(where, message, taken.seal)),
         )  # fmt: skip
 
     def _seen(
@@ -196,6 +187,13 @@ class Watch:
         return self._seen(
             where, text, payload, retained, at, kind="report", fields=fields, overhead=len(payload) - covered
         )
+
+    def _unsealed(self, where: Topic, message: Message, seal: Seal) -> tuple[str, ...]:
+        """Where a seal is not the one that receivers ask for. Whether it is genuine, only they can say."""
+        self._seals = self._seals or seal is not Seal.NONE
+        if not self._seals or seal is seal_of(where, message):
+            return ()
+        return (f"! seal {seal.name.lower()}, {seal_of(where, message).name.lower()} expected: its receivers drop it",)
 
     # -- what it means ------------------------------------------------------------------------------------------
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
+from fedmq_protocol.messages import Seal
 
 from fedmq.wire.fields import ABOUT, Origin
-from fedmq.wire.reading import Field, Seal, Seen
+from fedmq.wire.reading import Field, Seen
 from fedmq.wire.tally import Tally
 
 __all__ = ["as_json", "as_text", "summary"]
@@ -105,7 +106,7 @@ def as_json(seen: Seen) -> str:
         "type": seen.kind,
         "bytes": seen.size,
         "retained": seen.retained,
-        "seal": seen.seal.value,
+        "seal": seen.seal.name.lower(),
         "fields": [_as_values(field) for field in seen.fields],
         "notes": list(seen.notes),
         "problem": seen.problem or None,

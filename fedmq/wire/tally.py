@@ -47,8 +47,8 @@ class Tally:
             self.fields[seen.direction, field.key or f"{seen.kind}.{field.name}"] += field.size
         if seen.overhead:
             self.fields[seen.direction, NO_FIELD] += seen.overhead
-        if seen.seal.trailer_bytes:
-            self.fields[seen.direction, SEALS] += seen.seal.trailer_bytes
+        if seen.seal_bytes:
+            self.fields[seen.direction, SEALS] += seen.seal_bytes
         for field in seen.unexplained:
             self.unexplained[f"{seen.kind}, {field.key or field.name}: {field.problem}"] += 1
         if seen.kind == "Birth":

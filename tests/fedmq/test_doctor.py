@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -27,13 +30,14 @@ from fedmq_broker_config.settings import BrokerTable
 from fedmq_edge_node.memory import Memory
 from fedmq_protocol.session import Connected, Connection, MqttSession
 from fedmq_protocol.settings import load
-from processes import Site, fedmq, small_fleet, write_toml
+from processes import Site, environment, fedmq, small_fleet, write_toml
 from small_disk import SmallDisk
+from trust import TrustAuthority
 
-from fedmq.doctor import clock, roles
+from fedmq.doctor import clock, program, roles
 from fedmq.doctor.certificates import check_certificate, check_names, check_revoked, read_certificates
 from fedmq.doctor.clock import check_against
-from fedmq.doctor.files import check_public, check_secret, check_state, filesystem_of, is_open
+from fedmq.doctor.files import can_tell, check_public, check_secret, check_state, filesystem_of, is_open
 from fedmq.doctor.findings import Finding, Status, as_json, as_text, failed, ok, unknown, warned
 from fedmq.doctor.identity import FILES, Kind, check_folder, kind_of
 from fedmq.doctor.network import PROBE, Role, Tried, connections_to, judge, listeners, probes, refuses_strangers
@@ -86,7 +90,7 @@ class Pki:
             return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
         builder = x509.CertificateBuilder().subject_name(named(name)).issuer_name(named(issuer))
-        builder = builder.public_key(key.public_key()).serial_number(x509.random_serial_number())
+        builder = builder.public_key(key.public_key()).serial_number(secrets.randbits(62) + 1)
         builder = builder.not_valid_before(begins).not_valid_after(ends)
         builder = builder.add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         if address is not None:
@@ -310,9 +314,10 @@ def test_a_list_of_revoked_certificates(pki: Pki, tmp_path: Path) -> None:
 # -- identity folders -------------------------------------------------------------------------------------------
 
 
-def identity(pki: Pki, folder: Path, kind: Kind, name: str) -> Path:
-    """A whole one, but for what seals will put into `trust` and `card`."""
+def identity(pki: Pki, folder: Path, kind: Kind, name: str, trust: TrustAuthority | None = None) -> Path:
+    """A whole one."""
     folder.mkdir()
+    trust = trust or TrustAuthority("plant")
     stem = "broker" if kind == "broker" else "client"
     for path in pki.issue(name, address="127.0.0.1" if kind == "broker" else None, stem=stem):
         path.rename(folder / path.name)
@@ -320,41 +325,94 @@ def identity(pki: Pki, folder: Path, kind: Kind, name: str) -> Path:
     if kind == "broker":
         pki.revoke(folder / "revoked.crl", [])
     else:
-        (folder / "trust").write_bytes(b"roots")
+        (folder / "trust").write_text(trust.chain.text())
     if kind == "gateway":
-        (folder / "card").write_bytes(b"card")
+        own = read_certificates(folder / "client.crt")
+        assert not isinstance(own, str)
+        trust.serials[name] = own[0].serial_number
+        (folder / "card").write_bytes(trust.card(name))
+        write_key(folder / "agreement.key", trust.keys[name])
     if kind == "coordinator":
-        write_key(folder / "signing.key", ed25519.Ed25519PrivateKey.generate())
-    if kind in ("gateway", "coordinator"):
-        write_key(folder / "agreement.key", x25519.X25519PrivateKey.generate())
+        write_key(folder / "signing.key", trust.signing)
+        write_key(folder / "agreement.key", trust.agreement)
     return folder
 
 
+def found_in(folder: Path, kind: Kind, name: str = "name-1", federation: str = "plant") -> dict[str, Status]:
+    return statuses(check_folder(folder, kind, name=name, federation=federation, now=NOW))
+
+
 @pytest.mark.parametrize("kind", list(FILES))
-def test_a_whole_identity_folder_has_nothing_that_fails(pki: Pki, tmp_path: Path, kind: Kind) -> None:
+def test_a_whole_identity_folder_is_ok_in_every_way(pki: Pki, tmp_path: Path, kind: Kind) -> None:
     folder = identity(pki, tmp_path / "identity", kind, "name-1")
     assert kind_of(folder) == kind
-    assert bad(check_folder(folder, kind, name="name-1", federation="plant", now=NOW)) == []
+    found = found_in(folder, kind)
+    assert set(found.values()) == {Status.OK}, found
+    assert ("trust" in found) is (kind != "broker")
 
 
 @pytest.mark.parametrize("kind", list(FILES))
 def test_each_file_of_an_identity_folder_is_missed(pki: Pki, tmp_path: Path, kind: Kind) -> None:
     folder = identity(pki, tmp_path / "identity", kind, "name-1")
     for file in FILES[kind]:
-        kept = (folder / file).read_bytes()
-        (folder / file).unlink()
+        aside = (folder / file).rename(tmp_path / "aside")
         found = bad(check_folder(folder, kind, name="name-1", federation="plant", now=NOW))
         assert any(file in one.said for one in found)
-        (folder / file).write_bytes(kept)
+        aside.rename(folder / file)
+    assert bad(check_folder(folder, kind, name="name-1", federation="plant", now=NOW)) == []
+
+
+def test_a_file_of_an_identity_may_be_elsewhere(pki: Pki, tmp_path: Path) -> None:
+    folder = identity(pki, tmp_path / "identity", "gateway", "name-1")
+    key = (folder / "client.key").rename(tmp_path / "own.key")
+    given = {"client.key": key}
+    found = check_folder(folder, "gateway", name="name-1", federation="plant", now=NOW, elsewhere=given)
+    assert bad(found) == []
 
 
 def test_keys_of_an_identity_folder_are_of_their_kind_and_secret(pki: Pki, tmp_path: Path) -> None:
     folder = identity(pki, tmp_path / "identity", "gateway", "name-1")
     write_key(folder / "agreement.key", ed25519.Ed25519PrivateKey.generate())
     (folder / "client.key").chmod(0o644)
-    found = statuses(check_folder(folder, "gateway", name="name-1", federation="plant", now=NOW))
+    found = found_in(folder, "gateway")
     assert found["agreement.key's kind"] is Status.FAIL
     assert found["client.key"] is Status.FAIL
+
+
+def test_trust_and_card_are_of_this_federation_this_name_and_these_keys(pki: Pki, tmp_path: Path) -> None:
+    folder = identity(pki, tmp_path / "identity", "gateway", "name-1")
+    assert found_in(folder, "gateway", federation="another")["trust"] is Status.FAIL
+    assert found_in(folder, "gateway", name="name-2")["card"] is Status.FAIL
+    write_key(folder / "agreement.key", x25519.X25519PrivateKey.generate())
+    assert found_in(folder, "gateway")["agreement.key's place"] is Status.FAIL
+    # A card of another federation's issuer, then no card and no roots at all.
+    (folder / "card").write_bytes(TrustAuthority("plant").card("name-1"))
+    assert found_in(folder, "gateway")["card"] is Status.FAIL
+    (folder / "card").write_bytes(b"junk")
+    assert found_in(folder, "gateway")["card"] is Status.FAIL
+    (folder / "trust").write_text("junk\n")
+    assert found_in(folder, "gateway")["trust"] is Status.FAIL
+
+
+def test_a_coordinators_keys_are_those_that_the_root_names(pki: Pki, tmp_path: Path) -> None:
+    folder = identity(pki, tmp_path / "identity", "coordinator", "name-1")
+    write_key(folder / "signing.key", ed25519.Ed25519PrivateKey.generate())
+    write_key(folder / "agreement.key", x25519.X25519PrivateKey.generate())
+    found = found_in(folder, "coordinator")
+    assert (found["signing.key's place"], found["agreement.key's place"]) == (Status.FAIL, Status.FAIL)
+
+
+def test_a_root_and_a_card_end_one_day(pki: Pki, tmp_path: Path) -> None:
+    soon = int((NOW + 3 * DAY).timestamp())
+    trust = TrustAuthority("plant", expires=soon)
+    folder = identity(pki, tmp_path / "identity", "gateway", "name-1", trust)
+    assert found_in(folder, "gateway")["trust"] is Status.WARN
+    for begins, expires, status in ((1, soon, Status.WARN), (1, 2, Status.FAIL), (soon, soon + 9, Status.FAIL)):
+        (folder / "card").write_bytes(trust.card("name-1", begins=begins, expires=expires))
+        assert found_in(folder, "gateway")["card"] is status
+    trust.serials["name-1"] = 5
+    (folder / "card").write_bytes(trust.card("name-1"))
+    assert found_in(folder, "gateway")["card's number"] is Status.WARN, "revoking one would leave the other"
 
 
 # -- clock ------------------------------------------------------------------------------------------------------
@@ -447,6 +505,7 @@ class Plant:
         self.pki = Pki(folder / "tls")
         cert, key = self.pki.issue("broker", address="127.0.0.1")
         self.revoked = self.pki.revoke(folder / "tls" / "revoked.crl", [])
+        self.acl = folder / "guard" / "acl"
         self.etc = folder / "etc"
         self.broker_toml = folder / "broker.toml"
         values = {
@@ -455,6 +514,7 @@ class Plant:
             "certificate_file": str(cert),
             "key_file": str(key),
             "revoked_file": str(self.revoked),
+            "guard_dir": str(folder / "guard"),
             "port": free_port(),
             "persistence_dir": str(folder / "persistence"),
             "user": "root",
@@ -490,6 +550,24 @@ class Plant:
                 key_file=key, session_expiry_seconds=0,
             )
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """`fedmq broker guard`, beside the broker."""
+        words = [sys.executable, "-m", "fedmq", "broker", "guard", "--config", str(self.broker_toml)]
+        log = self.folder / "guard.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(words, stdout=output, stderr=output, env=environment(), start_new_session=True)
+        try:
+            eventually(lambda: roles.guards() > 0, "the guard to run")
+            yield
+            assert process.poll() is None, log.read_text(encoding="utf-8")
+        finally:
+            process.terminate()
+            process.wait()
+
+    def doctor_of_broker(self, status: int = 0) -> dict[str, str]:
+        return doctor("broker", "--config", str(self.broker_toml), "--directory", str(self.etc), status=status)
 
     def log(self) -> str:
         return (self.folder / "mosquitto.log").read_text(encoding="utf-8")
@@ -547,9 +625,11 @@ def test_a_sound_federation_is_sound_for_all_three(plant: Plant) -> None:
         found = doctor("coordinator", "--config", str(coordinator))
         for check in ("ACL, forbidden message", "ACL, own message", "ACL, gateways' messages"):
             assert found[check] == "ok", check
-        found = doctor("broker", "--config", str(plant.broker_toml), "--directory", str(plant.etc))
-        for check in ("mosquitto.conf", "acl", "Mosquitto", "key file", "certificate's names", "revoked certificates",
-                      "access", "listener", "certificate in use", "strangers", "persistence"):  # fmt: skip
+        with plant.guard():
+            found = plant.doctor_of_broker()
+        for check in ("guard", "guard's folder", "guard's password", "list in force", "mosquitto.conf", "acl",
+                      "Mosquitto", "key file", "certificate's names", "revoked certificates", "access", "listener",
+                      "certificate in use", "strangers", "persistence"):  # fmt: skip
             assert found[check] == "ok", check
         assert "warn" not in found.values()
 
@@ -558,7 +638,7 @@ def test_a_sound_federation_is_sound_for_all_three(plant: Plant) -> None:
 def test_an_acl_that_is_not_in_force_is_found_by_trying(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the broker's side by its file, on the gateway's side by what it may write and read."""
     gateway = plant.settings("gateway", *plant.pki.issue("gateway-1"))
-    monkeypatch.setattr("fedmq_broker_config.run.render_acl", lambda settings: "pattern readwrite #\n")
+    monkeypatch.setattr("fedmq_broker_config.run.render_acl", lambda settings, revoked: "pattern readwrite #\n")
     with plant.broker:
         other = plant.session("gateway-2")
         other.start()
@@ -567,9 +647,76 @@ def test_an_acl_that_is_not_in_force_is_found_by_trying(plant: Plant, monkeypatc
         found = doctor("gateway", "--config", str(gateway), status=1)
         assert found["ACL, forbidden message"] == "FAIL"
         assert found["ACL, others' messages"] == "FAIL"
-        found = doctor("broker", "--config", str(plant.broker_toml), "--directory", str(plant.etc), status=1)
+        found = plant.doctor_of_broker(status=1)
         assert found["acl"] == "FAIL"
         assert found["mosquitto.conf"] == "ok"
+
+
+@pytest.mark.broker
+def test_what_the_ca_issues_is_sound_and_its_observer_sees_the_traffic(tmp_path: Path) -> None:
+    """The whole way: `fedmq ca`, then the programs' own settings, then the doctor and `fedmq wire show`."""
+    if find_mosquitto() is None or os.geteuid() != 0:
+        pytest.skip("needs Mosquitto, and root, whom the broker's settings name")
+    ca = tmp_path / "ca"
+    for words in (
+        ("init", "--federation", "plant"),
+        ("issue", "gateway-1", "--out", str(tmp_path / "gateway-1")),
+        ("issue", "auditor", "--kind", "observer", "--out", str(tmp_path / "auditor")),
+    ):
+        ended = fedmq("ca", *words, "--dir", str(ca))
+        assert ended.returncode == 0, ended.stderr
+    port = free_port()
+    broker = tmp_path / "broker.toml"
+    write_toml(
+        broker,
+        {
+            "access": "certificates", "port": port, "user": "root", "observers": ["auditor"],
+            "ca_file": "ca/broker/ca.crt", "certificate_file": "ca/broker/broker.crt",
+            "key_file": "ca/broker/broker.key",
+            "revoked_file": str(ca / "revoked.crl"), "guard_dir": str(tmp_path / "guard"),
+        },
+    )  # fmt: skip
+    (tmp_path / "data").mkdir()
+    gateway, coordinator, wire = (tmp_path / f"{name}.toml" for name in ("gateway", "coordinator", "wire"))
+    own = {"name": "gateway-1", "data_dir": "data", "state_dir": "state", "connection.identity_dir": "gateway-1"}
+    write_toml(gateway, own | {"connection.port": port})
+    task = {"task.name": "t", "task.classes": ["a", "b"], "state_dir": "coordinator"}
+    write_toml(coordinator, task | {"connection.identity_dir": "ca/coordinator", "connection.port": port})
+    write_toml(wire, {"connection.identity_dir": "auditor", "connection.port": port})
+    settings = load(BrokerTable, broker).broker()
+    with LocalBroker(settings, port=None, directory=tmp_path / "etc"):
+        found = doctor("gateway", "--config", str(gateway))
+        for check in ("trust", "card", "certificate", "agreement.key's place", "ACL, forbidden message"):
+            assert found[check] == "ok", check
+        found = doctor("coordinator", "--config", str(coordinator))
+        for check in ("trust", "signing.key's place", "ACL, forbidden message", "ACL, own message"):
+            assert found[check] == "ok", check
+        identities = ("--identity", str(ca / "broker"), "--identity", str(tmp_path / "auditor"))
+        found = doctor("broker", "--config", str(broker), "--directory", str(tmp_path / "etc"), *identities)
+        assert (found["identity of a broker"], found["identity of an observer"]) == ("ok", "ok")
+
+        shown = tmp_path / "shown"
+        with shown.open("wb") as output:
+            words_ = [sys.executable, "-m", "fedmq", "wire", "show", "--config", str(wire), "--json"]
+            watcher = subprocess.Popen(words_, stdout=output, stderr=subprocess.PIPE, env=environment())
+        try:
+            assert watcher.stderr is not None
+            assert b"connected" in watcher.stderr.readline()
+            # What the doctor tries on the gateway's behalf goes by, and the observer sees it.
+            doctor("gateway", "--config", str(gateway))
+            eventually(lambda: b'"channel":"chunk"' in shown.read_bytes(), "the observer to see the traffic")
+        finally:
+            watcher.kill()
+            watcher.wait()
+
+
+@pytest.mark.broker
+def test_a_list_that_nobody_has_taken_up_is_found(plant: Plant) -> None:
+    with plant.broker:
+        plant.pki.revoke(plant.revoked, [4711])
+        assert plant.doctor_of_broker(status=1)["list in force"] == "FAIL"
+        plant.acl.parent.chmod(0o755)
+        assert plant.doctor_of_broker(status=1)["guard's folder"] == "FAIL"
 
 
 @pytest.mark.broker
@@ -707,10 +854,55 @@ def test_settings_that_cannot_be_used_fail_with_every_mistake(tmp_path: Path, ro
     assert "unknown_key" in found["said"]
 
 
+def test_what_was_found_is_told_where_the_rest_cannot_be_looked_at(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> Iterator[Finding]:
+        yield ok("settings", "fine")
+        raise PermissionError(13, "Permission denied", "/root/x")
+
+    monkeypatch.setattr(program, "check_gateway", broken)
+    arguments = argparse.Namespace(
+        role="gateway", config=Path("x"), overrides=[], offline=True, identity=None, json=False
+    )
+    assert program.run(arguments) == 1
+    said = capsys.readouterr().out
+    assert "fine" in said
+    assert "/root/x" in said
+
+
+def test_what_may_not_be_read_cannot_be_told_of(tmp_path: Path) -> None:
+    """A coordinator that a stranger cannot see may run: nobody connects in its place then."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    (tmp_path / "lock").write_text("")
+    tmp_path.chmod(0o700)
+    assert can_tell(tmp_path / "lock")
+    assert can_tell(tmp_path / "nothing")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setuid(65_534)
+            looked = (can_tell(tmp_path / "lock"), can_tell(tmp_path / "nothing"), is_open(tmp_path / "x.sqlite"))
+            status = 0 if looked == (False, False, None) else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_without_settings_it_says_what_it_needs() -> None:
     ended = fedmq("doctor", "gateway")
     assert ended.returncode == 1
     assert "--config" in ended.stderr
+
+
+def test_a_guard_is_found_among_the_processes() -> None:
+    words = [sys.executable, "-c", "import sys; sys.stdin.read()", "broker", "guard", "--config", "x"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
+        eventually(lambda: roles.guards() >= 1, "the process to have its words")
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def test_listeners_and_connections_of_this_machine_are_found() -> None:

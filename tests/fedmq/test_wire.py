@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from fedmq_protocol.messages import (
     Leave,
     RoundKind,
     RoundPlan,
+    Seal,
     SensorHealth,
     Statistics,
     Update,
@@ -43,7 +43,7 @@ from msgspec import Meta, inspect
 from processes import Site, environment, fedmq, small_fleet
 
 from fedmq.wire import fields, reading
-from fedmq.wire.reading import Seal, Seen, Watch, split
+from fedmq.wire.reading import Seen, Watch
 from fedmq.wire.showing import as_json, as_text, summary
 from fedmq.wire.tally import Tally
 
@@ -140,10 +140,10 @@ def test_a_field_without_words_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 def test_every_byte_of_a_message_belongs_to_something(channel: Channel, message: Any) -> None:
     data = to_bytes(message)
     for end, seal in ((b"", Seal.NONE), (b"s" * 64, Seal.SIGNATURE), (b"m" * 8, Seal.MAC)):
-        sealed = bytes([data[0] | reading._TRAILERS[seal][0]]) + data[1:] + end
+        sealed = bytes([data[0] | seal]) + data[1:] + end
         seen = read(Watch(), up(channel), sealed)
         assert (seen.kind, seen.seal, seen.problem) == (type(message).__name__, seal, "")
-        assert sum(f.size for f in seen.fields) + seen.overhead + seal.trailer_bytes == len(sealed)
+        assert sum(f.size for f in seen.fields) + seen.overhead + seen.seal_bytes == len(sealed)
         # The envelope, MessagePack's array and the type's number: nothing hides there.
         assert 3 <= seen.overhead <= 5
         assert not seen.unexplained
@@ -271,7 +271,7 @@ def test_whatever_comes_is_shown_and_every_byte_is_counted(data: st.DataObject) 
         payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
     payload += data.draw(st.binary(max_size=4))
     seen = read(Watch(), where, bytes(payload))
-    assert sum(field.size for field in seen.fields) + seen.overhead + seen.seal.trailer_bytes == len(payload)
+    assert sum(field.size for field in seen.fields) + seen.overhead + seen.seal_bytes == len(payload)
     assert as_text(seen).replace("\n", "").isprintable()
     json.loads(as_json(seen))
 
@@ -296,11 +296,12 @@ def test_a_topic_that_is_none_of_the_table_is_shown(where: str) -> None:
     assert where in as_text(seen)
 
 
-def test_a_trailer_is_taken_off() -> None:
-    plain = to_bytes(BIRTH)
-    assert split(plain) == (plain, Seal.NONE, b"")
-    assert split(bytes([plain[0] | 2]) + plain[1:] + b"m" * 8) == (plain, Seal.MAC, b"m" * 8)
-    assert split(bytes([plain[0] | 1]) + plain[1:] + b"s" * 64) == (plain, Seal.SIGNATURE, b"s" * 64)
+def test_a_message_without_its_seal_is_remarked_once_others_are_sealed() -> None:
+    watch = Watch()
+    plain = to_bytes(Decline(round_id=1, reason=Reason.CPU, sent=1, received=2))
+    assert read(watch, up(Channel.ANSWER), plain).notes == ()
+    assert read(watch, up(Channel.ANSWER), bytes([plain[0] | Seal.MAC]) + plain[1:] + b"m" * 8).notes == ()
+    assert read(watch, up(Channel.ANSWER), plain).notes == ("! seal none, mac expected: its receivers drop it",)
 
 
 def test_terminal_codes_in_a_text_do_not_reach_the_terminal() -> None:
@@ -363,27 +364,29 @@ def test_a_federation_is_watched_from_birth_to_leave(tmp_path: Path, mosquitto: 
 
 
 @pytest.mark.broker
-def test_what_is_no_message_is_shown_live(mosquitto: LocalBroker) -> None:
-    watcher = watching(mosquitto)
+def test_what_is_no_message_is_shown_live(tmp_path: Path, mosquitto: LocalBroker) -> None:
+    shown = tmp_path / "shown"
     speaker = MqttSession(
         Connection(host="127.0.0.1", port=mosquitto.port, client_id="speaker", session_expiry_seconds=0)
     )
+    with shown.open("wb") as output:
+        watcher = subprocess.Popen(
+            [sys.executable, "-m", "fedmq", "wire", "show", "--port", str(mosquitto.port)],
+            stdout=output, stderr=subprocess.PIPE, env=environment(), start_new_session=True,
+        )  # fmt: skip
     speaker.start()
     try:
         assert watcher.stderr is not None
-        assert watcher.stdout is not None
-        assert "connected" in watcher.stderr.readline()
+        assert b"connected" in watcher.stderr.readline()
         expect(speaker, Connected)
-        line = ""
-        until = time.monotonic() + PATIENCE_SECONDS
-        os.set_blocking(watcher.stdout.fileno(), False)
-        while "!" not in line and time.monotonic() < until:
-            # Its subscription may come after its connection: it is said again until it is heard.
+
+        def is_shown() -> bool:
+            # Its subscription may come later: it is said again until it is heard.
             speaker.publish(up(Channel.ANSWER), b"\x00raw signal")
-            eventually(lambda: speaker.outstanding == 0, "the broker to take it")
             time.sleep(0.05)
-            line += watcher.stdout.read() or ""
-        assert "! not a message of ours" in line
+            return b"! not a message of ours" in shown.read_bytes()
+
+        eventually(is_shown, "the observer to show it")
     finally:
         speaker.stop(flush_seconds=1)
         watcher.kill()
