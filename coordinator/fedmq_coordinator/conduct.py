@@ -9,9 +9,10 @@ Two rules.
 Updates are sparse: two honest ones of the same round hardly share a coordinate, and their cosine says next to nothing.
 What they come to over some rounds does. So of each gateway the sum of its updates is kept, older ones fading with each
 version, as a sketch of WIDTH numbers (Charikar, Chen, Farach-Colton 2002: count sketch) which keeps cosines to within
-1 / sqrt(WIDTH). A gateway is against the others where that cosine is below zero by AGAINST, and below that of the
-fleet's median gateway by as much: gateways that see different things pull in different directions, all of them. And it
-has to last: over its last updates the cosines of the single ones have a mean below zero by two standard errors.
+1 / sqrt(WIDTH). A gateway is against the others where that cosine is below BELOW_ZERO, and below that of the fleet's
+median gateway by BELOW_FLEET: gateways that see different things pull in different directions, all of them. And it has
+to last: over its last updates the cosines of the single ones have a mean below zero by two standard errors. Who alone
+has recordings of some class is not judged by this (`watch`): it cannot but pull where nobody else does.
 
 Refuses to know the ledger, rounds and what becomes of a flag. docs/robustness.md has what was measured.
 """
@@ -20,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from statistics import median
 
 import numpy as np
@@ -28,7 +28,8 @@ from fedmq_compression.pipeline import Decoded
 from numpy.typing import NDArray
 
 __all__ = [
-    "AGAINST",
+    "BELOW_FLEET",
+    "BELOW_ZERO",
     "COSINES",
     "FADING",
     "LEAST_UPDATES",
@@ -43,8 +44,11 @@ __all__ = [
     "sketch",
 ]
 
-WIDTH = 512
+WIDTH = 1024
 """Numbers of a sketch."""
+
+AT_ONCE = 1 << 18
+"""Coordinates that are hashed at once: memory beside the update's own."""
 
 FADING = 0.9
 """What is left of an older update with each version."""
@@ -58,7 +62,8 @@ LEAST_GATEWAYS = 4
 COSINES = 16
 """A gateway's last updates whose cosines are looked at."""
 
-AGAINST = 0.4
+BELOW_ZERO = 0.4
+BELOW_FLEET = 0.45
 
 REFUSED_OF = 8
 REFUSED_MOST = 4
@@ -87,17 +92,18 @@ def agreement(
 
 def sketch(update: Decoded, weight: int) -> NDArray[np.float64]:
     """`(WIDTH,) float64` of an update times its weight. Linear: sketches add up as updates do."""
-    places, signs = _hashes(update.length)
-    values = update.steps * (update.step * weight)
-    if update.indices is not None:
-        places, signs = places[update.indices], signs[update.indices]
-    return np.bincount(places, weights=signs * values, minlength=WIDTH).astype(np.float64)
+    made = np.zeros(WIDTH)
+    for start in range(0, len(update.steps), AT_ONCE):
+        steps = update.steps[start : start + AT_ONCE]
+        within = np.arange(start, start + len(steps)) if update.indices is None else update.indices[start:][:AT_ONCE]
+        places, signs = _hashes(within)
+        made += np.bincount(places, weights=signs * steps, minlength=WIDTH)
+    return made * (update.step * weight)
 
 
-@lru_cache(maxsize=8)
-def _hashes(length: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """A place and a sign for each coordinate, the same on every machine (a multiplicative hash, twice)."""
-    mixed = np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+def _hashes(coordinates: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """A place and a sign for each, the same on every machine (a multiplicative hash, twice)."""
+    mixed = (coordinates.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
     places = (mixed >> np.uint64(32)) % np.uint64(WIDTH)
     signs = np.where(mixed >> np.uint64(63), 1.0, -1.0)
@@ -124,7 +130,7 @@ def against(toward: float | None, fleet: Sequence[float], cosines: Sequence[floa
     if toward is None or len(cosines) < LEAST_UPDATES or len(fleet) < LEAST_GATEWAYS:
         return None
     middle = median(fleet)
-    if toward >= min(0.0, middle) - AGAINST:
+    if toward > min(-BELOW_ZERO, middle - BELOW_FLEET):
         return None
     mean = sum(cosines) / len(cosines)
     error = math.sqrt(sum((c - mean) ** 2 for c in cosines) / (len(cosines) - 1) / len(cosines))

@@ -1029,6 +1029,11 @@ class Book(_Records):
     def save_conduct(self, conduct: Conduct) -> None:
         self.ledger.insert("conduct", conduct, replace=True, task=self.number)
 
+    def set_toward(self, gateway: str, toward: float | None) -> None:
+        self.ledger.write(
+            "UPDATE conduct SET toward = ? WHERE task = ? AND gateway = ?", (toward, self.number, gateway)
+        )
+
     def forget_conduct(self, gateway: str) -> None:
         self.ledger.write("DELETE FROM conduct WHERE task = ? AND gateway = ?", (self.number, gateway))
 

@@ -12,7 +12,6 @@ Refuses to know rounds, the ledger and what becomes of a gateway whose updates a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from statistics import median
 
 import msgspec
@@ -27,54 +26,52 @@ LEAST_GATEWAYS = 3
 """Accepted updates, and gateways that they came from, before the bound is in force."""
 
 KEPT = 100
-"""Judged updates that are remembered."""
+"""Accepted updates that are remembered."""
 
 LATELY = 20
-"""The newest ones, by which it is seen that the bound itself is wrong."""
+"""Judged ones, by the newest of which it is seen that the bound itself is wrong."""
+
+
+class _Accepted(msgspec.Struct, frozen=True, array_like=True):
+    gateway: str
+    norm: float
 
 
 class _Judged(msgspec.Struct, frozen=True, array_like=True):
     gateway: str
-    norm: float
     beyond: bool
     """It was refused by this bound."""
 
 
-class _Kept(msgspec.Struct, frozen=True):
-    lineage: int
-    judged: tuple[_Judged, ...]
-
-
-@dataclass(frozen=True)
-class Norms:
-    """The history of one lineage, the oldest first."""
+class Norms(msgspec.Struct, frozen=True):
+    """The history of one lineage, the oldest first. What was refused pushes out nothing of what was accepted."""
 
     lineage: int
-    judged: tuple[_Judged, ...] = ()
+    accepted: tuple[_Accepted, ...] = ()
+    lately: tuple[_Judged, ...] = ()
 
     @classmethod
     def read(cls, kept: bytes | None, lineage: int) -> Norms:
         """As it was written; empty where that was of another lineage."""
-        if kept is None:
-            return cls(lineage)
-        found = msgspec.msgpack.decode(kept, type=_Kept)
-        return cls(lineage, found.judged if found.lineage == lineage else ())
+        found = cls(lineage) if kept is None else msgspec.msgpack.decode(kept, type=cls)
+        return found if found.lineage == lineage else cls(lineage)
 
     def write(self) -> bytes:
-        return msgspec.msgpack.encode(_Kept(lineage=self.lineage, judged=self.judged))
+        return msgspec.msgpack.encode(self)
 
     def bound(self, factor: float) -> float | None:
         """The longest that is accepted; None while too little is known, or nothing but zeros."""
-        accepted = [one for one in self.judged if not one.beyond]
-        if not factor or len(accepted) < LEAST_UPDATES or len({one.gateway for one in accepted}) < LEAST_GATEWAYS:
-            return None
-        middle = median(one.norm for one in accepted)
+        enough = len(self.accepted) >= LEAST_UPDATES and len({one.gateway for one in self.accepted}) >= LEAST_GATEWAYS
+        middle = median(one.norm for one in self.accepted) if factor and enough else 0.0
         return factor * middle if middle > 0 else None
 
     def after(self, gateway: str, norm: float, *, beyond: bool) -> Norms:
         """With one more update, accepted or `beyond` the bound."""
-        judged = (*self.judged, _Judged(gateway, norm, beyond))[-KEPT:]
-        return Norms(self.lineage) if _is_wrong(judged[-LATELY:]) else Norms(self.lineage, judged)
+        lately = (*self.lately, _Judged(gateway, beyond))[-LATELY:]
+        if _is_wrong(lately):
+            return Norms(self.lineage)
+        accepted = self.accepted if beyond else (*self.accepted, _Accepted(gateway, norm))[-KEPT:]
+        return Norms(self.lineage, accepted, lately)
 
 
 def _is_wrong(lately: tuple[_Judged, ...]) -> bool:

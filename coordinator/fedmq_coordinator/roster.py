@@ -7,7 +7,7 @@ raw signal are as its last birth has them. Written through to the ledger.
 from __future__ import annotations
 
 import logging
-from collections.abc import Set
+from collections.abc import Collection, Set
 from dataclasses import replace
 
 from fedmq_protocol.messages import Birth, Leave
@@ -23,6 +23,10 @@ SENSORS_OF = "sensors of "
 """Before a gateway's name: the ledger's key of what its last birth told of its sensors, as JSON."""
 
 
+LABELS_OF = "labels of "
+"""The same of the labels that it has recordings of, one a line."""
+
+
 class Roster:
     """`windowing` is the first task's: by it the ledger and the report count windows and raw signal."""
 
@@ -32,6 +36,7 @@ class Roster:
         self._gateways = {gateway.name: gateway for gateway in ledger.gateways()}
         self._superseded = {wire.nonce for wire in ledger.wires()} - {g.nonce for g in self._gateways.values()}
         """Of earlier starts."""
+        self._labels = {name: _lines(ledger.get(LABELS_OF + name)) for name in self._gateways}
         self.changes = 0
         """Counts up whenever somebody comes or goes, or is born with other recordings."""
 
@@ -84,8 +89,16 @@ class Roster:
         self._gateways[name] = gateway
         self.changes += 1
         self._ledger.save_gateway(gateway)
+        labels = frozenset(label for label, count in birth.signal_samples.items() if count and "\n" not in label)
+        if labels != self._labels.get(name):
+            self._labels[name] = labels
+            self._ledger.put(LABELS_OF + name, "\n".join(sorted(labels)).encode())
         self._count(gateway, birth.sent, birth.received, now)
         return gateway
+
+    def labels(self, name: str) -> frozenset[str]:
+        """Of which it has recordings, at its last birth."""
+        return self._labels.get(name, frozenset())
 
     def left(self, name: str, leave: Leave, now: float) -> None:
         """A gateway has gone; the last word of an earlier start of its is passed over."""
@@ -97,6 +110,14 @@ class Roster:
         self._ledger.set_presence(name, False, now)
         if leave.clean:
             self._count(known, leave.sent, leave.received, now, final=True)
+
+    def dismissed(self, name: str, now: float) -> None:
+        """A gateway is believed no more: nobody waits for it."""
+        known = self._gateways.get(name)
+        if known is not None and known.present:
+            self._gateways[name] = replace(known, present=False)
+            self.changes += 1
+            self._ledger.set_presence(name, False, now)
 
     def heard(self, name: str, sent: int, received: int, now: float) -> bytes:
         """A gateway has answered; returns the boot nonce that its byte counts belong to."""
@@ -120,6 +141,10 @@ class Roster:
                 final=final,
             )
         )
+
+
+def _lines(kept: bytes | None) -> frozenset[str]:
+    return frozenset((kept or b"").decode().split("\n")) - {""}
 
 
 class Members:
@@ -169,6 +194,20 @@ class Members:
             and self.belongs(gateway)
             and self.paused_tags.isdisjoint(gateway.tag_set)
         }
+
+    def sole_holders(self, classes: Collection[str]) -> frozenset[str]:
+        """Who has recordings of one of these classes that no other gateway has any of."""
+        holders: dict[str, list[str]] = {label: [] for label in classes}
+        for gateway in self._roster.all():
+            if self.belongs(gateway):
+                for label in self._roster.labels(gateway.name) & holders.keys():
+                    holders[label].append(gateway.name)
+        return frozenset(names[0] for names in holders.values() if len(names) == 1)
+
+    @property
+    def aside_here(self) -> int:
+        """How many are here and set aside."""
+        return sum((gateway := self.get(name)) is not None and gateway.present for name in self.aside)
 
     def windows(self, name: str) -> int:
         """As this task cuts them, at the gateway's last birth."""

@@ -308,7 +308,8 @@ class Run:
         needed = max(1, self._settings.min_gateways)
         if not self._line.has_scaling or self.newest_round() == 0:
             needed = max(needed, self._settings.first_gateways)
-        if len(present) < needed:
+        # Who is set aside is here all the same: to set somebody aside does not bring a run to a stand.
+        if not present or len(present) + self._roster.aside_here < needed:
             return
         windows = self._roster.all_windows
         if not self._may_go_on(windows, now):
@@ -488,7 +489,7 @@ class Run:
             )
         self._ledger.close_round(plan.round_id, at=now, outcome=outcome, version=version, training_loss=loss)
         self._remember(plan)
-        self.judge(counted | round_.refused, now)
+        self._judge(counted | round_.refused, now)
         self._look_for_absent(round_, now)
         self._score(plan, version)
         if version is not None:
@@ -531,9 +532,10 @@ class Run:
         self.watch.compare(self._line.version + 1, total.total, updates())
         return names
 
-    def judge(self, names: set[str], now: float) -> None:
+    def _judge(self, names: set[str], now: float) -> None:
         """Flag those who give reason to; where the settings say so they are set aside by that."""
-        self.watch.judge(names, self.newest_round(), now)
+        alone = self._roster.sole_holders(self._line.task.classes)
+        self.watch.judge(names, self.newest_round(), now, alone=alone)
         self._roster.aside = self.watch.aside
 
     def set_aside(self, name: str, now: float) -> None:

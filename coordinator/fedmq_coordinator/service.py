@@ -602,6 +602,10 @@ class Coordinator:
         for event in events:
             self._handle(event, now)
         self._carry_out_orders(now)
+        if self._seals is not None:
+            for name, why in self._seals.dismiss().items():
+                log.warning("%s; it takes no part any more", why)
+                self._roster.dismissed(name, now)
         if self._connected:
             for job in self._jobs.values():
                 job.proceed(now)
@@ -830,10 +834,12 @@ class Coordinator:
                 job.assignment(gateway, birth.held, now) for job in self._jobs.values() if job.members.belongs(gateway)
             ),
         )
-        if len(to_bytes(welcome)) > spec(Direction.CMD, Channel.WELCOME).max_bytes:
+        size = len(to_bytes(welcome))
+        if size > spec(Direction.CMD, Channel.WELCOME).max_bytes:
             # Of many tasks at once: the next plan of each says it again.
             tasks = tuple(msgspec.structs.replace(assignment, plan=None) for assignment in welcome.tasks)
             welcome = msgspec.structs.replace(welcome, tasks=tasks)
+        self._rates.charge(gateway.name, size, now)
         self._outbox.command(gateway.name, Channel.WELCOME, welcome)
 
     def _welcome_all(self, now: float) -> None:

@@ -11,8 +11,7 @@ drawn, and what it sends is refused as such.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 import numpy as np
@@ -59,7 +58,7 @@ class Watch:
         """An update was accepted, or was beyond the bound."""
         before = self._norms
         self._norms = before.after(gateway, norm, beyond=beyond)
-        if before.judged and not self._norms.judged:
+        if before.accepted and not self._norms.accepted:
             log.warning("most gateways send longer updates than were usual: what is usual is learnt afresh")
         self._ledger.put(NORMS, self._norms.write())
 
@@ -72,35 +71,43 @@ class Watch:
         """
         rest = total.astype(np.float64)
         square = float(rest @ rest)
-        added: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(conduct.WIDTH))
-        counted: dict[str, int] = defaultdict(int)
+        whole = self._whole(version)
+        names: set[str] = set()
         for answer, decoded, weight in updates:
             found = conduct.agreement(decoded, weight, rest, square)
             if found is not None:
                 self._ledger.set_cosine(answer.round, answer.gateway, found)
-            added[answer.gateway] += conduct.sketch(decoded, weight)
-            counted[answer.gateway] += 1
-        whole = self._whole(version) + sum(added.values(), np.zeros(conduct.WIDTH))
-        for name, own in sorted(added.items()):
-            before = self._ledger.conduct(name)
-            updates_before = 0
-            if before is not None and before.lineage == self._lineage:
-                updates_before = before.updates
-                own = own + conduct.faded(np.frombuffer(before.direction, "<f8"), version - before.version)
-            self._ledger.save_conduct(
-                Conduct(
-                    gateway=name,
-                    lineage=self._lineage,
-                    version=version,
-                    updates=updates_before + counted[name],
-                    direction=own.astype("<f8").tobytes(),
-                    toward=conduct.cosine(own, whole - own),
-                )
-            )
+            added = conduct.sketch(decoded, weight)
+            whole = whole + added
+            self._add(answer.gateway, version, added)
+            names.add(answer.gateway)
+        for name in sorted(names):
+            own = self._ledger.conduct(name)
+            assert own is not None  # it was saved just now
+            direction = np.frombuffer(own.direction, "<f4").astype(np.float64)
+            self._ledger.set_toward(name, conduct.cosine(direction, whole - direction))
         self._keep_whole(whole, version)
 
+    def _add(self, name: str, version: int, added: NDArray[np.float64]) -> None:
+        """One more update of a gateway in this version: what came before fades."""
+        before = self._ledger.conduct(name)
+        updates = 0
+        if before is not None and before.lineage == self._lineage:
+            updates = before.updates
+            added = added + conduct.faded(np.frombuffer(before.direction, "<f4"), version - before.version)
+        self._ledger.save_conduct(
+            Conduct(
+                gateway=name,
+                lineage=self._lineage,
+                version=version,
+                updates=updates + 1,
+                direction=added.astype("<f4").tobytes(),
+                toward=None,
+            )
+        )
+
     def _keep_whole(self, whole: NDArray[np.float64], version: int) -> None:
-        kept = _Sum(lineage=self._lineage, version=version, direction=whole.astype("<f8").tobytes())
+        kept = _Sum(lineage=self._lineage, version=version, direction=whole.astype("<f4").tobytes())
         self._ledger.put(DIRECTION, msgspec.msgpack.encode(kept))
 
     def _whole(self, version: int) -> NDArray[np.float64]:
@@ -108,12 +115,15 @@ class Watch:
         found = None if kept is None else msgspec.msgpack.decode(kept, type=_Sum)
         if found is None or found.lineage != self._lineage:
             return np.zeros(conduct.WIDTH)
-        return conduct.faded(np.frombuffer(found.direction, "<f8"), version - found.version)
+        return conduct.faded(np.frombuffer(found.direction, "<f4"), version - found.version)
 
     # -- flags ---------------------------------------------------------------------------------------------------
 
-    def judge(self, names: Iterable[str], round_id: int, now: float) -> None:
-        """Flag those of these gateways who give reason to, once a round has closed that they sent something to."""
+    def judge(self, names: Iterable[str], round_id: int, now: float, *, alone: Collection[str] = ()) -> None:
+        """Flag those of these gateways who give reason to, once a round has closed that they sent something to.
+
+        Where one points is not held against those who are `alone` with what they have seen.
+        """
         fleet: list[float] | None = None
         for name in sorted(names):
             known = self._flags.get(name)
@@ -123,7 +133,7 @@ class Watch:
             found = conduct.refused_again(self._ledger.latest_updates(name, after=since, last=conduct.REFUSED_OF))
             reason = "refused"
             if found is None:
-                own = self._ledger.conduct(name)
+                own = None if name in alone else self._ledger.conduct(name)
                 if own is None or own.lineage != self._lineage or own.updates < conduct.LEAST_UPDATES:
                     continue
                 if fleet is None:
@@ -159,7 +169,7 @@ class Watch:
         if own is not None and own.lineage == self._lineage and kept is not None:
             # What it sent before is no longer held against it, nor for it.
             version = msgspec.msgpack.decode(kept, type=_Sum).version
-            whole = self._whole(version) - conduct.faded(np.frombuffer(own.direction, "<f8"), version - own.version)
+            whole = self._whole(version) - conduct.faded(np.frombuffer(own.direction, "<f4"), version - own.version)
             self._keep_whole(whole, version)
         self._ledger.forget_conduct(name)
 

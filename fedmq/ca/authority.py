@@ -182,6 +182,7 @@ class Authority:
         try:
             cls._fill(building, federation, now, ends)
             made = cls(building, clock=clock)
+            # A day less than the CA itself has, for the clock goes on between the two.
             days = min(OWN_DAYS, (ends - now).days - 1)
             made.issue(COORDINATOR, "coordinator", days=days)
             made.issue(BROKER, "broker", days=days, hosts=hosts)

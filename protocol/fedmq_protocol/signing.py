@@ -84,6 +84,9 @@ _SESSION = b"fedmq session 1\0"
 MAX_TRUST_BYTES = 256 * 1024
 """A file of roots is read no further."""
 
+DATES_LOOK_SECONDS = 60.0
+"""How often it is looked whose card has expired; who speaks is looked at at once."""
+
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Signature = Annotated[bytes, Meta(min_length=64, max_length=64)]
 UnixSeconds = Annotated[int, Meta(ge=0, le=1 << 34)]
@@ -318,8 +321,14 @@ class GatewaySeals:
         self._unix = unix
         self._keep = keep
         self._chain = chain
-        issuer = chain.newest.issuer
-        if read_card(card, federation=federation, gateway=gateway, issuer=issuer).agreement != public_bytes(agreement):
+        try:
+            found = read_card(card, federation=federation, gateway=gateway, issuer=chain.newest.issuer)
+        except TrustError as error:
+            raise TrustError(
+                f"{error}, as root {chain.newest.version} names it; a card of an earlier issuer is renewed with"
+                " `fedmq gateway renew`"
+            ) from None
+        if found.agreement != public_bytes(agreement):
             raise TrustError(f"the card of {gateway} is for another key than its agreement.key")
         self.card = card
         self._take(chain)
@@ -415,6 +424,7 @@ class CoordinatorSeals:
         self._unix = unix
         self._revoked = revoked
         self._starts: dict[str, _Start] = {}
+        self._looked_at: tuple[frozenset[int], float] = (frozenset(), 0.0)
 
     @property
     def root(self) -> Root:
@@ -446,6 +456,23 @@ class CoordinatorSeals:
             raise TrustError(f"the card of {gateway} is revoked (serial number {card.serial:x})")
         if not card.begins <= now < card.expires:
             raise TrustError(f"the card of {gateway} is for {_day(card.begins)} to {_day(card.expires)}")
+
+    def dismiss(self) -> dict[str, str]:
+        """Gateways that were believed and are no more, since their card was revoked or has expired: name and reason."""
+        revoked, now = self._revoked(), self._unix()
+        before, at = self._looked_at
+        if revoked is before and abs(now - at) < DATES_LOOK_SECONDS:
+            return {}
+        self._looked_at = revoked, now
+        gone = {}
+        for gateway, start in self._starts.items():
+            try:
+                self._check_card(gateway, start.card)
+            except TrustError as error:
+                gone[gateway] = str(error)
+        for gateway in gone:
+            del self._starts[gateway]
+        return gone
 
     def behind(self, birth: Birth) -> Roots | None:
         """What a gateway must hear before it can be understood, where it goes by an older root; else None."""

@@ -41,6 +41,29 @@ def test_the_report_is_the_same_before_and_after(tmp_path: Path, keep: int) -> N
     assert len(ledger.rounds()) == 40
 
 
+@settings(max_examples=30, deadline=None)
+@given(cosines=st.lists(st.floats(-1, 1) | st.none(), min_size=12, max_size=12), keep=st.integers(1, 5))
+def test_where_updates_pointed_is_in_the_report_still(cosines: list[float | None], keep: int) -> None:
+    ledger = Ledger(Path(":memory:"))
+    book = ledger.book("pumps")
+    ledger.save_gateway(a_gateway("a", 0))
+    for number, cosine in enumerate(cosines, start=1):
+        book.open_round(a_round(number))
+        book.save_answer(an_answer(number, "a", norm=1.5, cosine=cosine, conflicts=number % 3))
+    ledger.commit()
+    before = build(ledger)
+
+    assert fold_all(ledger, keep) == 12 - keep
+
+    assert without_single_answers(build(ledger)) == without_single_answers(before)
+    known = [cosine for cosine in cosines if cosine is not None]
+    mean = before.gateways[0].cosine
+    assert (mean is None) == (not known)
+    assert mean is None or abs(mean - sum(known) / len(known)) <= 1e-4
+    assert before.gateways[0].conflicts == 12
+    ledger.close()
+
+
 def test_a_few_rounds_are_summed_up_at_a_time(tmp_path: Path) -> None:
     ledger = write_plant(tmp_path / "ledger.sqlite")
     assert retention.fold(ledger, keep_rounds=10) == retention.ROUNDS_AT_ONCE

@@ -83,6 +83,25 @@ def test_without_a_coordinator_the_order_waits_and_that_is_said(
     assert [order.verb for order in fleet.ledger.orders_waiting()] == ["pause"]
 
 
+def test_a_gateway_is_set_aside_by_a_command_and_taken_back_by_another(
+    fleet: ScriptedFleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("set-aside", "readmit"):
+        assert main(["task", verb, "all", "g1", "--state", str(tmp_path)]) == 0
+        assert "the order waits for its next start" in capsys.readouterr().err
+    fleet.run_for(1.5)
+    done = [(order.verb, order.done, order.result) for order in map(fleet.ledger.get_order, range(1, 50)) if order]
+    assert done[-2:] == [
+        (
+            "set-aside",
+            True,
+            "g1 is set aside: not drawn any more, and what it sends is refused, until it is readmitted",
+        ),
+        ("readmit", True, "g1 takes part again, and its flag is lifted"),
+    ]
+    assert fleet.coordinator.job("pumps").book.flags() == [], "an order is for one task"
+
+
 @pytest.mark.parametrize(
     "words",
     [

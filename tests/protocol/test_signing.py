@@ -183,6 +183,21 @@ def test_a_revoked_card_is_refused_at_once(authority: TrustAuthority) -> None:
         hear(coordinator, ON_STATUS, birth(authority), said(gateway, ON_STATUS, birth(authority)))
 
 
+def test_who_is_revoked_or_expires_is_dismissed_once(authority: TrustAuthority) -> None:
+    now = [1.7e9]
+    coordinator = authority.coordinator(lambda: now[0])
+    for name in ("g1", "g2", "g3"):
+        coordinator.know(name, NONCE, authority.card(name, expires=1_710_000_000 if name == "g3" else 1_800_000_000))
+    assert coordinator.dismiss() == {}
+    authority.revoked.add(authority.serials["g2"])
+    assert list(coordinator.dismiss()) == ["g2"]
+    assert coordinator.dismiss() == {}
+    now[0] = 1.72e9
+    assert "2024-03-09" in coordinator.dismiss()["g3"]
+    now[0] = 1.73e9
+    assert coordinator.dismiss() == {}
+
+
 def test_a_card_counts_between_its_dates(authority: TrustAuthority) -> None:
     now = [1.7e9]
     gateway, coordinator = authority.gateway("g1", NONCE), authority.coordinator(lambda: now[0])

@@ -27,6 +27,7 @@ from fedmq_edge_node.samples import FEATURES, SampleError, Samples
 from fedmq_edge_node.service import Gateway, will
 from fedmq_protocol.messages import PersonalPolicy, SensorHealth
 from fedmq_protocol.session import Received
+from fedmq_protocol.signing import GatewaySeals
 from fedmq_protocol.task import Codec, ModelSpec, Recipe, Task, Windowing, initial_steps, model_digest, short
 from trust import TrustAuthority
 
@@ -125,6 +126,8 @@ class Plant:
         """Further tasks beside the first."""
         self.now = START
         self.stale_seconds = 86_400.0
+        self.renewals: dict[str, GatewaySeals] = {}
+        """What a gateway finds in its identity folder when it connects the next time."""
         self.broker = FakeBroker()
         self.lose: Callable[[str, Received], bool] = lambda client, message: False
         self.vitals: dict[str, Vitals] = {}
@@ -186,6 +189,7 @@ class Plant:
             software="test",
             ask_jitter_seconds=0.2,
             seals=seals,
+            renewed=lambda: self.renewals.pop(name, None),
             stale_seconds=self.stale_seconds,
         )
         self.gateways[name] = gateway

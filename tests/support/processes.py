@@ -236,6 +236,10 @@ class Site:
 
     def start_gateway(self, name: str) -> Program:
         """A first start, or another one with the same state and the settings of now."""
+        return self._start(name, "gateway", "--config", str(self.lay_out_gateway(name)))
+
+    def lay_out_gateway(self, name: str) -> Path:
+        """Its settings of now; returns their file."""
         folder = self.directory / "gateways" / name
         folder.mkdir(parents=True, exist_ok=True)
         write_toml(folder / "vitals.toml", HEALTHY | self._vitals.get(name, {}))
@@ -252,7 +256,7 @@ class Site:
             | self.gateway_settings
             | self.gateway_of.get(name, {}),
         )
-        return self._start(name, "gateway", "--config", str(folder / "gateway.toml"))
+        return folder / "gateway.toml"
 
     def kill(self, name: str) -> None:
         """kill -9: what a power cut does to a process."""

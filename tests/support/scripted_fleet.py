@@ -37,6 +37,7 @@ from fedmq_protocol.messages import (
 from fedmq_protocol.session import Connected, Received
 from fedmq_protocol.task import UPLINK_STEP, Codec, Task
 from fedmq_protocol.topics import Channel, Direction, gateway_filters, parse, spec, topic
+from numpy.typing import NDArray
 from plant import FEDERATION, START, make_task
 
 
@@ -68,12 +69,17 @@ class ScriptedGateway:
         where = topic(FEDERATION, Direction.UP, channel, self.name)
         self.session.publish(where, to_bytes(message), qos=spec(Direction.UP, channel).qos, retain=retain)
 
+    @property
+    def signal_samples(self) -> dict[str, int]:
+        """By label, as its births tell."""
+        return {"normal": 120 * 1024}
+
     def born(self) -> None:
         birth = Birth(
             nonce=self.nonce,
             software="scripted",
             engines=(),
-            signal_samples={"normal": 120 * 1024},
+            signal_samples=self.signal_samples,
             sent=0,
             received=0,
             tags=self.tags,
@@ -116,21 +122,26 @@ class ScriptedGateway:
             message: Message = Statistics(round_id=plan.round_id, count=90, mean=ones, m2=ones, sent=0, received=0)
             self.say(Channel.STATISTICS, message)
             return
-        seed = hashlib.sha256(f"{task.name}:{self.name}:{plan.base}".encode()).digest()
-        rng = np.random.default_rng(int.from_bytes(seed[:8], "big"))
-        delta = rng.normal(0, 0.05, task.model.parameters).astype(np.float32)
-        coded = encode(delta, CodecSpec(bits=8, density=1.0, step=UPLINK_STEP))
         counter = self.counters[task.name] = self.counters.get(task.name, 0) + 1
         self.sent[plan.round_id] = Update(
             round_id=plan.round_id,
             base=plan.base_mark,
             counter=counter,
-            payload=coded.payload,
+            payload=self.payload(task, plan),
             sent=0,
             received=0,
             loss=5000,
         )
         self.say(Channel.ANSWER, self.sent[plan.round_id])
+
+    def payload(self, task: Task, plan: RoundPlan) -> bytes:
+        return encode(self.delta(task, plan), CodecSpec(bits=8, density=1.0, step=UPLINK_STEP)).payload
+
+    def delta(self, task: Task, plan: RoundPlan) -> NDArray[np.float32]:
+        """What it says that it has learnt."""
+        seed = hashlib.sha256(f"{task.name}:{self.name}:{plan.base}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(seed[:8], "big"))
+        return rng.normal(0, 0.05, task.model.parameters).astype(np.float32)
 
 
 class ScriptedFleet:
@@ -141,14 +152,17 @@ class ScriptedFleet:
         tasks: Sequence[TaskPlan],
         tags: Mapping[str, tuple[str, ...]],
         limits: LimitSettings | None = None,
+        made: Mapping[str, type[ScriptedGateway]] | None = None,
     ) -> None:
+        """`made`: gateways of a kind of their own, by name."""
         self.directory = directory
         self.tasks = list(tasks)
         self.limits = limits or LimitSettings(catch_up_gather_seconds=0.0)
         self.now = START
         self.broker = FakeBroker()
         self.start_coordinator()
-        self.gateways = {name: ScriptedGateway(self.broker, name, own) for name, own in tags.items()}
+        kinds = made or {}
+        self.gateways = {name: kinds.get(name, ScriptedGateway)(self.broker, name, own) for name, own in tags.items()}
         for gateway in self.gateways.values():
             gateway.session.start()
 

@@ -150,6 +150,8 @@ def test_junk_on_every_topic_is_told_of_once_and_dropped_and_memory_stays(
         # Its layout is the one that may hold a zstd frame.
         task={"codec.up_bits": 8, "codec.least_density": 1.0, "codec.most_density": 1.0},
         round_={"interval_seconds": 0.4, "closing_seconds": 20},
+        # All of it is to be read.
+        coordinator={"limits.messages_burst": 1_000_000},
     ) as site:
         site.start()
         site.wait(lambda ledger: len(site.training("applied")) >= 2, "two rounds")

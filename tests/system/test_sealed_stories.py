@@ -111,6 +111,9 @@ def test_a_revoked_gateway_is_heard_no_more_and_the_others_go_on(tmp_path: Path)
     late = [a for row in plant.book.rounds() if row.id > last + 1 for a in plant.book.answers(row.id)]
     assert {answer.gateway for answer in late} == {"g0", "g1"}
     assert any("revoked" in reason for reason in refused(plant))
+    # Nobody waits for it, though its connection stands.
+    assert {row.name: row.present for row in plant.ledger.gateways()} == {"g0": True, "g1": True, "g2": False}
+    assert [row.drawn for row in plant.book.rounds()][-2:] == [2, 2]
 
 
 def test_after_a_restart_the_coordinator_knows_who_is_who(plant: Plant) -> None:
@@ -167,6 +170,23 @@ def test_heads_are_signed_while_nothing_happens_and_their_absence_is_told(plant:
     plant.lose = lambda client, message: False
     plant.run_until(lambda: not plant.gateways["g0"].stale, seconds=4000)
     assert plant.gateways["g0"]._memory.get("stale") is None
+
+
+def test_a_renewed_card_is_shown_at_the_next_connection(plant: Plant) -> None:
+    """Of the same start: what it has pending goes on."""
+    assert plant.authority is not None
+    plant.run_until(lambda: plant.version == 1)
+    gateway = plant.gateways["g0"]
+    old = plant.authority.serials["g0"]
+    plant.authority.serials["g0"] = 77
+    plant.renewals["g0"] = plant.authority.gateway("g0", gateway._nonce, lambda: plant.now)
+    plant.authority.revoked.add(old)  # replaced
+    plant.session(gateway).cut()
+    plant.tick()
+    plant.session(gateway).heal()
+    plant.run_to_rest()
+    assert set(plant.digests().values()) == {plant.digest}
+    assert {row.name for row in plant.ledger.gateways() if row.present} == {"g0", "g1", "g2"}
 
 
 def test_a_birth_of_somebody_else_changes_no_record(plant: Plant) -> None:
