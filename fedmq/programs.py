@@ -13,6 +13,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from random import Random
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,6 +23,7 @@ from fedmq_protocol.settings import ConnectionSettings, Mistake, SettingsError, 
 from fedmq_protocol.task import MAX_BUNDLE_BYTES, Objective, Task
 
 from fedmq import __version__
+from fedmq.notify import Notifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -172,8 +174,9 @@ def _coordinator_seals(settings: CoordinatorSettings) -> CoordinatorSeals | None
     )
 
 
-def build_gateway(settings: GatewaySettings) -> Gateway:
-    """A gateway, not running yet. Raises ValueError for recordings, a memory or vitals that cannot be used."""
+def build_gateway(settings: GatewaySettings, alive: Callable[[], None] = lambda: None) -> Gateway:
+    """A gateway, not running yet; `alive` as it has it. Raises ValueError for recordings, a memory or vitals that
+    cannot be used."""
     from fedmq_edge_node.memory import Memory
     from fedmq_edge_node.proving import prover
     from fedmq_edge_node.runtimes import available_engines, make_engine, make_preparation, unknown_engine
@@ -217,6 +220,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         seals=seals.first,
         renewed=seals,
         stale_seconds=settings.stale_hours * 3600,
+        alive=alive,
         crash_point=crash_point(CRASH_POINTS),
     )
 
@@ -314,7 +318,9 @@ def _below(settings: CoordinatorSettings | MoreTaskSettings) -> dict[str, Any]:
     return {"task": advice(from_bytes(read_bundle(settings.task.bundle)).manifest)}
 
 
-def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = False) -> Coordinator:
+def build_coordinator(
+    settings: CoordinatorSettings, *, new_lineage: bool = False, alive: Callable[[], None] = lambda: None
+) -> Coordinator:
     """A coordinator, not running yet. Raises ValueError for a ledger, a model or test data that cannot be used, and
     for a folder that another one works in."""
     from fedmq_compression import compiled
@@ -340,6 +346,7 @@ def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = Fals
         crash_point=crash,
         holds=lock,
         audit=audit_log(settings.state_dir),
+        alive=alive,
     )
 
 
@@ -561,6 +568,8 @@ def run_broker(arguments: argparse.Namespace) -> None:
 
     table = load(BrokerTable, arguments.config, arguments.overrides)
     settings = table.broker()
+    if arguments.check:
+        return
     if arguments.render is not None:
         for path in write_configuration(settings, arguments.render):
             print(f"wrote {path}", file=sys.stderr)
@@ -578,10 +587,16 @@ def run_guard(arguments: argparse.Namespace) -> None:
     from fedmq_broker_config.settings import BrokerTable
 
     guard = Guard(load(BrokerTable, arguments.config, arguments.overrides).broker(), site=arguments.site)
-    stopping = threading.Event()
+    notifier, stopping = Notifier(), threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        notifier.stopping()
+        stopping.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    guard.run(stopping)
+        signal.signal(number, stop)
+    notifier.ready()
+    guard.run(stopping, notifier.alive)
 
 
 def render_site(arguments: argparse.Namespace) -> None:
