@@ -154,6 +154,9 @@ class Plant:
     def report(self) -> dict[str, Any]:
         return json.loads(self.fedmq("report", "--state", STATE, "--json"))
 
+    def status(self) -> dict[str, Any]:
+        return json.loads(self.fedmq("status", "--state", STATE, "--json"))
+
     def rounds(self, kind: str | None = "training") -> list[dict[str, Any]]:
         """Oldest first, the one in progress too."""
         return [one for one in self.report()["rounds"] if kind in (None, one["kind"])]
