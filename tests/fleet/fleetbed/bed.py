@@ -133,6 +133,7 @@ class Bed:
         self._machines: dict[str, Machine] = {}
         self._networks: dict[str, str] = {}
         self._plays = 0
+        self._made = 0
         self.times: list[tuple[str, float]] = []
         """What was done on it, and how many seconds that took."""
         self._stack = ExitStack()
@@ -225,7 +226,8 @@ class Bed:
         namespace = f"{self.control}-{spec.name}"
         run("ip", "netns", "add", namespace)
         run("ip", "-n", namespace, "link", "set", "lo", "up")
-        place = 11 + len(list((self.folder / "machines").glob("*")))
+        self._made += 1
+        place = 10 + self._made
         addresses, cables = {}, {}
         for index, network in enumerate(spec.networks):
             prefix = self._network(network)
