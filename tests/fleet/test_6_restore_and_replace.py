@@ -41,7 +41,6 @@ def test_a_lost_server_is_restored_on_a_fresh_machine_and_the_fleet_follows(plan
 
     plant.bed.remove("hub")
     plant.bed.add(Spec("hub"))
-    plant.play("site.yml", limit="brokers")
     plant.play("restore.yml", extra_vars={"restore_from": str(backup)})
 
     assert lineage(plant) > before
