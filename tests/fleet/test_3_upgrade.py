@@ -17,7 +17,7 @@ NEWER = "0.1.2"
 def plant(bed: Bed) -> Plant:
     plant = Plant(bed, gateways=["gw1", "gw2"], pace=6.0)
     # What a gateway has to do to be well, within a time that a test can wait for.
-    plant.variables |= {"gateway_back_seconds": 30, "gateway_answer_seconds": 60, "upgrade_batches": [1, 1]}
+    plant.variables |= {"gateway_back_seconds": 60, "gateway_answer_seconds": 120, "upgrade_batches": [1, 1]}
     plant.lay_out_recordings()
     plant.build()
     plant.play("site.yml")
