@@ -14,19 +14,25 @@ WITHIN_SECONDS = 10.0
 
 
 @pytest.fixture(scope="module")
-def before(bed: Bed) -> dict[str, set[str]]:
-    """What lies on the machines' disks when nothing of ours does."""
-    return {machine.name: files(machine) for machine in bed.machines}
+def bare(bed: Bed) -> Plant:
+    """Machines with their recordings, which are the plant's and not ours, and nothing else."""
+    plant = Plant(bed, gateways=["gw1", "gw2", "gw3"], pace=5.0)
+    plant.lay_out_recordings()
+    return plant
 
 
 @pytest.fixture(scope="module")
-def plant(bed: Bed, before: dict[str, set[str]]) -> Plant:
-    plant = Plant(bed, gateways=["gw1", "gw2", "gw3"], pace=5.0)
-    plant.lay_out_recordings()
-    plant.build()
-    plant.play("site.yml")
-    plant.wait_round()
-    return plant
+def before(bare: Plant) -> dict[str, set[str]]:
+    """What lies on their disks then."""
+    return {machine.name: files(machine) for machine in bare.bed.machines}
+
+
+@pytest.fixture(scope="module")
+def plant(bare: Plant, before: dict[str, set[str]]) -> Plant:
+    bare.build()
+    bare.play("site.yml")
+    bare.wait_round()
+    return bare
 
 
 def files(machine: Machine) -> set[str]:
