@@ -16,6 +16,14 @@ for _ in range(64):
 print("got it all")
 """
 
+SPIN = """
+import time
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    pass
+print(time.process_time())
+"""
+
 
 @pytest.fixture(scope="module")
 def plant(bed: Bed) -> Plant:
@@ -73,6 +81,12 @@ def test_a_hog_in_its_place_is_stopped_and_the_gateway_comes_back(plant: Plant) 
     assert hog.code in (-9, 137), hog
     gateway.wait("the gateway running", lambda: gateway.run("systemctl is-active fedmq-gateway", check=False).code == 0)
     plant.wait_round()
+
+
+def test_a_hog_of_the_cpu_in_its_place_gets_no_more_than_the_quota(plant: Plant) -> None:
+    join = f"echo $$ > {Group(plant).folder('cpu')}/cgroup.procs"
+    used = plant.bed.machine("gw1").run(["bash", "-c", f"{join}; exec python3 -c '{SPIN}'"]).out
+    assert float(used) < 4 * 0.4 * 1.5, "4 s at 40 % of a CPU are 1.6 s of it"
 
 
 def test_the_gateway_sees_its_own_limit_and_not_the_hosts(plant: Plant) -> None:
