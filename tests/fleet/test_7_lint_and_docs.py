@@ -29,7 +29,7 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 def test_ansible_lint_has_nothing_to_say_in_its_production_profile() -> None:
     done = run(BIN / "ansible-lint", "--offline", "--strict", "--profile", "production")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Profile 'production' was required" in done.stdout + done.stderr or "'production'" in done.stderr
+    assert "Profile 'production' was required, and it passed" in done.stderr
 
 
 @pytest.mark.parametrize("inventory", sorted(path.name for path in (ANSIBLE / "inventories").iterdir()))
