@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -352,19 +353,25 @@ class Bed:
         log = self.folder / f"play-{self._plays:02}-{path.stem}.log"
         began = time.monotonic()
         with log.open("w+") as output:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 [*command, str(path)],
                 cwd=path.parent,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                check=False,
-                timeout=seconds,
+                start_new_session=True,
             )
+            try:
+                process.wait(seconds)
+            except BaseException:
+                # With its workers: they would go on for hours.
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise
             output.seek(0)
             said = output.read()
-        result = Result(code=done.returncode, stdout=said, seconds=time.monotonic() - began, hosts=_recap(said))
+        result = Result(code=process.returncode, stdout=said, seconds=time.monotonic() - began, hosts=_recap(said))
         self.times.append((f"{path.name}, run {self._plays}", result.seconds))
         counted = ", ".join(f"{host} {counts.changed}" for host, counts in result.hosts.items())
         self.say(f"{path.name}: {result.seconds:.1f} s, exit status {result.code}; changed: {counted}")
