@@ -8,8 +8,8 @@ import pytest
 from fleetbed import Bed, MachineError, Spec
 from fleetbed.plant import Plant
 
-# Sites so small that the gateway's board is the site's server, too: three machines show what five would. The gateway goes
-# by the site's network, the bridge by the backbone.
+# Sites so small that the gateway's board is the site's server, too: three machines show what five would. The gateway
+# goes by the site's network, the bridge by the backbone.
 MACHINES = [Spec("hub", ("backbone",)), Spec("gw1", ("north", "backbone")), Spec("gw2", ("south", "backbone"))]
 SITES = {"north": "gw1", "south": "gw2"}
 CUT_SECONDS = 20.0
