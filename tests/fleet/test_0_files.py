@@ -1,4 +1,4 @@
-"""0. What can be said of roles and playbooks without a machine: lint, knobs, settings as TOML, how units are shut in."""
+"""0. What can be said of roles and playbooks without a machine: lint, knobs, TOML, how units are shut in."""
 
 from __future__ import annotations
 
