@@ -493,7 +493,7 @@ def test_a_long_training_says_that_it_is_alive(script: Script) -> None:
     """Nothing but the training says so here: the loop is the test's own."""
     script.step_seconds = 0.5
     script.welcome(an_assignment(plan=a_plan(1, closes_in=20)))
-    assert len(script.alive_at) > 5
+    assert len(script.alive_at) >= 4
     assert max(later - earlier for earlier, later in pairwise(script.alive_at)) <= 5.0
 
 
