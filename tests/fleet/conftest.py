@@ -7,6 +7,8 @@ scripts/test-fleet sets FEDMQ_FLEET=1.
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,12 @@ from fleetbed import Bed, Spec, why_not
 
 HERE = Path(__file__).parent
 _times: list[tuple[str, str, float]] = []
+
+
+def pytest_configure() -> None:
+    if os.environ.get("FEDMQ_FLEET") == "1":
+        # Told to end, a run takes its machines down first.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

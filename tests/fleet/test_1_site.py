@@ -29,9 +29,12 @@ def test_a_round_ends_with_three_answers_and_its_bytes_are_in_the_report(plant: 
     round_ = plant.wait_round(accepted=3)
     assert round_["outcome"] == "applied"
     assert (round_["drawn"], round_["answered"]) == (3, 3)
+    assert round_["payload"]["up"] > 0
+    # What the sockets took is told by gateways' next messages.
+    plant.wait_round(after=round_["id"])
     report = plant.report()
     assert {line["name"] for line in report["gateways"] if line["wire"]["up"] > 0} == {"gw1", "gw2", "gw3"}
-    assert next(one for one in report["rounds"] if one["id"] == round_["id"])["wire"]["up"] > 0
+    assert next(one for one in report["rounds"] if one["id"] == round_["id"])["wire"]["up"] > round_["payload"]["up"]
 
 
 def test_nobody_gets_in_without_a_certificate_and_messages_are_sealed(plant: Plant) -> None:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -133,6 +134,7 @@ class Bed:
         self._machines: dict[str, Machine] = {}
         self._networks: dict[str, str] = {}
         self._plays = 0
+        self._made = 0
         self.times: list[tuple[str, float]] = []
         """What was done on it, and how many seconds that took."""
         self._stack = ExitStack()
@@ -225,7 +227,8 @@ class Bed:
         namespace = f"{self.control}-{spec.name}"
         run("ip", "netns", "add", namespace)
         run("ip", "-n", namespace, "link", "set", "lo", "up")
-        place = 11 + len(list((self.folder / "machines").glob("*")))
+        self._made += 1
+        place = 10 + self._made
         addresses, cables = {}, {}
         for index, network in enumerate(spec.networks):
             prefix = self._network(network)
@@ -350,19 +353,25 @@ class Bed:
         log = self.folder / f"play-{self._plays:02}-{path.stem}.log"
         began = time.monotonic()
         with log.open("w+") as output:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 [*command, str(path)],
                 cwd=path.parent,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                check=False,
-                timeout=seconds,
+                start_new_session=True,
             )
+            try:
+                process.wait(seconds)
+            except BaseException:
+                # With its workers: they would go on for hours.
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                raise
             output.seek(0)
             said = output.read()
-        result = Result(code=done.returncode, stdout=said, seconds=time.monotonic() - began, hosts=_recap(said))
+        result = Result(code=process.returncode, stdout=said, seconds=time.monotonic() - began, hosts=_recap(said))
         self.times.append((f"{path.name}, run {self._plays}", result.seconds))
         counted = ", ".join(f"{host} {counts.changed}" for host, counts in result.hosts.items())
         self.say(f"{path.name}: {result.seconds:.1f} s, exit status {result.code}; changed: {counted}")

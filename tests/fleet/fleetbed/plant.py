@@ -61,9 +61,9 @@ class Plant:
         self.folder.mkdir()
         self.wheelhouses = self.folder / "wheelhouses"
         self.groups: dict[str, list[str]] = {
-            "fedmq_broker": [broker or hub],
-            "fedmq_coordinator": [hub],
-            "fedmq_gateways": self.gateways,
+            "brokers": [broker or hub],
+            "coordinators": [hub],
+            "gateways": self.gateways,
         }
         task = {
             "name": "bearings",
@@ -76,22 +76,17 @@ class Plant:
             "pki_dir": str(self.folder / "ca"),
             "pki_command": str(Path(sys.executable).parent / "fedmq"),
             "release_wheelhouses": str(self.wheelhouses),
-            "coordinator_settings": {
-                "task": task,
-                "rounds": {
-                    "interval_seconds": pace,
-                    "closing_seconds": closing,
-                    "first_gateways": len(self.gateways),
-                    **(rounds or {}),
-                },
+            "coordinator_task": task,
+            "coordinator_rounds": {
+                "interval_seconds": pace,
+                "closing_seconds": closing,
+                "first_gateways": len(self.gateways),
+                **(rounds or {}),
             },
-            "gateway_settings": {
-                "data_dir": RECORDINGS,
-                "ask_jitter_seconds": 0.2,
-                # The machines share this host's CPUs with whatever else it does: how idle they are says nothing here.
-                "gates": {"cpu_idle_min_pct": 0},
-            },
-            "gateway_vitals_every": 1,
+            "gateway_data_dir": RECORDINGS,
+            "gateway_settings": {"ask_jitter_seconds": 0.2},
+            # The machines share this host's CPUs with whatever else it does: how idle they are says nothing here.
+            "gateway_gates": {"cpu_idle_min_pct": 0},
         }
         self.host_variables: dict[str, dict[str, Any]] = {}
         self.group_variables: dict[str, dict[str, Any]] = {}
@@ -158,6 +153,9 @@ class Plant:
 
     def report(self) -> dict[str, Any]:
         return json.loads(self.fedmq("report", "--state", STATE, "--json"))
+
+    def status(self) -> dict[str, Any]:
+        return json.loads(self.fedmq("status", "--state", STATE, "--json"))
 
     def rounds(self, kind: str | None = "training") -> list[dict[str, Any]]:
         """Oldest first, the one in progress too."""
