@@ -34,8 +34,8 @@ from fedmq_coordinator.control import (
     Server,
     ask,
 )
+from fedmq_coordinator.job import TaskPlan
 from fedmq_coordinator.ledger import Ledger, LedgerError
-from fedmq_coordinator.service import TaskPlan
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_coordinator.tasks import Wish
 from hypothesis import given

@@ -52,7 +52,7 @@ from fedmq_protocol.messages import (
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.session import Received
 from fedmq_protocol.task import ModelSpec, Task, initial_steps, model_digest, short
-from fedmq_protocol.topics import Channel, Direction, coordinator_filters, parse, topic
+from fedmq_protocol.topics import Channel, Direction, coordinator_filters, parse, spec, topic
 from fedmq_protocol.transfer import chunks, refer
 from numpy.typing import NDArray
 from plant import FEDERATION, START, FakeFolder, make_task
@@ -700,7 +700,7 @@ def test_a_birth_tells_of_sensors_as_far_as_it_has_room(script: Script, tags: in
     birth = script.heard(Birth)[-1]
     assert birth.sensors == script.folder.sensors[: len(birth.sensors)]
     assert (len(birth.sensors) == 16) == (tags == 1)
-    assert len(to_bytes(birth)) <= 1024
+    assert len(to_bytes(birth)) <= spec(Direction.UP, Channel.STATUS).max_bytes
 
 
 def test_each_model_is_scored_with_its_own_scaler(script: Script) -> None:
