@@ -109,7 +109,11 @@ def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 for path in (ANSIBLE / f"roles/{name}/defaults/main.yml", ANSIBLE / f"roles/{name}/vars/main.yml")
                 if path.exists()
             ],
-            "vars": {"fedmq_broker_host": "hub", "gateway_ca_url": "https://hub:8443"},
+            "vars": {
+                "ansible_python_interpreter": "{{ ansible_playbook_python }}",
+                "fedmq_broker_host": "hub",
+                "gateway_ca_url": "https://hub:8443",
+            },
             "tasks": [
                 {
                     "ansible.builtin.template": {
