@@ -13,7 +13,7 @@ import socket
 import ssl
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 from counting_proxy import CountingProxy
-from fedmq_broker_config.render import BrokerSettings
 from fedmq_broker_config.run import LocalBroker
 from fedmq_coordinator import report as savings
 from fedmq_coordinator.ledger import Ledger
 
 from fedmq.data import Fleet, lay_out
-from fedmq.demo import FEDERATION, DemoOptions, Identities, Plant, open_fleet
+from fedmq.demo import DemoOptions, Identities, Plant, broker_settings, open_fleet
 from fedmq.programs import ledger_path
 from fedmq.showing import Screen
 
@@ -112,21 +111,15 @@ def main() -> int:
     return 0
 
 
-def settings_of(folder: Path, names: list[str], *, secure: bool) -> tuple[BrokerSettings, Identities | None]:
-    settings = BrokerSettings(federation=FEDERATION)
-    if not secure:
-        return settings, None
-    identities = Identities.make(folder / "identities", names)
-    return replace(settings, access=identities.broker), identities
-
-
 def run(options: DemoOptions, fleet: Fleet, folder: Path, *, secure: bool) -> Cost:
     """One federation from its start to its rest."""
     folder.mkdir()
     lay_out(fleet, folder / "plant")
-    settings, identities = settings_of(folder, [gateway.name for gateway in fleet.gateways], secure=secure)
+    names = [gateway.name for gateway in fleet.gateways]
+    identities = Identities.make(folder / "identities", names) if secure else None
     with (
-        LocalBroker(settings, directory=folder / "broker") as broker,
+        tempfile.TemporaryDirectory(prefix="fedmq-") as short,
+        LocalBroker(broker_settings(identities, Path(short)), directory=folder / "broker") as broker,
         CountingProxy("127.0.0.1", broker.port) as proxy,
     ):
         plant = Through(
@@ -158,13 +151,13 @@ def run(options: DemoOptions, fleet: Fleet, folder: Path, *, secure: bool) -> Co
 def handshake_bytes(options: DemoOptions, folder: Path) -> int:
     """TCP payload of one TLS handshake with both certificates, and of nothing else."""
     folder.mkdir()
-    settings, identities = settings_of(folder, ["g"], secure=True)
-    assert identities is not None
+    identities = Identities.make(folder / "identities", ["g"])
     own = identities.of("g")
     context = ssl.create_default_context(cafile=own / "ca.crt")
     context.load_cert_chain(own / "client.crt", own / "client.key")
     with (
-        LocalBroker(settings, directory=folder / "broker") as broker,
+        tempfile.TemporaryDirectory(prefix="fedmq-") as short,
+        LocalBroker(broker_settings(identities, Path(short)), directory=folder / "broker") as broker,
         CountingProxy("127.0.0.1", broker.port) as proxy,
         socket.create_connection(("127.0.0.1", proxy.port)) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1") as secure,

@@ -206,7 +206,9 @@ def _parser() -> argparse.ArgumentParser:
     add_place(status)
     status.add_argument("--watch", type=float, metavar="SECONDS", help="print it again every so often")
     status.add_argument("--task", metavar="NAME", help="of this task alone (default: of each)")
-    status.add_argument("--json", action="store_true", help="print JSON, of all tasks and gateways, instead of a table")
+    form = status.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON, of all tasks and gateways, instead of a table")
+    form.add_argument("--prometheus", action="store_true", help="print metrics as node_exporter's textfiles hold them")
     status.set_defaults(run=_status)
 
     from fedmq.auditing import add_parser as add_audit
@@ -804,13 +806,18 @@ def _status(arguments: argparse.Namespace) -> None:
     import json
     import time
 
+    from fedmq_coordinator.metrics import to_metrics
+
     if arguments.control is not None:
         from fedmq_coordinator.control import Look, ask
 
         def parts() -> str:
-            form: Literal["json", "text"] = "json" if arguments.json else "text"
+            form: Literal["json", "text"] = "json" if arguments.json or arguments.prometheus else "text"
             look = Look(what="status", task=arguments.task, form=form, width=_control_width())
-            return ask(arguments.control, look).text + ("\n" if arguments.json else "")
+            said = ask(arguments.control, look).text
+            if arguments.prometheus:
+                return to_metrics(json.loads(said))
+            return said + ("\n" if arguments.json else "")
 
     else:
         from fedmq.programs import open_ledger
@@ -820,6 +827,8 @@ def _status(arguments: argparse.Namespace) -> None:
         from fedmq_coordinator.tasks import state_of_affairs
 
         def parts() -> str:
+            if arguments.prometheus:
+                return to_metrics(state_of_affairs(ledger, time.time()))
             if arguments.json:
                 return json.dumps(state_of_affairs(ledger, time.time()), indent=2) + "\n"
             names = _task_names(ledger, arguments.task)

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ from fedmq.programs import audit_log, ledger_path, load_task, read_bundle
 from fedmq.showing import Screen
 from fedmq.simulator import simulate_fleet
 
-__all__ = ["DemoError", "DemoOptions", "Identities", "Plant", "open_fleet", "run"]
+__all__ = ["DemoError", "DemoOptions", "Identities", "Plant", "broker_settings", "open_fleet", "run"]
 
 FEDERATION = "demo"
 POLL_SECONDS = 0.1
@@ -160,15 +161,16 @@ def _run(
     folders = lay_out(fleet, directory / "plant")
     _say_data(screen, fleet)
     identities = None
-    settings = BrokerSettings(federation=FEDERATION)
     if options.secure:
         identities = Identities.make(directory / "identities", [gateway.name for gateway in fleet.gateways])
-        settings = replace(settings, access=identities.broker)
         screen.say(
             f"secure: a certificate authority for this run in {identities.directory / 'ca'}; TLS with client"
             " certificates, plans and welcomes signed, a MAC on every other message"
         )
-    with choose(options.broker, settings, directory=directory / "broker") as broker:
+    with (
+        tempfile.TemporaryDirectory(prefix="fedmq-") as short,
+        choose(options.broker, broker_settings(identities, Path(short)), directory=directory / "broker") as broker,
+    ):
         about = broker.about
         screen.say(f"broker: {about}")
         screen.say(
@@ -306,20 +308,23 @@ class Identities:
             authority.issue(name, "gateway", days=30, out=directory / name)
         return cls(directory=directory)
 
-    @property
-    def broker(self) -> Certificates:
+    def broker(self, guard: Path) -> Certificates:
         folder = self.directory / "ca" / "broker"
         return Certificates(
             ca_file=folder / "ca.crt",
             cert_file=folder / "broker.crt",
             key_file=folder / "broker.key",
-            guarded=Guarded(
-                revoked_file=self.directory / "ca" / "revoked.crl", directory=self.directory / "broker-guard"
-            ),
+            guarded=Guarded(revoked_file=self.directory / "ca" / "revoked.crl", directory=guard),
         )
 
     def of(self, name: str) -> Path:
         return self.directory / ("ca/coordinator" if name == "coordinator" else name)
+
+
+def broker_settings(identities: Identities | None, guard: Path) -> BrokerSettings:
+    """Of the demo's broker. `guard` is a folder with a short path, for it holds a Unix socket."""
+    open_to_all = BrokerSettings(federation=FEDERATION)
+    return open_to_all if identities is None else replace(open_to_all, access=identities.broker(guard))
 
 
 @dataclass(kw_only=True)

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
     import numpy as np
     from fedmq_coordinator.audit import AuditLog
+    from fedmq_coordinator.job import TaskPlan
     from fedmq_coordinator.ledger import Book, Ledger
     from fedmq_coordinator.run import Score
-    from fedmq_coordinator.service import Coordinator, TaskPlan
+    from fedmq_coordinator.service import Coordinator
     from fedmq_coordinator.settings import (
         CoordinatorSettings,
         MoreTaskSettings,
@@ -430,7 +431,7 @@ def _task_plan(
     test_data: Path | None,
     personal: PersonalSettings,
 ) -> TaskPlan:
-    from fedmq_coordinator.service import TaskPlan
+    from fedmq_coordinator.job import TaskPlan
 
     from fedmq.defaults import task_of
 

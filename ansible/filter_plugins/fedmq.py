@@ -1,7 +1,7 @@
 """Filters of these roles: settings as TOML, and the version that a wheelhouse holds.
 
-JSON's strings, numbers, booleans and lists of them are TOML's as well. What JSON has and TOML lacks is left out (null) or
-an error. A table's plain values come before the tables in it, as TOML wants.
+JSON's strings, numbers, booleans and lists of them are TOML's as well. What JSON has and TOML lacks is left out (null)
+or an error. A table's plain values come before the tables in it, as TOML wants.
 """
 
 from __future__ import annotations

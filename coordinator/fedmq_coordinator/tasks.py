@@ -22,7 +22,7 @@ from fedmq_coordinator.ledger import Book, Gateway, Ledger, Order, Round
 from fedmq_coordinator.ledger import Release as ReleaseRow
 
 if TYPE_CHECKING:
-    from fedmq_coordinator.service import Job
+    from fedmq_coordinator.job import Job
 
 __all__ = ["VERBS", "OrderError", "Wish", "in_canary", "release_for", "standing", "state_of_affairs"]
 

@@ -17,9 +17,10 @@ from random import Random
 
 import numpy as np
 from fedmq_coordinator.aggregate import WeightedMean
+from fedmq_coordinator.job import TaskPlan
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.run import Score
-from fedmq_coordinator.service import Coordinator, TaskPlan
+from fedmq_coordinator.service import Coordinator
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
 from fedmq_edge_node import work
 from fedmq_edge_node.folder import Folder

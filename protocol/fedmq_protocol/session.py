@@ -519,6 +519,9 @@ class MqttSession:
                 protocol_named=self._refusal.value == _UNSUPPORTED_PROTOCOL,
             )
         came = problem or "a closed connection"
+        if self._tls is not None and problem is None and connection.cert_file is not None:
+            # With TLS 1.3 a client believes that it is in before the broker has looked at its certificate.
+            came += ": is its certificate expired, revoked, or of another authority than the broker's?"
         return _Ended(
             reason=f"{where}: expected an answer (CONNACK) to MQTT {self._protocol}, got {came}",
             protocol_refused=True,

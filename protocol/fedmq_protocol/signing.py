@@ -424,6 +424,8 @@ class CoordinatorSeals:
         self._unix = unix
         self._revoked = revoked
         self._starts: dict[str, _Start] = {}
+        self._dismissed: dict[str, str] = {}
+        """Why a gateway is believed no more that was."""
         self._looked_at: tuple[frozenset[int], float] = (frozenset(), 0.0)
 
     @property
@@ -434,6 +436,7 @@ class CoordinatorSeals:
         """Believe from now on what this start of a gateway says, and nothing else under its name. Raises TrustError."""
         found = read_card(card, federation=self._federation, gateway=gateway, issuer=self.root.issuer)
         self._starts[gateway] = self._start(gateway, nonce, found)
+        self._dismissed.pop(gateway, None)
 
     def _start(self, gateway: str, nonce: bytes, card: Card) -> _Start:
         self._check_card(gateway, card)
@@ -472,6 +475,7 @@ class CoordinatorSeals:
                 gone[gateway] = str(error)
         for gateway in gone:
             del self._starts[gateway]
+        self._dismissed |= gone
         return gone
 
     def behind(self, birth: Birth) -> Roots | None:
@@ -515,7 +519,7 @@ class CoordinatorSeals:
             else:
                 known = self._starts.get(gateway)
                 if known is None:
-                    raise TrustError(f"{gateway} has not shown a card that is good")
+                    raise TrustError(self._dismissed.get(gateway) or f"{gateway} has not shown a card that is good")
                 start = known
                 self._check_card(gateway, start.card)
         except TrustError as error:

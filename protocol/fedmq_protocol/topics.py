@@ -84,7 +84,7 @@ TABLE: tuple[TopicSpec, ...] = (
         channel=Channel.STATUS,
         qos=1,
         retained=True,
-        max_bytes=1280,
+        max_bytes=1152,
         about="birth, last will and leave of a gateway",
     ),
     TopicSpec(

@@ -6,9 +6,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from fedmq_coordinator.job import TaskPlan
 from fedmq_coordinator.ledger import Ledger, LedgerError
 from fedmq_coordinator.models import ModelError, ModelStore
-from fedmq_coordinator.service import Coordinator, TaskPlan
+from fedmq_coordinator.service import Coordinator
 from fedmq_coordinator.settings import RoundSettings
 from plant import FEDERATION, Plant, make_task
 

@@ -13,13 +13,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from fedmq_coordinator.job import TaskPlan
 from fedmq_coordinator.ledger import Answer, Ledger
 from fedmq_coordinator.outbox import Outbox, Outgoing
 from fedmq_coordinator.report import build, to_json
 from fedmq_coordinator.report_html import to_html
 from fedmq_coordinator.report_text import status, to_text
 from fedmq_coordinator.run import Run
-from fedmq_coordinator.service import TaskPlan
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
 from fedmq_protocol.messages import (
     AskChunks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -51,7 +52,7 @@ from fedmq_protocol.messages import (
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.session import Received
 from fedmq_protocol.task import ModelSpec, Task, initial_steps, model_digest, short
-from fedmq_protocol.topics import Channel, Direction, coordinator_filters, parse, topic
+from fedmq_protocol.topics import Channel, Direction, coordinator_filters, parse, spec, topic
 from fedmq_protocol.transfer import chunks, refer
 from numpy.typing import NDArray
 from plant import FEDERATION, START, FakeFolder, make_task
@@ -115,6 +116,7 @@ class Script:
         self.log: list[Message] = []
         self.vitals = Vitals()
         self.step_seconds = 0.0
+        self.alive_at: list[float] = []
         self.starts = 0
         self.start()
 
@@ -136,6 +138,7 @@ class Script:
             software="test",
             tags=("pump", "hall-2"),
             ask_jitter_seconds=0.1,
+            alive=lambda: self.alive_at.append(self.now),
         )
         self.session.start()
 
@@ -486,6 +489,14 @@ def test_births_that_a_broadcast_brings_about_are_spread(tmp_path: Path, news: s
 # --- rounds that close while it trains -------------------------------------------------------------------------------
 
 
+def test_a_long_training_says_that_it_is_alive(script: Script) -> None:
+    """Nothing but the training says so here: the loop is the test's own."""
+    script.step_seconds = 0.5
+    script.welcome(an_assignment(plan=a_plan(1, closes_in=20)))
+    assert len(script.alive_at) >= 4
+    assert max(later - earlier for earlier, later in pairwise(script.alive_at)) <= 5.0
+
+
 def test_training_ends_when_the_round_closes(script: Script) -> None:
     script.step_seconds = 0.5
     script.welcome(an_assignment(plan=a_plan(1, closes_in=4)))
@@ -689,7 +700,7 @@ def test_a_birth_tells_of_sensors_as_far_as_it_has_room(script: Script, tags: in
     birth = script.heard(Birth)[-1]
     assert birth.sensors == script.folder.sensors[: len(birth.sensors)]
     assert (len(birth.sensors) == 16) == (tags == 1)
-    assert len(to_bytes(birth)) <= 1024
+    assert len(to_bytes(birth)) <= spec(Direction.UP, Channel.STATUS).max_bytes
 
 
 def test_each_model_is_scored_with_its_own_scaler(script: Script) -> None:

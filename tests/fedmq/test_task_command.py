@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from fedmq_coordinator import folder
+from fedmq_coordinator.job import TaskPlan
 from fedmq_coordinator.ledger import Ledger
-from fedmq_coordinator.service import CRASH_POINTS, TaskPlan
+from fedmq_coordinator.service import CRASH_POINTS
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_protocol.messages import PersonalOutcome, PersonalTrial, Trial
 from fedmq_protocol.settings import SettingsError, document, load

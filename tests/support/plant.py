@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 from fake_broker import FakeBroker, FakeSession
+from fedmq_coordinator.job import Job, TaskPlan
 from fedmq_coordinator.ledger import Book, Ledger, Order
 from fedmq_coordinator.models import ModelStore
-from fedmq_coordinator.service import Coordinator, Job, TaskPlan
+from fedmq_coordinator.service import Coordinator
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
 from fedmq_coordinator.tasks import Wish
 from fedmq_edge_node.gates import Limits, Vitals

@@ -209,7 +209,9 @@ class Client:
     def throw(self, where: str, data: bytes, *, qos: int = 1, retain: bool = False) -> int:
         """The same without waiting for the broker."""
         info = self._paho.publish(where, data, qos=qos, retain=retain)
-        assert info.rc in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_QUEUE_SIZE), info
+        # A broker may hang up while a large message is still being written.
+        cut = (MQTTErrorCode.MQTT_ERR_NO_CONN, MQTTErrorCode.MQTT_ERR_CONN_LOST)
+        assert info.rc in (MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_QUEUE_SIZE, *cut), info
         return info.mid
 
     def subscribe(self, pattern: str) -> str:

@@ -17,9 +17,10 @@ import numpy as np
 from fake_broker import FakeBroker, FakeSession
 from fedmq_compression.pipeline import CodecSpec, encode
 from fedmq_coordinator.audit import AuditLog
+from fedmq_coordinator.job import TaskPlan
 from fedmq_coordinator.ledger import Ledger, Order
 from fedmq_coordinator.models import ModelStore
-from fedmq_coordinator.service import Coordinator, TaskPlan
+from fedmq_coordinator.service import Coordinator
 from fedmq_coordinator.settings import LimitSettings
 from fedmq_coordinator.tasks import Wish
 from fedmq_protocol.messages import (

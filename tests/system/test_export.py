@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedmq_coordinator.job import TaskPlan
 from fedmq_coordinator.ledger import Ledger
-from fedmq_coordinator.service import TaskPlan
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_edge_node.folder import Folder
 from fedmq_edge_node.runtimes import NumpyEngine

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from fedmq_compression.pipeline import decode_integers
 from fedmq_coordinator import folder
+from fedmq_coordinator.job import TaskPlan
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.report import build
-from fedmq_coordinator.service import CRASH_POINTS, TaskPlan
+from fedmq_coordinator.service import CRASH_POINTS
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
 from fedmq_coordinator.tasks import in_canary
 from fedmq_protocol.messages import AskModel, AskVerdict, CatchUp, CatchUpKind, Receipt, RoundPlan, Trial, Verdict
