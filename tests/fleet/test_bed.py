@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -80,3 +81,30 @@ def test_a_playbook_is_counted_by_host(bed: Bed, tmp_path: Path) -> None:
     assert first.changed == {"one": 1}
     assert first.tasks_that_changed() == ["one: A file on one"]
     assert bed.playbook(book, inventory=inventory).changed == {}
+
+
+def test_what_a_killed_run_left_is_gone_with_the_next() -> None:
+    code = (
+        "import time; from fleetbed import Bed, Spec; bed = Bed([Spec('x', ('plant', 'north'))], name='kill');"
+        " bed.__enter__(); print('up', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent, stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"up\n"
+        run.kill()
+    assert traces() != ([], [], [])
+    with Bed([], name="kill"):
+        pass
+    assert traces() == ([], [], [])
+
+
+def traces() -> tuple[list[str], list[str], list[str]]:
+    """Namespaces, mounts and processes of the bed named "kill"."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    mounts = Path("/proc/mounts").read_text()
+    running = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True).stdout
+    return (
+        [line for line in listed.splitlines() if line.startswith("fleet-kill")],
+        [line for line in mounts.splitlines() if "/bed-kill/" in line],
+        [line for line in running.splitlines() if "systemd-nspawn" in line and "/bed-kill/" in line],
+    )
