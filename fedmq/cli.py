@@ -18,6 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedmq import __version__
+from fedmq.notify import Notifier
 
 if TYPE_CHECKING:
     from fedmq_coordinator.ledger import Ledger
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     broker.add_argument("--directory", type=Path, help="where its files go (default: a temporary folder)")
     broker.add_argument("--render", type=Path, metavar="DIR", help="only write mosquitto.conf and acl into DIR")
     _add_settings(broker, "broker.toml")
+    _add_check(broker)
     _add_override(broker, "--port", "port", "port on 127.0.0.1; 0 picks a free one (default: 1883)")
     _add_override(broker, "--federation", "federation", "name in the topics that the ACL allows (default: plant)")
     broker.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
@@ -132,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         "on where it was.",
     )
     _add_settings(coordinator, "coordinator.toml")
+    _add_check(coordinator)
     coordinator.add_argument(
         "--new-lineage", action="store_true", help="learn afresh: a new scaler and the seeded start; the ledger stays"
     )
@@ -160,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         "windows, sends back a compressed delta. The raw signal stays here.",
     )
     _add_settings(gateway, "gateway.toml")
+    _add_check(gateway)
     gateway.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
     gateway.add_argument(
         "--show",
@@ -203,6 +207,9 @@ def _parser() -> argparse.ArgumentParser:
     add_place(status)
     status.add_argument("--watch", type=float, metavar="SECONDS", help="print it again every so often")
     status.add_argument("--task", metavar="NAME", help="of this task alone (default: of each)")
+    form = status.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON, of all tasks and gateways, instead of a table")
+    form.add_argument("--prometheus", action="store_true", help="print metrics as node_exporter's textfiles hold them")
     status.set_defaults(run=_status)
 
     from fedmq.auditing import add_parser as add_audit
@@ -240,6 +247,10 @@ def _add_settings(parser: argparse._ActionsContainer, example: str) -> None:
         metavar="KEY=VALUE",
         help="override a setting, such as --set log_level=debug; may be given several times",
     )
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--check", action="store_true", help="only read the settings, say what is wrong, and end")
 
 
 def _add_override(parser: argparse.ArgumentParser, flag: str, key: str, text: str) -> None:
@@ -633,11 +644,12 @@ class _Stoppable(Protocol):
     stopping: bool
 
 
-def _stop_on_signal(program: _Stoppable) -> None:
-    """SIGTERM and SIGINT set `stopping`; a second one ends the process at once."""
+def _stop_on_signal(program: _Stoppable, notifier: Notifier) -> None:
+    """SIGTERM and SIGINT set `stopping`, and systemd hears of it; a second one ends the process at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         program.stopping = True
+        notifier.stopping()
         signal.signal(number, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, handle)
@@ -657,6 +669,8 @@ def _gateway(arguments: argparse.Namespace) -> None:
         print(document(GatewaySettings), end="")
         return
     settings = load(GatewaySettings, arguments.config, arguments.overrides)
+    if arguments.check:
+        return
     _log(settings.log_level)
     from fedmq.programs import build_gateway, show_gateway
 
@@ -664,8 +678,10 @@ def _gateway(arguments: argparse.Namespace) -> None:
         for line in show_gateway(settings):
             print(line)
         return
-    gateway = build_gateway(settings)
-    _stop_on_signal(gateway)
+    notifier = Notifier()
+    gateway = build_gateway(settings, notifier.alive)
+    _stop_on_signal(gateway, notifier)
+    notifier.ready()
     gateway.run()
 
 
@@ -680,9 +696,13 @@ def _coordinator(arguments: argparse.Namespace) -> None:
     from fedmq.programs import build_coordinator, load_coordinator, run_coordinator
 
     settings = load_coordinator(arguments.config, arguments.overrides)
+    if arguments.check:
+        return
     _log(settings.log_level)
-    coordinator = build_coordinator(settings, new_lineage=arguments.new_lineage)
-    _stop_on_signal(coordinator)
+    notifier = Notifier()
+    coordinator = build_coordinator(settings, new_lineage=arguments.new_lineage, alive=notifier.alive)
+    _stop_on_signal(coordinator, notifier)
+    notifier.ready()
     run_coordinator(coordinator, settings)
 
 
@@ -786,21 +806,34 @@ def _control_width() -> int:
 
 
 def _status(arguments: argparse.Namespace) -> None:
+    import json
     import time
+
+    from fedmq_coordinator.metrics import to_metrics
 
     if arguments.control is not None:
         from fedmq_coordinator.control import Look, ask
 
         def parts() -> str:
-            return ask(arguments.control, Look(what="status", task=arguments.task, width=_control_width())).text
+            form: Literal["json", "text"] = "json" if arguments.json or arguments.prometheus else "text"
+            look = Look(what="status", task=arguments.task, form=form, width=_control_width())
+            said = ask(arguments.control, look).text
+            if arguments.prometheus:
+                return to_metrics(json.loads(said))
+            return said + ("\n" if arguments.json else "")
 
     else:
         from fedmq.programs import open_ledger
 
         ledger = open_ledger(arguments.state)
         from fedmq_coordinator.report_text import status
+        from fedmq_coordinator.tasks import state_of_affairs
 
         def parts() -> str:
+            if arguments.prometheus:
+                return to_metrics(state_of_affairs(ledger, time.time()))
+            if arguments.json:
+                return json.dumps(state_of_affairs(ledger, time.time()), indent=2) + "\n"
             names = _task_names(ledger, arguments.task)
             return "\n".join(status(ledger, time.time(), _width(), name) for name in names)
 

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,6 +24,7 @@ from fedmq_protocol.settings import ConnectionSettings, Mistake, SettingsError, 
 from fedmq_protocol.task import MAX_BUNDLE_BYTES, Objective, Task
 
 from fedmq import __version__, welcome
+from fedmq.notify import Notifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -174,8 +176,9 @@ def _coordinator_seals(settings: CoordinatorSettings) -> CoordinatorSeals | None
     )
 
 
-def build_gateway(settings: GatewaySettings) -> Gateway:
-    """A gateway, not running yet. Raises ValueError for recordings, a memory or vitals that cannot be used."""
+def build_gateway(settings: GatewaySettings, alive: Callable[[], None] = lambda: None) -> Gateway:
+    """A gateway, not running yet; `alive` as it has it. Raises ValueError for recordings, a memory or vitals that
+    cannot be used."""
     from fedmq_edge_node.memory import Memory
     from fedmq_edge_node.proving import prover
     from fedmq_edge_node.runtimes import available_engines, make_engine, make_preparation, unknown_engine
@@ -222,6 +225,7 @@ def build_gateway(settings: GatewaySettings) -> Gateway:
         welcomed=lambda at: welcome.write(
             settings.state_dir, welcome.Welcomed(software=f"fedmq {__version__}", boot=nonce.hex(), at=at)
         ),
+        alive=alive,
         crash_point=crash_point(CRASH_POINTS),
     )
 
@@ -322,7 +326,9 @@ def _below(settings: CoordinatorSettings | MoreTaskSettings) -> dict[str, Any]:
     return {"task": advice(from_bytes(read_bundle(settings.task.bundle)).manifest)}
 
 
-def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = False) -> Coordinator:
+def build_coordinator(
+    settings: CoordinatorSettings, *, new_lineage: bool = False, alive: Callable[[], None] = lambda: None
+) -> Coordinator:
     """A coordinator, not running yet. Raises ValueError for a ledger, a model or test data that cannot be used, and
     for a folder that another one works in."""
     from fedmq_compression import compiled
@@ -348,6 +354,7 @@ def build_coordinator(settings: CoordinatorSettings, *, new_lineage: bool = Fals
         crash_point=crash,
         holds=lock,
         audit=audit_log(settings.state_dir),
+        alive=alive,
     )
 
 
@@ -569,6 +576,8 @@ def run_broker(arguments: argparse.Namespace) -> None:
 
     table = load(BrokerTable, arguments.config, arguments.overrides)
     settings = table.broker()
+    if arguments.check:
+        return
     if arguments.render is not None:
         for path in write_configuration(settings, arguments.render):
             print(f"wrote {path}", file=sys.stderr)
@@ -586,10 +595,16 @@ def run_guard(arguments: argparse.Namespace) -> None:
     from fedmq_broker_config.settings import BrokerTable
 
     guard = Guard(load(BrokerTable, arguments.config, arguments.overrides).broker(), site=arguments.site)
-    stopping = threading.Event()
+    notifier, stopping = Notifier(), threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        notifier.stopping()
+        stopping.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    guard.run(stopping)
+        signal.signal(number, stop)
+    notifier.ready()
+    guard.run(stopping, notifier.alive)
 
 
 def render_site(arguments: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ import socket
 import stat
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -81,10 +81,11 @@ class Guard:
         """The lists as they were last checked; None before the first."""
         return self._list
 
-    def run(self, stopping: threading.Event) -> None:
-        """Look at the list every second until told to stop."""
+    def run(self, stopping: threading.Event, alive: Callable[[], None] = lambda: None) -> None:
+        """Look at the list every second until told to stop. `alive` is called at each look."""
         log.info("guarding %s with %s", self._guarded.socket, self._guarded.revoked_file)
         while True:
+            alive()
             self.look()
             if stopping.wait(_LOOK_SECONDS):
                 return

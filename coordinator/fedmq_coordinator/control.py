@@ -42,7 +42,7 @@ from fedmq_protocol.secrets import writable_by_others
 from fedmq_coordinator import report
 from fedmq_coordinator.audit import AuditLog, Who, user_name
 from fedmq_coordinator.ledger import Ledger
-from fedmq_coordinator.tasks import VERBS, Wish, standing
+from fedmq_coordinator.tasks import VERBS, Wish, standing, state_of_affairs
 
 __all__ = [
     "SOCKET",
@@ -284,6 +284,8 @@ def _look(ledger: Ledger, look: Look, now: float) -> str:
         with ledger.snapshot():
             gateways = ledger.gateways()
             return msgspec.json.encode([standing(ledger.book(row.name), gateways) for row in ledger.tasks()]).decode()
+    if look.what == "status" and look.form == "json":
+        return msgspec.json.encode(state_of_affairs(ledger, now)).decode()
     names: list[str | None] = [look.task]
     known = [row.name for row in ledger.tasks()]
     if look.task is None and len(known) > 1:

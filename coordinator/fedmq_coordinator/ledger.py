@@ -695,6 +695,20 @@ class Ledger(_Records):
     def set_presence(self, name: str, present: bool, at: float) -> None:
         self.write("UPDATE gateways SET present = ?, last_seen = ? WHERE name = ?", (int(present), at, name))
 
+    def last_answers(self, rounds: int) -> list[tuple[str, int, float, str, str, str | None]]:
+        """Of each gateway that answered in so many newest rounds: name, round, when, kind, verdict and reason of its
+        last answer."""
+        # SQLite gives the other columns of the row that holds the maximum (lang_select.html, "bare columns").
+        found = self._execute(
+            "SELECT gateway, round, max(received_at), kind, verdict, reason FROM answers WHERE round > ?"
+            " GROUP BY gateway ORDER BY gateway",
+            (self.newest_round() - rounds,),
+        )
+        try:
+            return [(str(g), int(r), float(at), str(k), str(v), why) for g, r, at, k, v, why in found.fetchall()]
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
     def wires(self) -> list[Wire]:
         return self._select(Wire, "wire", "ORDER BY gateway, reported_at")
 

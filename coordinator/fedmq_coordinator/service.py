@@ -126,7 +126,8 @@ class Coordinator:
     """One federation, and the tasks that its gateways learn side by side.
 
     `crash_point` is called with each of CRASH_POINTS as it is passed. `holds` is kept as long as the coordinator is:
-    the lock on its folder. `audit` takes what came of orders, before it is committed. Raises LedgerError and ModelError
+    the lock on its folder. `audit` takes what came of orders, before it is committed. `alive` is called as the loop
+    turns. Raises LedgerError and ModelError
     where what is on disk cannot be used, AuditError where the audit log cannot be written.
     """
 
@@ -145,6 +146,7 @@ class Coordinator:
         crash_point: Callable[[str], None] = lambda name: None,
         holds: object = None,
         audit: AuditLog | None = None,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         names = [plan.task.name for plan in tasks]
         if len(set(names)) != len(names) or not names:
@@ -156,6 +158,7 @@ class Coordinator:
         self._clock = clock
         self._crash_point = crash_point
         self._holds = holds
+        self._alive = alive
         self._audit = audit
         models.crash_point = crash_point
         self._seals = seals
@@ -223,6 +226,7 @@ class Coordinator:
         self._session.start()
         try:
             while not self.stopping:
+                self._alive()
                 first = self._session.next(self.wait_seconds(self._clock()))
                 events = [] if first is None else [first]
                 while events and len(events) < 1000 and (event := self._session.next(0.0)) is not None:

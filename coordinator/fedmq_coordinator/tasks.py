@@ -18,13 +18,13 @@ from fedmq_protocol.task import short
 from msgspec import Meta
 
 from fedmq_coordinator.audit import Who
-from fedmq_coordinator.ledger import Book, Gateway, Order
+from fedmq_coordinator.ledger import Book, Gateway, Ledger, Order, Round
 from fedmq_coordinator.ledger import Release as ReleaseRow
 
 if TYPE_CHECKING:
     from fedmq_coordinator.job import Job
 
-__all__ = ["VERBS", "OrderError", "Wish", "in_canary", "release_for", "standing"]
+__all__ = ["VERBS", "OrderError", "Wish", "in_canary", "release_for", "standing", "state_of_affairs"]
 
 VERBS = ("pause", "resume", "stop", "promote", "rollback", "set-aside", "readmit")
 
@@ -246,6 +246,61 @@ def standing(book: Book, gateways: Sequence[Gateway]) -> dict[str, Any]:
         "gateways": len(members),
         "present": sum(g.present for g in members),
         "gateways_by_tag": dict(sorted(by_tag.items())),
+    }
+
+
+ANSWERED_ROUNDS = 200
+"""So many newest rounds are looked through for what a gateway answered last."""
+
+
+def state_of_affairs(ledger: Ledger, now: float) -> dict[str, Any]:
+    """What `fedmq status --json` prints: each task's newest round, and each gateway with its last answer. For programs
+    that wait for something, such as an upgrade for a gateway to be back."""
+    with ledger.snapshot():
+        last = {answer[0]: answer[1:] for answer in ledger.last_answers(ANSWERED_ROUNDS)}
+        tasks = [(row, ledger.book(row.name)) for row in ledger.tasks()]
+        return {
+            "now": now,
+            "tasks": [
+                {
+                    "name": row.name,
+                    "state": row.state,
+                    "lineage": int(book.get("lineage") or 0),
+                    "rounds": book.count_rounds(),
+                    "round": None if (round_ := book.last_round()) is None else _round_of(round_, ledger),
+                }
+                for row, book in tasks
+            ],
+            "gateways": [
+                {
+                    "name": gateway.name,
+                    "present": gateway.present,
+                    "software": gateway.software,
+                    "first_seen": gateway.first_seen,
+                    "last_seen": gateway.last_seen,
+                    "tags": sorted(gateway.tag_set),
+                    "answer": None
+                    if gateway.name not in last
+                    else dict(zip(("round", "at", "kind", "verdict", "reason"), last[gateway.name], strict=True)),
+                }
+                for gateway in ledger.gateways()
+            ],
+        }
+
+
+def _round_of(round_: Round, ledger: Ledger) -> dict[str, Any]:
+    answers = ledger.answers(round_.id)
+    return {
+        "number": round_.id,
+        "kind": round_.kind,
+        "outcome": round_.outcome,
+        "opened_at": round_.opened_at,
+        "closes_at": round_.closes_at,
+        "closed_at": round_.closed_at,
+        "drawn": round_.drawn,
+        "answers": len(answers),
+        "accepted": sum(answer.kind != "decline" and answer.verdict == "accepted" for answer in answers),
+        "declined": sum(answer.kind == "decline" for answer in answers),
     }
 
 

@@ -133,6 +133,9 @@ class Host(Protocol):
     def now(self) -> float:
         """Monotonic seconds."""
 
+    def alive(self) -> None:
+        """Say so to whoever watches over the process."""
+
     def coordinator_time(self, now: float) -> float:
         """Unix seconds by the coordinator's clock."""
 
@@ -593,6 +596,7 @@ class Job:
                 return False
             if now - looked_at >= host.vitals_every_seconds:
                 looked_at = now
+                host.alive()
                 reason = self._shut_gate(plan)
                 if reason is not None:
                     shut.append(reason)

@@ -162,10 +162,11 @@ class Gateway:
     """One gateway. `vitals` reads the machine, `monotonic` is its clock in seconds, `source` its own recordings.
 
     `tags` say what it is and what it watches. With `seals` it believes nothing that is not sealed; `renewed` gives
-    others once there is another card. `welcomed` hears of every welcome, with the coordinator's time. `crash_point` is
-    called at each of `CRASH_POINTS`. Raises SampleError where there are no readable recordings to begin with,
-    StateError for a damaged memory, then and whenever the memory takes nothing any more: the process must end, for what
-    it would go on from is not on disk.
+    others once there is another card. `welcomed` hears of every welcome, with the coordinator's time. `alive` is called
+    as the loop turns, and now and then while something is trained: who hears nothing of it for long may end the process.
+    `crash_point` is called at each of `CRASH_POINTS`. Raises SampleError where there are no readable recordings to begin
+    with, StateError for a damaged memory, then and whenever the memory takes nothing any more: the process must end, for
+    what it would go on from is not on disk.
     """
 
     def __init__(
@@ -195,6 +196,7 @@ class Gateway:
         renewed: Callable[[], GatewaySeals | None] = lambda: None,
         stale_seconds: float = 86_400.0,
         welcomed: Callable[[float], None] = lambda at: None,
+        alive: Callable[[], None] = lambda: None,
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._name = name
@@ -217,6 +219,7 @@ class Gateway:
         self._make_engine = engine
         self._make_preparation = preparation
         self._engines = available_engines() if engines is None else engines
+        self._alive = alive
         self._crash_point = crash_point
         self._seals = seals
         self._renewed = renewed
@@ -280,6 +283,7 @@ class Gateway:
         """Work until `stopping` is set by a signal, then say good-bye with the last byte counts."""
         self._session.start()
         while not self.stopping:
+            self._alive()
             event = self._session.next(self.wait_seconds(self._monotonic()))
             for _ in range(BURST_EVENTS):
                 if event is None:
@@ -707,6 +711,9 @@ class Gateway:
 
     def now(self) -> float:
         return self._monotonic()
+
+    def alive(self) -> None:
+        self._alive()
 
     def coordinator_time(self, now: float) -> float:
         return now + self._clock_offset

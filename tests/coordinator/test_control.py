@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -111,6 +112,20 @@ def test_names_that_the_machine_does_not_know_give_nobody_a_role() -> None:
 
 
 # -- what they get ---------------------------------------------------------------------------------------------
+
+
+def test_the_state_of_affairs_is_there_for_programs(fleet: ScriptedFleet) -> None:
+    told = json.loads(asked(fleet, Look(what="status", form="json"), BIN).text)
+    (task,) = told["tasks"]
+    assert (task["name"], task["state"]) == ("pumps", "running")
+    with contextlib.closing(open_ledger(fleet.directory)) as ledger:
+        assert task["round"]["number"] == ledger.newest_round()
+    assert [(one["name"], one["present"]) for one in told["gateways"]] == [("g0", True), ("g1", True)]
+    for one in told["gateways"]:
+        assert one["last_seen"] <= told["now"]
+        assert one["answer"]["kind"] in ("update", "statistics")
+        assert one["answer"]["verdict"] == "accepted"
+        assert one["answer"]["at"] <= told["now"]
 
 
 def test_an_operator_s_order_is_carried_out_and_noted_with_who_gave_it(fleet: ScriptedFleet) -> None:

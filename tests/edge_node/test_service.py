@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -115,6 +116,7 @@ class Script:
         self.log: list[Message] = []
         self.vitals = Vitals()
         self.step_seconds = 0.0
+        self.alive_at: list[float] = []
         self.starts = 0
         self.welcomed: list[float] = []
         self.start()
@@ -138,6 +140,7 @@ class Script:
             tags=("pump", "hall-2"),
             ask_jitter_seconds=0.1,
             welcomed=self.welcomed.append,
+            alive=lambda: self.alive_at.append(self.now),
         )
         self.session.start()
 
@@ -494,6 +497,14 @@ def test_births_that_a_broadcast_brings_about_are_spread(tmp_path: Path, news: s
 
 
 # --- rounds that close while it trains -------------------------------------------------------------------------------
+
+
+def test_a_long_training_says_that_it_is_alive(script: Script) -> None:
+    """Nothing but the training says so here: the loop is the test's own."""
+    script.step_seconds = 0.5
+    script.welcome(an_assignment(plan=a_plan(1, closes_in=20)))
+    assert len(script.alive_at) >= 4
+    assert max(later - earlier for earlier, later in pairwise(script.alive_at)) <= 5.0
 
 
 def test_training_ends_when_the_round_closes(script: Script) -> None:
