@@ -1,11 +1,13 @@
 """How long an update may be, learnt from those that were accepted before. Pure: histories come in, and go out.
 
 The task's `max_norm` is a bound for what is absurd; this one knows what this model's updates are like. It is a factor
-times the median of the last accepted ones, and in force only once enough gateways have sent enough of them.
+times the median of a hundred accepted ones, and in force only once enough gateways have sent enough of them.
 
-A median follows the fleet, and the factor is wide, since norms fall as a model settles and rise with the level at which
-updates are coded. Where more than half of the gateways that were judged lately are beyond it, it is the bound that is
-wrong, and it is learnt afresh: it must not lock a fleet out whose machines have changed.
+The factor is wide, since norms rise with the level at which updates are coded. They fall as a model settles, and the
+bound does not fall with them: it goes by the largest median of the lineage, for a board that joins late begins with
+updates as long as everybody's were in the beginning. Where more than half of the gateways that were judged lately are
+beyond it, it is the bound that is wrong, and it is learnt afresh: it must not lock a fleet out whose machines have
+changed.
 
 Refuses to know rounds, the ledger and what becomes of a gateway whose updates are too long.
 """
@@ -49,6 +51,8 @@ class Norms(msgspec.Struct, frozen=True):
     lineage: int
     accepted: tuple[_Accepted, ...] = ()
     lately: tuple[_Judged, ...] = ()
+    largest: float = 0.0
+    """Median so far, since it was learnt afresh."""
 
     @classmethod
     def read(cls, kept: bytes | None, lineage: int) -> Norms:
@@ -61,9 +65,7 @@ class Norms(msgspec.Struct, frozen=True):
 
     def bound(self, factor: float) -> float | None:
         """The longest that is accepted; None while too little is known, or nothing but zeros."""
-        enough = len(self.accepted) >= LEAST_UPDATES and len({one.gateway for one in self.accepted}) >= LEAST_GATEWAYS
-        middle = median(one.norm for one in self.accepted) if factor and enough else 0.0
-        return factor * middle if middle > 0 else None
+        return factor * self.largest if factor and self.largest > 0 else None
 
     def after(self, gateway: str, norm: float, *, beyond: bool) -> Norms:
         """With one more update, accepted or `beyond` the bound."""
@@ -71,7 +73,9 @@ class Norms(msgspec.Struct, frozen=True):
         if _is_wrong(lately):
             return Norms(self.lineage)
         accepted = self.accepted if beyond else (*self.accepted, _Accepted(gateway, norm))[-KEPT:]
-        return Norms(self.lineage, accepted, lately)
+        enough = len(accepted) >= LEAST_UPDATES and len({one.gateway for one in accepted}) >= LEAST_GATEWAYS
+        middle = median(one.norm for one in accepted) if enough else 0.0
+        return Norms(self.lineage, accepted, lately, max(self.largest, middle))
 
 
 def _is_wrong(lately: tuple[_Judged, ...]) -> bool:

@@ -612,8 +612,8 @@ class LimitSettings(Table):
         Meta(
             ge=0,
             le=1e6,
-            description="An update is also refused when it is so many times as long as the median of the last 100 that"
-            " were accepted; once 20 were, from 3 gateways. 0: never. docs/robustness.md has what honest ones come to.",
+            description="An update is also refused when it is so many times as long as the largest median that 100"
+            " accepted ones have had; once 20 were, from 3 gateways. 0: never. docs/robustness.md has what honest ones come to.",
         ),
     ] = 20.0
     flagged: Annotated[

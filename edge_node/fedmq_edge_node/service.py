@@ -163,10 +163,10 @@ class Gateway:
 
     `tags` say what it is and what it watches. With `seals` it believes nothing that is not sealed; `renewed` gives
     others once there is another card. `welcomed` hears of every welcome, with the coordinator's time. `alive` is called
-    as the loop turns, and now and then while something is trained: who hears nothing of it for long may end the process.
-    `crash_point` is called at each of `CRASH_POINTS`. Raises SampleError where there are no readable recordings to begin
-    with, StateError for a damaged memory, then and whenever the memory takes nothing any more: the process must end, for
-    what it would go on from is not on disk.
+    as the loop turns, and now and then while something is trained: who hears nothing of it for long may end the
+    process. `crash_point` is called at each of `CRASH_POINTS`. Raises SampleError where there are no readable
+    recordings to begin with, StateError for a damaged memory, then and whenever the memory takes nothing any more: the
+    process must end, for what it would go on from is not on disk.
     """
 
     def __init__(
