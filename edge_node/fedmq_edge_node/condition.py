@@ -36,6 +36,10 @@ CWRU recordings narrower bands and whitening found no more, and a search finds s
 SHAFT_LINES = 1.5
 """Lines on either side of a multiple of the shaft's rate that are left out."""
 LEAST_FLOOR_LINES = 20
+SHAFT_ORDERS = 3
+SPEED_ERROR = 0.04
+SHAFT_HEIGHT = 6.0
+"""Search for the shaft on either side of its stated speed, by so many of its lines, which must stand out so far."""
 LEAST_HEIGHT = 0.1
 FLOOR = 1e-12
 
@@ -55,11 +59,13 @@ class Condition:
     crest: float
     defects: dict[str, float] = field(default_factory=dict)
     """By where: height of the bearing's line in the envelope's spectrum over what is around it; 1 is nothing. Empty
-    where bearing or speed is unknown, or the stretch too short to tell the lines apart."""
+    where bearing or speed is unknown; a line that the stretch is too short to tell from the shaft's is left out."""
     sidebands: dict[str, float] = field(default_factory=dict)
     """The same of the lines beside these: of the inner race at the shaft's rate, of a ball at the cage's. Each passes
     the load zone as often. They confirm, and do not decide: a load that is never negative keeps the line itself the
     highest."""
+    shaft_hz: float | None = None
+    """Turns a second that the lines were looked for by: as found in the vibration, else as it was told."""
 
     @property
     def complete(self) -> bool:
@@ -68,9 +74,18 @@ class Condition:
 
 
 def measure(
-    signal: NDArray[np.float64], rate_hz: float, shaft_hz: float | None = None, bearing: Bearing | None = None
+    signal: NDArray[np.float64],
+    rate_hz: float,
+    shaft_hz: float | None = None,
+    bearing: Bearing | None = None,
+    *,
+    speed_measured: bool = False,
 ) -> Condition:
-    """Acceleration in g, `(n,)` or `(n, channels)` float64, measured. Raises ValueError for what cannot be."""
+    """Acceleration in g, `(n,)` or `(n, channels)` float64, measured. Raises ValueError for what cannot be.
+
+    Unless the speed was measured, the shaft is looked for within 4 % of it. For a bearing's lines take a second or
+    more, at one speed: two to ten are best.
+    """
     channels = np.atleast_2d(np.asarray(signal, dtype=np.float64).T)
     if channels.ndim != 2 or channels.shape[1] < LEAST_SAMPLES or not len(channels):
         raise ValueError(f"signal: expected at least {LEAST_SAMPLES} samples of a channel or more, got {signal.shape}")
@@ -84,6 +99,8 @@ def measure(
     defects: dict[str, float] = {}
     sidebands: dict[str, float] = {}
     if bearing is not None and shaft_hz and centred.shape[1] / rate_hz * shaft_hz >= LEAST_TURNS:
+        if not speed_measured:
+            shaft_hz = _turning_hz(centred, rate_hz, shaft_hz)
         every = [_defects(channel, rate_hz, shaft_hz, bearing) for channel in centred]
         defects = {where: max(one[where] for one, _ in every) for where in every[0][0]}
         sidebands = {where: max(one[where] for _, one in every) for where in every[0][1]}
@@ -95,6 +112,7 @@ def measure(
         crest=float(np.max(np.abs(centred).max(axis=1) / np.sqrt(power))),
         defects=defects,
         sidebands=sidebands,
+        shaft_hz=shaft_hz,
     )
 
 
@@ -134,61 +152,100 @@ def _defects(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Heights of the bearing's lines in the spectrum of one channel's squared envelope, and of their sidebands."""
     from_hz = max(ENVELOPE_FROM_HZ, ENVELOPE_FROM_ORDER * shaft_hz)
-    envelope = _Envelope(centred, rate_hz, from_hz, shaft_hz)
+    line_hz = rate_hz / len(centred)
+    lines = _envelope_lines(centred, rate_hz, from_hz)
+    # Whatever turns with the shaft beats at its multiples; a bearing's lines lie between them.
+    turns = np.arange(len(lines)) * line_hz / shaft_hz
+    beside = np.abs(turns - np.rint(turns)) * shaft_hz > SHAFT_LINES * line_hz
+    envelope = _Lines(lines, line_hz, shaft_hz, beside)
     rates = bearing.defect_hz(shaft_hz)
     turned_by_hz = {INNER: shaft_hz, BALL: rates[CAGE]}
     defects: dict[str, float] = {}
     sidebands: dict[str, float] = {}
     for where, defect_hz in rates.items():
-        orders = np.arange(1, min(HARMONICS, int((rate_hz / 2 - from_hz) / defect_hz)) + 1) * defect_hz
-        if not len(orders):
+        orders_hz = np.arange(1, min(HARMONICS, int((rate_hz / 2 - from_hz) / defect_hz)) + 1) * defect_hz
+        apart_hz = abs(defect_hz - round(defect_hz / shaft_hz) * shaft_hz)
+        if not len(orders_hz) or apart_hz < (SHAFT_LINES + 1) * line_hz:
             continue
-        # All orders slip alike: a line that has no others at its multiples is somebody else's.
-        slips = np.arange(-SLIP, SLIP, envelope.line_hz / orders[-1])
-        series_hz = np.multiply.outer(1 + slips, orders)
+        slips = np.arange(-SLIP, SLIP, line_hz / orders_hz[-1])
+        series_hz = np.multiply.outer(1 + slips, orders_hz)
         heights = envelope.heights(series_hz)
         best = int(heights.argmax())
         defects[where] = float(heights[best])
         if where in turned_by_hz:
-            beside = np.stack([series_hz[best] - turned_by_hz[where], series_hz[best] + turned_by_hz[where]])
-            sidebands[where] = float(np.sqrt(envelope.heights(beside).prod()))
+            pair_hz = np.stack([series_hz[best] - turned_by_hz[where], series_hz[best] + turned_by_hz[where]])
+            sidebands[where] = float(np.sqrt(envelope.heights(pair_hz).prod()))
     return defects, sidebands
 
 
-class _Envelope:
-    """Spectrum of a channel's squared envelope above `from_hz`."""
+def _turning_hz(centred: NDArray[np.float64], rate_hz: float, stated_hz: float) -> float:
+    """How fast the shaft turns, from its first lines in the vibration itself; as stated where these do not stand out.
 
-    def __init__(self, centred: NDArray[np.float64], rate_hz: float, from_hz: float, shaft_hz: float) -> None:
-        samples = len(centred)
-        self.line_hz = rate_hz / samples
-        # The analytic signal by FFT; its squared magnitude is the squared envelope (Randall, Antoni 2011, section 4).
-        spectrum = np.fft.fft(centred)
-        spectrum[: int(from_hz / self.line_hz)] = 0.0
-        spectrum[(samples + 1) // 2 :] = 0.0
-        squared = np.abs(np.fft.ifft(spectrum)) ** 2
-        self._lines = np.abs(np.fft.rfft((squared - squared.mean()) * _hann(samples)))
-        # Whatever turns with the shaft beats at its multiples; a bearing's lines lie between them.
-        turns = np.arange(len(self._lines)) * self.line_hz / shaft_hz
-        beside = np.abs(turns - np.rint(turns)) * shaft_hz > SHAFT_LINES * self.line_hz
-        others = np.where(beside, self._lines, 0.0)
+    A motor slips with its load: between idling and full load a 4-pole motor loses 2 to 4 % of its speed, which would
+    carry a bearing's lines out of where they are looked for, and the shaft's own ones in.
+    """
+    line_hz = rate_hz / centred.shape[1]
+    orders_hz = np.arange(1, SHAFT_ORDERS + 1) * stated_hz
+    if orders_hz[-1] * (1 + SPEED_ERROR) > rate_hz / 2.56:
+        return stated_hz
+    errors = np.arange(-SPEED_ERROR, SPEED_ERROR, line_hz / orders_hz[-1] / 4)
+    window = _hann(centred.shape[1])
+    found = [
+        _Lines(np.abs(np.fft.rfft(channel * window)), line_hz, stated_hz).heights(
+            np.multiply.outer(1 + errors, orders_hz), exactly=True
+        )
+        for channel in centred
+    ]
+    heights = np.max(found, axis=0)
+    if heights.max() < SHAFT_HEIGHT:
+        return stated_hz
+    # Several speeds fall on the same lines: the middle one.
+    return stated_hz * (1 + float(errors[heights >= 0.999 * heights.max()].mean()))
+
+
+def _envelope_lines(centred: NDArray[np.float64], rate_hz: float, from_hz: float) -> NDArray[np.float64]:
+    """Spectrum of the squared envelope above `from_hz`: that of the analytic signal, which the FFT makes by leaving
+    out what is below and the negative half (Randall, Antoni 2011, section 4)."""
+    samples = len(centred)
+    spectrum = np.fft.fft(centred)
+    spectrum[: int(from_hz / rate_hz * samples)] = 0.0
+    spectrum[(samples + 1) // 2 :] = 0.0
+    squared = np.abs(np.fft.ifft(spectrum)) ** 2
+    return np.asarray(np.abs(np.fft.rfft((squared - squared.mean()) * _hann(samples))), dtype=np.float64)
+
+
+class _Lines:
+    """A spectrum's lines, and how high they are over what is around. `counted`: those that may be found at all."""
+
+    def __init__(
+        self,
+        lines: NDArray[np.float64],
+        line_hz: float,
+        around_hz: float,
+        counted: NDArray[np.bool_] | None = None,
+    ) -> None:
+        self._all = lines
+        self._line_hz = line_hz
+        self._around = max(int(around_hz / line_hz), LEAST_FLOOR_LINES)
+        self._lines = lines if counted is None else np.where(counted, lines, 0.0)
         # Slip smears a line: the highest of three neighbours speaks for it.
-        padded = np.pad(others, 1)
+        padded = np.pad(self._lines, 1)
         self._highest = np.maximum(np.maximum(padded[:-2], padded[1:-1]), padded[2:])
-        self._around = max(int(shaft_hz / self.line_hz), LEAST_FLOOR_LINES)
 
-    def heights(self, series_hz: NDArray[np.float64]) -> NDArray[np.float64]:
+    def heights(self, series_hz: NDArray[np.float64], *, exactly: bool = False) -> NDArray[np.float64]:
         """Of each row of frequencies the geometric mean of their lines over the floor around: `(n, orders)` to `(n,)`.
 
-        Geometric, so that one line alone does not make a series.
+        Geometric, so that one line alone does not make a series. `exactly`: a line's neighbours do not speak for it.
         """
-        places = np.clip(np.rint(series_hz / self.line_hz).astype(np.int64), 0, len(self._lines) - 1)
+        places = np.clip(np.rint(series_hz / self._line_hz).astype(np.int64), 0, len(self._all) - 1)
         floors = [self._floor(place) for place in places[len(places) // 2].tolist()]
-        ratios = np.maximum(self._highest[places] / np.array(floors), LEAST_HEIGHT)
+        lines = self._lines if exactly else self._highest
+        ratios = np.maximum(lines[places] / np.array(floors), LEAST_HEIGHT)
         return np.asarray(np.exp(np.log(ratios).mean(axis=1)), dtype=np.float64)
 
     def _floor(self, place: int) -> float:
         """RMS of the noise's lines around one: of a Rayleigh distribution from its median, which lines hardly move."""
-        around = self._lines[max(2, place - self._around) : place + self._around + 1]
+        around = self._all[max(2, place - self._around) : place + self._around + 1]
         return max(float(np.median(around)) / math.sqrt(math.log(2)), FLOOR) if len(around) else 1 / FLOOR
 
 
