@@ -140,8 +140,8 @@ def _velocity(centred: NDArray[np.float64], rate_hz: float) -> tuple[NDArray[np.
     window = _hann(samples)
     power = 2 * np.abs(np.fft.rfft(centred * window, axis=1)) ** 2 / (samples * np.sum(window**2))
     # A line on an edge spreads by one bin beyond it.
-    first = max(2, int(np.ceil(low / line_hz)) - 1)
-    last = min(power.shape[1] - 1, int(np.floor(high / line_hz)) + 1)
+    first = max(2, int(np.floor(low / line_hz)) - 1)
+    last = min(power.shape[1] - 1, int(np.ceil(high / line_hz)) + 1)
     k = np.arange(first, last + 1, dtype=np.float64)
     weights = (1 / k**2 - 1 / k**4 + 5 / 3 / k**6) / (2 * np.pi * line_hz) ** 2
     return np.sqrt(power[:, first : last + 1] @ weights) * G_MM_S2, (low, high)
