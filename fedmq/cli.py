@@ -213,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     from fedmq.ca.command import add_parser as add_ca
     from fedmq.doctor.command import add_parser as add_doctor
     from fedmq.export import add_parser as add_export
+    from fedmq.watch.replay import add_parser as add_replay
     from fedmq.wire.command import add_parser as add_wire
 
     add_bridge(commands)
@@ -220,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     add_export(commands)
     add_ca(commands)
     add_wire(commands)
+    add_replay(commands)
     add_doctor(commands)
     _add_demo(commands)
     _add_simulate(commands)

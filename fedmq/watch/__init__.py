@@ -1,0 +1,1 @@
+"""Alerts on a gateway: `fedmq watch`, `alert`, `machine` and `replay`."""
