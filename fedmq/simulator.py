@@ -15,16 +15,16 @@ gives the same recordings on one machine. The pieces, and who found them:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import cos, pi
+from math import pi
 
 import numpy as np
 from fedmq_coordinator.settings import WindowingSettings
+from fedmq_edge_node.machines import BEARINGS, CAGE, Bearing
 from numpy.typing import NDArray
 
 from fedmq.data import Fleet, GatewayData, Recording
 
-__all__ = ["CLASSES", "Bearing", "simulate_fleet", "simulate_vibration"]
+__all__ = ["CLASSES", "simulate_fleet", "simulate_vibration"]
 
 CLASSES = ("normal", "inner_race", "ball", "outer_race")
 SAMPLING_RATE_HZ = 12_000.0
@@ -36,33 +36,6 @@ SEVERITIES = (8.0, 16.0, 32.0)
 TEST_SEVERITIES = (11.0, 22.0)
 LOADS = (0.8, 1.2)
 TEST_LOAD = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bearing:
-    """Geometry of a rolling bearing; the default is a 6205 deep-groove ball bearing."""
-
-    elements: int = 9
-    ball_diameter_mm: float = 7.94
-    pitch_diameter_mm: float = 39.04
-    contact_angle_rad: float = 0.0
-
-    @property
-    def ratio(self) -> float:
-        return self.ball_diameter_mm / self.pitch_diameter_mm * cos(self.contact_angle_rad)
-
-    def defect_hz(self, label: str, shaft_hz: float) -> float:
-        """Strikes a second: BPFO, BPFI, or twice BSF as a ball's defect hits both races (McFadden, Smith 1984)."""
-        if label == "outer_race":
-            return self.elements / 2 * shaft_hz * (1 - self.ratio)
-        if label == "inner_race":
-            return self.elements / 2 * shaft_hz * (1 + self.ratio)
-        if label == "ball":
-            return self.pitch_diameter_mm / self.ball_diameter_mm * shaft_hz * (1 - self.ratio**2)
-        raise ValueError(f"expected inner_race, ball or outer_race, got {label!r}")
-
-    def cage_hz(self, shaft_hz: float) -> float:
-        return shaft_hz / 2 * (1 - self.ratio)
 
 
 def simulate_vibration(
@@ -78,9 +51,12 @@ def simulate_vibration(
 ) -> NDArray[np.float32]:
     """Simulated acceleration in g, `(n,)` float32 at 12 kHz; `severity` is ignored for `normal`.
 
-    severity: height of a strike over the RMS of the noise; load: 1 is nominal; resonance_hz: what a strike rings.
+    severity: height of a strike over the RMS of the noise; load: 1 is nominal; resonance_hz: what a strike rings;
+    bearing: a 6205 unless another one is given.
     """
-    bearing = bearing or Bearing()
+    if label not in CLASSES:
+        raise ValueError(f"label: expected one of {', '.join(CLASSES)}, got {label!r}")
+    bearing = bearing or BEARINGS["6205"]
     count = round(seconds * SAMPLING_RATE_HZ)
     time = np.arange(count) / SAMPLING_RATE_HZ
     noise_rms = 0.05 * (0.8 + 0.2 * load)
@@ -100,14 +76,15 @@ def _strikes(
     label: str, shaft_hz: float, load: float, count: int, rng: np.random.Generator, bearing: Bearing
 ) -> NDArray[np.float64]:
     """The impulse train, `(count,)`, with slip and with the load zone's modulation."""
-    rate = bearing.defect_hz(label, shaft_hz)
+    rates = bearing.defect_hz(shaft_hz)
+    rate = rates[label.replace("_", " ")]
     number = int(count / SAMPLING_RATE_HZ * rate * 1.1) + 2
     # Every interval varies around its mean, and the deviations add up: the train forgets its phase.
     intervals = (1.0 + rng.normal(0.0, SLIP, number)) / rate
     times = rng.uniform(0, 1 / rate) + np.cumsum(intervals)
     times = times[times < (count - 1) / SAMPLING_RATE_HZ]
     heights = 1.0 + 0.15 * rng.normal(size=len(times))
-    turns_hz = {"inner_race": shaft_hz, "ball": bearing.cage_hz(shaft_hz), "outer_race": 0.0}[label]
+    turns_hz = {"inner_race": shaft_hz, "ball": rates[CAGE], "outer_race": 0.0}[label]
     if turns_hz:
         # Stribeck: load over the zone is (1 - (1 - cos a) / (2 e))^1.5; a higher load opens the zone.
         opening = 0.35 + 0.25 * load
