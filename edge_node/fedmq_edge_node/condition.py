@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedmq_edge_node.machines import BALL, CAGE, INNER, Bearing, Machine
 
-__all__ = ["LEAST_SAMPLES", "LEAST_TURNS", "Condition", "measure", "zone"]
+__all__ = ["LEAST_SAMPLES", "LEAST_TURNS", "Condition", "measure", "suspected", "zone"]
 
 G_MM_S2 = 9806.65
 """Standard gravity in mm/s2."""
@@ -124,6 +124,21 @@ def zone(velocity_mm_s: float, machine: Machine) -> str | None:
     return "ABCD"[sum(velocity_mm_s > limit for limit in limits)]
 
 
+def suspected(condition: Condition, machine: Machine) -> tuple[str, float] | None:
+    """Where the bearing's defect is, and its line's height; None while no line reaches the machine's `defect_limit`.
+
+    The highest line says where. A ball's defect meets the load zone once for each turn of the cage, whose line then
+    stands as high: beside a ball the cage is not meant.
+    """
+    over = {where: height for where, height in condition.defects.items() if height >= machine.defect_limit}
+    if BALL in over:
+        over.pop(CAGE, None)
+    if not over:
+        return None
+    where = max(over, key=over.__getitem__)
+    return where, over[where]
+
+
 def _velocity(centred: NDArray[np.float64], rate_hz: float) -> tuple[NDArray[np.float64], tuple[float, float]]:
     """RMS in mm/s of each of `(channels, samples)`, and the band that it is of.
 
@@ -140,8 +155,8 @@ def _velocity(centred: NDArray[np.float64], rate_hz: float) -> tuple[NDArray[np.
     window = _hann(samples)
     power = 2 * np.abs(np.fft.rfft(centred * window, axis=1)) ** 2 / (samples * np.sum(window**2))
     # A line on an edge spreads by one bin beyond it.
-    first = max(2, int(np.ceil(low / line_hz)) - 1)
-    last = min(power.shape[1] - 1, int(np.floor(high / line_hz)) + 1)
+    first = max(2, int(np.floor(low / line_hz)) - 1)
+    last = min(power.shape[1] - 1, int(np.ceil(high / line_hz)) + 1)
     k = np.arange(first, last + 1, dtype=np.float64)
     weights = (1 / k**2 - 1 / k**4 + 5 / 3 / k**6) / (2 * np.pi * line_hz) ** 2
     return np.sqrt(power[:, first : last + 1] @ weights) * G_MM_S2, (low, high)

@@ -125,7 +125,7 @@ def _add(arguments: argparse.Namespace) -> None:
         print(document(Machines), end="")
         return
     if arguments.name is None:
-        raise ValueError("machine add: expected a NAME for the machine")
+        raise ValueError("add: expected a NAME for the machine")
     keys = ("name", "kind", "site", "tags", "sensors", "speed_rpm", "bearing", "iso_group", "foundation", "limits_mm_s")
     given = {key: value for key in keys if (value := getattr(arguments, key)) is not None}
     machine = add_machine(arguments.machines, given, arguments.overrides)
@@ -243,7 +243,7 @@ def _show(arguments: argparse.Namespace) -> None:
     machines = load_machines(arguments.machines)
     if arguments.name not in machines:
         known = ", ".join(machines) or "none"
-        raise ValueError(f'machine show: there is no machine "{arguments.name}" in {arguments.machines}, but {known}')
+        raise ValueError(f'there is no machine "{arguments.name}" in {arguments.machines}; there is {known}')
     machine = machines[arguments.name]
     if arguments.json:
         print(json.dumps(_as_json(machine), indent=2))
