@@ -553,8 +553,8 @@ def cut_before(lives: Sequence[Life], threshold: float) -> dict[str, Any]:
     early = sum(lead > MOST_LEAD for lead in told)
     text = (
         f"FD001's own test set at {threshold:g}: {len(lives)} engines, cut 7 to 145 cycles before their end. Of"
-        f" {len(due)} with at most {LEAST_LEAD} left at the cut {missed} had no warning in time; {len(told)} were warned in"
-        f" all, {early} of them more than {MOST_LEAD} cycles early"
+        f" {len(due)} with at most {LEAST_LEAD} left at the cut {missed} had no warning in time;"
+        f" {len(told)} were warned in all, {early} of them more than {MOST_LEAD} cycles early"
     )
     return {"told": text, "due": len(due), "missed": missed, "warned": len(told), "early": early}
 
