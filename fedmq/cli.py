@@ -32,6 +32,7 @@ examples:
   fedmq gateway --config gateway.toml              trains on its own recordings when its gates allow
   fedmq bridge probe                               what sensors talk on serial ports, and at which rate
   fedmq bridge run --config bridge.toml            keeps what they say for a gateway to learn from
+  fedmq machine add pump-3 --bearing 6205 --speed-rpm 1797     a machine, its bearing and its limits
   fedmq report --state /var/lib/fedmq --html savings.html
   fedmq task list --state /var/lib/fedmq           several tasks: how each stands; pause, promote, roll back
   fedmq export --c-int8 model.c --state /var/lib/fedmq --calibrate DIR      a model for a microcontroller
@@ -213,11 +214,13 @@ def _parser() -> argparse.ArgumentParser:
     from fedmq.ca.command import add_parser as add_ca
     from fedmq.doctor.command import add_parser as add_doctor
     from fedmq.export import add_parser as add_export
+    from fedmq.watch.machines_command import add_parser as add_machine
     from fedmq.watch.replay import add_parser as add_replay
     from fedmq.wire.command import add_parser as add_wire
 
     add_bridge(commands)
     add_label(commands)
+    add_machine(commands)
     add_export(commands)
     add_ca(commands)
     add_wire(commands)

@@ -9,8 +9,9 @@ level come in. Refuses to know what is judged in which state; its rules:
   between it does what it did.
 - Every change takes `dwell_seconds`. A machine that is seen for the first time is STARTING first: nobody knows how
   long it has run.
-- A window is steady when it is about as loud, and as fast, as the one before. After a sudden change of level one window
-  is left out, not more: a fault that breaks out is a change of level too, and must not be hidden by it.
+- A window is steady when it is about as loud, and as fast, as the one before, and no ramp led to it: a change over the
+  last `ramp_seconds` in many small steps is a machine that speeds up, slows down or takes on load. After one sudden
+  step one window is left out, not more: a fault that breaks out is such a step, and must not be hidden.
 - What the machine's own quiet and running levels are is set, or learnt from a histogram of levels (the lowest cluster,
   with nothing above it for a while, is quiet). A quiet level above `quiet_at_most_g` is not believed: a machine
   that never stops, and gets louder, would otherwise stand by its healthy days' level.
@@ -24,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from fedmq_protocol.settings import Table
@@ -75,7 +76,9 @@ class OperatingSettings(Table):
     running_from_rpm: Annotated[
         float,
         Meta(
-            gt=0, le=200_000, description="With a measured speed: turns a minute from which on it runs; stands at half."
+            gt=0,
+            le=200_000,
+            description="With a measured speed: turns a minute from which on it runs. It stands below half.",
         ),
     ] = 60.0
     dwell_seconds: Annotated[
@@ -90,6 +93,15 @@ class OperatingSettings(Table):
         float,
         Meta(gt=0, le=100, description="Change of a measured speed that is no transient, in per cent."),
     ] = 3.0
+    ramp_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="Seconds over which small steps add up to a transient, by the same per cents. A fault that"
+            " grows faster than that is seen so much later.",
+        ),
+    ] = 20.0
     speed_bands_rpm: Annotated[
         tuple[_Edge, ...],
         Meta(
@@ -136,9 +148,19 @@ ON_OVER_QUIET, OFF_OVER_QUIET = 3.0, 2.0
 which a fault does not change, and not to the running level, which it does."""
 
 
+MOST_PAST = 32
+"""Windows of the past that a ramp is looked for in, however many there were."""
 LEAST_PULSES = 3
 MOST_JITTER = 0.5
 """Spread of the times between pulses, over their mean. Of noise it is about 1."""
+
+
+class _Seen(NamedTuple):
+    at: float
+    level: float
+    """Natural logarithm of the level."""
+    speed: float | None
+    """Natural logarithm of the speed."""
 
 
 class Operating:
@@ -151,8 +173,8 @@ class Operating:
         self._since: float | None = None
         """Since when the machine is on, or off, without a break."""
         self._on = False
-        self._level_g = 0.0
-        self._speed_hz: float | None = None
+        self._past: list[_Seen] = []
+        """Of the last `ramp_seconds`, and at least the window before."""
         self._steady = False
         self._levels: tuple[float, float] | None = None
         if memory is not None:
@@ -183,8 +205,10 @@ class Operating:
         on = self._is_on(level_g, speed_hz)
         if first or on != self._on:
             self._since = at
-        self._steady = not first and on == self._on and self._alike(level_g, speed_hz)
-        self._on, self._level_g, self._speed_hz = on, level_g, speed_hz
+        seen = _Seen(at, math.log(max(level_g, LOWEST_G)), speed_hz and math.log(max(speed_hz, LOWEST_G)))
+        self._steady = not first and on == self._on and self._is_steady(seen)
+        self._on = on
+        self._keep(seen)
         self._learn(level_g)
         assert self._since is not None
         lasting = at - self._since >= self._settings.dwell_seconds and not first
@@ -215,8 +239,7 @@ class Operating:
             "state": self._state.value,
             "since": self._since,
             "on": self._on,
-            "level_g": self._level_g,
-            "speed_hz": self._speed_hz,
+            "past": [list(seen) for seen in self._past],
             "steady": self._steady,
             "counts": {str(place): float(self._counts[place]) for place in np.flatnonzero(self._counts).tolist()},
         }
@@ -224,7 +247,7 @@ class Operating:
     def _remember(self, memory: Mapping[str, Any]) -> None:
         self._state = State(memory["state"])
         self._since, self._on = memory["since"], memory["on"]
-        self._level_g, self._speed_hz, self._steady = memory["level_g"], memory["speed_hz"], memory["steady"]
+        self._past, self._steady = [_Seen(*seen) for seen in memory["past"]], memory["steady"]
         for place, count in memory["counts"].items():
             self._counts[int(place)] = count
         self._levels = _levels(self._counts, self._settings.quiet_at_most_g)
@@ -248,19 +271,37 @@ class Operating:
             upper = settings.unlearnt_running_from_g
         return settings.stopped_below_g or upper / 1.5, upper
 
-    def _alike(self, level_g: float, speed_hz: float | None) -> bool:
-        low, high = sorted((level_g, self._level_g))
-        if high > low * (1 + self._settings.steady_level_pct / 100):
+    def _is_steady(self, seen: _Seen) -> bool:
+        settings = self._settings
+        recent = [*self._past, seen]
+        level_limit = math.log(1 + settings.steady_level_pct / 100)
+        if not _settled([one.level for one in recent], level_limit):
             return False
-        if speed_hz is None or self._speed_hz is None:
-            return True
-        return abs(speed_hz - self._speed_hz) <= self._settings.steady_speed_pct / 100 * max(speed_hz, self._speed_hz)
+        speeds = [one.speed for one in recent if one.speed is not None]
+        return len(speeds) < 2 or _settled(speeds, math.log(1 + settings.steady_speed_pct / 100))
+
+    def _keep(self, seen: _Seen) -> None:
+        settings = self._settings
+        last = self._past[-2].at if len(self._past) > 1 else -math.inf
+        if seen.at - last < settings.ramp_seconds / MOST_PAST:
+            # Many windows a second: the newest takes the last one's place.
+            self._past.pop()
+        recent = [one for one in self._past if one.at > seen.at - settings.ramp_seconds]
+        self._past = [*recent[-MOST_PAST:], seen]
 
     def _learn(self, level_g: float) -> None:
         decades = math.log10(max(level_g, LOWEST_G) / LOWEST_G)
         self._counts *= 0.5 ** (1 / HALF_LIFE_WINDOWS)
         self._counts[min(int(decades * DECADE_BINS), len(self._counts) - 1)] += 1.0
         self._levels = _levels(self._counts, self._settings.quiet_at_most_g)
+
+
+def _settled(logarithms: list[float], limit: float) -> bool:
+    """Whether the last step is within the limit, and so are all together, unless one step explains most of it."""
+    steps = [abs(after - before) for before, after in pairwise(logarithms)]
+    if steps[-1] > limit:
+        return False
+    return max(logarithms) - min(logarithms) <= limit or max(steps) >= (max(logarithms) - min(logarithms)) / 2
 
 
 def _levels(counts: NDArray[np.float64], quiet_at_most_g: float) -> tuple[float, float] | None:

@@ -1,1 +1,1 @@
-"""Alerts on a gateway: `fedmq watch`, `alert`, `machine` and `replay`."""
+"""`fedmq machine`, `fedmq watch`, `fedmq alert` and `fedmq replay`: machines that are watched beside a gateway."""
