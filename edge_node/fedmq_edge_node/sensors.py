@@ -5,7 +5,8 @@ in `samples`. Its like for folders is `folder`.
 
 A run is cut where its label changes, and every `RECORDING_SECONDS`: the end of each recording is held out, and would
 otherwise move on with every flush, so that windows that were held out would be trained on later. No recording, and so
-no window, spans a gap. What nobody has labelled counts as in a folder `unlabelled`.
+no window, spans a gap. What nobody has labelled counts as in a folder `unlabelled`; what is set aside (of a machine
+that is another one since) is in no recording.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from fedmq_firmware_bridge.health import states
-from fedmq_firmware_bridge.store import Piece, Run, Store, StoreError
+from fedmq_firmware_bridge.store import SET_ASIDE, Piece, Run, Store, StoreError
 from fedmq_protocol.messages import SensorHealth
 from fedmq_protocol.task import Windowing
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ from fedmq_edge_node.samples import (
     rates_agree,
 )
 
-__all__ = ["RECORDING_SECONDS", "Sensors"]
+__all__ = ["RECORDING_SECONDS", "Sensors", "in_g", "is_acceleration"]
 
 log = logging.getLogger("fedmq.gateway")
 
@@ -94,6 +95,8 @@ class Sensors:
         with _told(), self._store.snapshot():
             for run in self._runs():
                 for piece in self._store.pieces(run):
+                    if piece.label == SET_ASIDE:
+                        continue
                     counts[piece.label] = counts.get(piece.label, 0) + piece.stop - piece.start
         return counts
 
@@ -200,7 +203,7 @@ class Sensors:
         for run in runs:
             growing = newest[run.sensor.source, run.sensor.number] == run.id
             for piece in self._store.pieces(run):
-                if classes and piece.label == UNLABELLED:
+                if piece.label == SET_ASIDE or (classes and piece.label == UNLABELLED):
                     continue
                 if classes and piece.label not in classes:
                     raise SampleError(
@@ -242,7 +245,7 @@ class Sensors:
                 # A worn SD card loses a block now and then; the rest is as good as before.
                 log.warning("%s: left out", error)
                 continue
-            values = _in_units(steps, run)[:, : windowing.channels]
+            values = in_g(steps, run)[:, : windowing.channels]
             number = number_of(piece.label, classes, healthy)
             yield _signal(run, len(values), partial(_part, values)), number
 
@@ -256,7 +259,14 @@ def _told() -> Iterator[None]:
         raise SampleError(str(error)) from error
 
 
-def _in_units(steps: NDArray[np.int16] | NDArray[np.float32], run: Run) -> NDArray[np.float64]:
+def is_acceleration(run: Run) -> bool:
+    """Whether all its channels are, by their units."""
+    units = [channel.unit for channel in run.sensor.channels]
+    return bool(units) and len(units) == run.width and all(unit == "g" or unit in IN_G for unit in units)
+
+
+def in_g(steps: NDArray[np.int16] | NDArray[np.float32], run: Run) -> NDArray[np.float64]:
+    """Samples as the store has them, `(n, channels)`: accelerations in g, other channels in their own units."""
     channels = run.sensor.channels
     offset = np.array([channel.offset for channel in channels])
     factor = np.array([channel.gain * IN_G.get(channel.unit, 1.0) for channel in channels])
