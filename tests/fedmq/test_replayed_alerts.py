@@ -5,21 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fedmq_edge_node.alarms import Raised
+from fedmq_edge_node.alertbook import Alertbook
 from fedmq_edge_node.machines import Machine
 from fedmq_edge_node.opinions import ScoringModel
 from fedmq_edge_node.personal import Scorer
 from fedmq_edge_node.watching import Model, Seen, Watcher, WatchPolicy, Window
 
 import fedmq
+from fedmq.cli import main
 from fedmq.data import Fleet, Recording, cwru, gearbox, recordings_at
 from fedmq.notebook import Result
+from fedmq.watch.kept import Kept
 from fedmq.watch.playing import Player, Span, parse_script
-from fedmq.watch.replay import simulated_machine, to_takes
+from fedmq.watch.replay import came_of_it, fault_began, play_into, simulated_machine, to_takes
+from fedmq.watch.service import Watch
 
 DATA = os.environ.get("FEDMQ_DATA", "")
 WINDOW_SECONDS = 1.0
@@ -191,3 +196,74 @@ def test_a_broken_tooth_at_a_load_that_nobody_trained_on_is_named() -> None:
     assert delay is not None
     assert delay <= 2
     assert [one.label for one in raised(seen) if one.kind == "fault"] == ["broken_tooth"]
+
+
+# --- through bridge, store, watch and book ---------------------------------------------------------------------------
+
+START = 1_800_000_000.0
+
+
+def watch(store: Path, book: Alertbook, tmp_path: Path) -> None:
+    """All that is in the store, judged."""
+    one = Watch(
+        book=book,
+        store=store,
+        machines={MACHINE.name: MACHINE},
+        policy=POLICY,
+        kept=Kept(tmp_path / "kept", seconds=0.0, most_bytes=1 << 20),
+        window_seconds=WINDOW_SECONDS,
+        every_seconds=WINDOW_SECONDS,
+        unix=lambda: START,
+    )
+    one.run(until_done=True)
+
+
+def test_a_replay_through_bridge_and_store_comes_to_alerts_in_the_book(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, path = tmp_path / "bridge.sqlite", tmp_path / "alerts.sqlite"
+    words = ["replay", "simulated", "--store", str(store), "--machine", MACHINE.name, "--from", "2026-11-29T08:00"]
+    script = f"healthy:{LEARNING_SECONDS + 15}s,stop:15s,start,healthy:20s,inner_race:15s"
+    assert main([*words, "--script", script]) == 0
+    book = Alertbook(path)
+    watch(store, book, tmp_path)
+    alerts = book.alerts(machine=MACHINE.name)
+    book.close()
+    assert "defect" in {alert.kind for alert in alerts}
+
+    shown = capsys.readouterr().out.splitlines()
+    fault = next(line for line in shown if "inner_race" in line)
+    began = datetime.fromisoformat(fault.split(" to ")[0].strip()).timestamp()
+    # A window that holds the fault's first moment may be the first of the two.
+    assert all(began < alert.opened_at <= began + 3 * WINDOW_SECONDS for alert in alerts)
+
+    # Played on behind that, with the book at hand: nothing has judged it yet.
+    assert main([*words[:-2], "--script", "healthy:20s", "--watch", str(path)]) == 0
+    assert "no watch has judged any of it yet" in capsys.readouterr().out
+
+
+def test_what_came_of_a_replay_is_told_with_how_long_it_had_been_there(tmp_path: Path) -> None:
+    store = tmp_path / "bridge.sqlite"
+    script = f"healthy:{LEARNING_SECONDS + 15}s,outer_race:15s"
+    player = Player(to_takes(simulated_machine(6)), parse_script(script), rate_hz=12_000.0)
+    played = play_into(store, player, machine=MACHINE.name, from_at=START)
+    book = Alertbook(tmp_path / "alerts.sqlite")
+    assert list(came_of_it(book, MACHINE.name, played)) == ["no watch has judged any of it yet: `fedmq watch run` does"]
+    watch(store, book, tmp_path)
+    first, *lines = came_of_it(book, MACHINE.name, played)
+    assert first == f"{len(lines)} alerts came of it"
+    assert any("defect (outer race)" in line for line in lines)
+    assert all("s after outer_race began" in line for line in lines)
+    book.close()
+
+
+def test_a_fault_is_there_from_where_it_began_also_over_a_stop() -> None:
+    player = Player(
+        to_takes(simulated_machine(0, seconds=1.0)),
+        parse_script("healthy:10s,ball:10s,stop:10s,start:2s,ball:10s,healthy:10s"),
+        rate_hz=12_000.0,
+    )
+    assert fault_began(player.spans, 5.0) is None
+    assert fault_began(player.spans, 12.0) == ("ball", 2.0)
+    assert fault_began(player.spans, 40.0) == ("ball", 30.0)
+    assert fault_began(player.spans, 50.0) is None
