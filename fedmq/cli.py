@@ -214,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     from fedmq.ca.command import add_parser as add_ca
     from fedmq.doctor.command import add_parser as add_doctor
     from fedmq.export import add_parser as add_export
+    from fedmq.watch.command import add_alert, add_watch
     from fedmq.watch.machines_command import add_parser as add_machine
     from fedmq.watch.replay import add_parser as add_replay
     from fedmq.wire.command import add_parser as add_wire
@@ -221,6 +222,8 @@ def _parser() -> argparse.ArgumentParser:
     add_bridge(commands)
     add_label(commands)
     add_machine(commands)
+    add_watch(commands)
+    add_alert(commands)
     add_export(commands)
     add_ca(commands)
     add_wire(commands)

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import msgspec
 from fedmq_protocol.state import PlaceError, make_place
 
-from fedmq_edge_node.alarms import Changed, Cleared, Evidence, Outcome, Raised
+from fedmq_edge_node.alarms import Changed, Cleared, Evidence, Kind, Outcome, Raised
 from fedmq_edge_node.watching import Drift
 
 __all__ = [
@@ -71,7 +71,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     machine: str
     sensor: str
-    kind: str
+    kind: Kind
     state: str
     severity: str
     level: float
@@ -465,7 +465,7 @@ class Alertbook:
     def compose(self, notes: Sequence[Note], payload: bytes, *, at: float) -> None:
         """These notes go out together, as this message, from `at` on. Its key follows from the notes."""
         first = notes[0]
-        key = f"{self.name}-{first.output}-{first.id}"
+        key = self.key(notes)
         with self._transaction():
             for note in notes:
                 self._execute("DELETE FROM notes WHERE id = ?", (note.id,))
@@ -477,7 +477,7 @@ class Alertbook:
 
     def key(self, notes: Sequence[Note]) -> str:
         """What `compose` will call them."""
-        return f"{self.name}-{notes[0].output}-{notes[0].id}"
+        return f"{self.name}-{notes[0].output.replace(' ', '.')}-{notes[0].id}"
 
     def made_since(self, output: str, since: float) -> list[tuple[str, float]]:
         """Machine and time of the messages that were made since, for the rate limit."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedmq_edge_node.machines import BALL, CAGE, INNER, Bearing, Machine
 
-__all__ = ["LEAST_SAMPLES", "LEAST_TURNS", "Condition", "measure", "zone"]
+__all__ = ["LEAST_SAMPLES", "LEAST_TURNS", "Condition", "measure", "suspected", "zone"]
 
 G_MM_S2 = 9806.65
 """Standard gravity in mm/s2."""
@@ -122,6 +122,21 @@ def zone(velocity_mm_s: float, machine: Machine) -> str | None:
     if limits is None:
         return None
     return "ABCD"[sum(velocity_mm_s > limit for limit in limits)]
+
+
+def suspected(condition: Condition, machine: Machine) -> tuple[str, float] | None:
+    """Where the bearing's defect is, and its line's height; None while no line reaches the machine's `defect_limit`.
+
+    The highest line says where. A ball's defect meets the load zone once for each turn of the cage, whose line then
+    stands as high: beside a ball the cage is not meant.
+    """
+    over = {where: height for where, height in condition.defects.items() if height >= machine.defect_limit}
+    if BALL in over:
+        over.pop(CAGE, None)
+    if not over:
+        return None
+    where = max(over, key=over.__getitem__)
+    return where, over[where]
 
 
 def _velocity(centred: NDArray[np.float64], rate_hz: float) -> tuple[NDArray[np.float64], tuple[float, float]]:

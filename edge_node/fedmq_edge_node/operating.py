@@ -98,8 +98,8 @@ class OperatingSettings(Table):
         Meta(
             ge=0,
             le=3600,
-            description="Seconds over which small steps add up to a transient, by the same per cents. A fault that"
-            " grows faster than that is seen so much later.",
+            description="Seconds over which small steps add up to a transient. A fault that grows as fast is seen so"
+            " much later.",
         ),
     ] = 20.0
     speed_bands_rpm: Annotated[
@@ -150,6 +150,8 @@ which a fault does not change, and not to the running level, which it does."""
 
 MOST_PAST = 32
 """Windows of the past that a ramp is looked for in, however many there were."""
+RAMP_PART = 4
+"""Of what a single step may be: half a ramp is seen between the halves, and their means scatter less than windows."""
 LEAST_PULSES = 3
 MOST_JITTER = 0.5
 """Spread of the times between pulses, over their mean. Of noise it is about 1."""
@@ -297,11 +299,18 @@ class Operating:
 
 
 def _settled(logarithms: list[float], limit: float) -> bool:
-    """Whether the last step is within the limit, and so are all together, unless one step explains most of it."""
+    """Whether the last step is within the limit, and no ramp led to it.
+
+    A ramp goes beyond the limit between lowest and highest, or beyond a part of it between the older half's mean and
+    the newer one's; but where one step makes half of it, it is a step, or the scatter of windows.
+    """
     steps = [abs(after - before) for before, after in pairwise(logarithms)]
     if steps[-1] > limit:
         return False
-    return max(logarithms) - min(logarithms) <= limit or max(steps) >= (max(logarithms) - min(logarithms)) / 2
+    span = max(logarithms) - min(logarithms)
+    half = len(logarithms) // 2
+    drift = abs(sum(logarithms[-half:]) - sum(logarithms[:half])) / half
+    return (span <= limit and drift <= limit / RAMP_PART) or max(steps) >= span / 2
 
 
 def _levels(counts: NDArray[np.float64], quiet_at_most_g: float) -> tuple[float, float] | None:

@@ -242,7 +242,13 @@ class Watcher:
         if window.from_at < self._state.baseline_at or state is not State.RUNNING:
             return Seen(at=window.to_at, sensor=window.sensor, state=state, used=False)
         band = operating.band(self._speed(window), window.load)
-        condition = measure(window.signal, window.rate_hz, self._speed(window), self.machine.geometry)
+        condition = measure(
+            window.signal,
+            window.rate_hz,
+            self._speed(window),
+            self.machine.geometry,
+            speed_measured=window.speed_hz is not None,
+        )
         opinions = {
             model.name: said
             for model in self._models

@@ -86,7 +86,9 @@ class Kept:
     def _of(self, number: int) -> Iterator[Path]:
         return self.folder.glob(f"*/{number}--*.npy")
 
-    def _write(self, label: str, name: str, signal: np.ndarray[tuple[int, ...], np.dtype[np.float32]], rate: float) -> None:
+    def _write(
+        self, label: str, name: str, signal: np.ndarray[tuple[int, ...], np.dtype[np.float32]], rate: float
+    ) -> None:
         folder = self.folder / label
         make_folder(folder)
         _whole(folder / f"{name}.toml", f"sampling_rate_hz = {rate!r}\n".encode())

@@ -3,14 +3,14 @@
 Owns what a message says, how often one may go, and how it goes. What waits, and what has gone, is in the alertbook. The
 rules kept here:
 
-- A message is made once, whole bytes with a key, and sent until the other side has said yes: the broker by its PUBACK, a
-  web server by a status from 200 to 299, a mail server by its answer to DATA. A kill between that yes and the book's
-  noting it sends the same message once more, with the same key: `id` in MQTT, the header `Idempotency-Key` of a webhook,
-  `Message-ID` of a mail. Nothing else is sent twice.
+- A message is made once, whole bytes with a key, and sent until the other side has said yes: the broker by its PUBACK,
+  a web server by a status from 200 to 299, a mail server by its answer to DATA. A kill between that yes and the book's
+  noting it sends the same message once more, with the same key: `id` in MQTT, the header `Idempotency-Key` of a
+  webhook, `Message-ID` of a mail. Nothing else is sent twice.
 - A machine's notes that come within `least_seconds` of its last message wait, and go together. So does what is beyond
   `most_per_hour` of an output. Nothing is dropped for that.
-- What does not go is tried again after 5 s, then twice as long each time up to an hour, for `GIVE_UP_SECONDS`; then it is
-  given up, told in the log and shown by `fedmq watch status`.
+- What does not go is tried again after 5 s, then twice as long each time up to an hour, for `GIVE_UP_SECONDS`; then it
+  is given up, told in the log and shown by `fedmq watch status`.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ class Mail:
         mail["To"] = ", ".join(settings.to)
         more = f" (and {len(notes) - 1} more)" if len(notes) > 1 else ""
         mail["Subject"] = f"[fedmq] {sentence(notes[0])}{more}"
-        mail["Message-ID"] = f"<{key.replace(' ', '.')}@{settings.sender.rpartition('@')[2]}>"
+        mail["Message-ID"] = f"<{key}@{settings.sender.rpartition('@')[2]}>"
         mail["Date"] = datetime.fromtimestamp(notes[-1].step.at, UTC)
         mail["Auto-Submitted"] = "auto-generated"
         lines = []
@@ -331,6 +331,8 @@ class MqttOutput:
         self._connected = False
         self._under_way: set[int] = set()
         """Messages that were handed over, and that the broker has not acknowledged yet."""
+        self._denied: dict[str, str] = {}
+        """Topics that the broker did not take, and why: MQTT 5 acknowledges and refuses in one word."""
         self._stated: dict[str, bytes] = {}
 
     def start(self) -> None:
@@ -356,6 +358,7 @@ class MqttOutput:
                     self._under_way.clear()
                     log.warning("the site's broker: %s", event.reason)
                 case Denied():
+                    self._denied[event.topic] = event.reason
                     log.error("the site's broker denies %s: %s", event.topic, event.reason)
                 case Received() if self._on_order is not None and not event.retained:
                     self._on_order(event.payload)
@@ -365,15 +368,23 @@ class MqttOutput:
         return msgspec.json.encode({"schema": SCHEMA, "id": key, "steps": [described(note) for note in notes]})
 
     def send(self, message: Message) -> bool:
-        if not self._connected:
-            return False
+        topic = f"{self._prefix}/{message.machine}/alert"
         if message.id in self._under_way:
             if self._session.outstanding:
                 return False
+            # What the connection has said meanwhile comes first: that it was cut, or that the broker refused.
+            self.listen(0.0)
+            if message.id not in self._under_way:
+                return False
             self._under_way.discard(message.id)
+            if topic in self._denied:
+                raise SendError(f"the broker does not take {topic}: {self._denied[topic]}")
             return True
+        if not self._connected:
+            return False
+        self._denied.pop(topic, None)
         try:
-            if self._session.publish(f"{self._prefix}/{message.machine}/alert", message.payload):
+            if self._session.publish(topic, message.payload):
                 self._under_way.add(message.id)
         except ValueError as error:
             raise SendError(str(error)) from error
@@ -382,6 +393,7 @@ class MqttOutput:
     def state(self, machine: str, state: dict[str, Any]) -> None:
         """Publish it where it has changed since; not kept, for the next one says it again."""
         payload = msgspec.json.encode(state)
-        if self._connected and self._stated.get(machine) != payload:
-            if self._session.publish(f"{self._prefix}/{machine}/state", payload, retain=True):
-                self._stated[machine] = payload
+        if not self._connected or self._stated.get(machine) == payload:
+            return
+        if self._session.publish(f"{self._prefix}/{machine}/state", payload, retain=True):
+            self._stated[machine] = payload

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedmq_edge_node.alertbook import Alertbook, BookError
+from fedmq_edge_node.alertbook import Alertbook
 from fedmq_edge_node.machines import Machine, load_machines
 
 from fedmq.bridge.program import check_store
@@ -36,9 +36,7 @@ def build_watch(settings: WatchSettings) -> Watch:
         raise ValueError(f"{settings.machines}: expected a machine, got none: `fedmq machine add` writes one")
     check_store(settings.store)
     book = Alertbook(settings.book)
-    models: Callable[[], Sequence[Model] | None] = lambda: None
-    if settings.gateway_state is not None:
-        models = Models(settings.gateway_state / "gateway.sqlite", settings.engine, settings.tasks)
+    memory = None if settings.gateway_state is None else settings.gateway_state / "gateway.sqlite"
     return Watch(
         book=book,
         store=settings.store,
@@ -49,7 +47,7 @@ def build_watch(settings: WatchSettings) -> Watch:
         every_seconds=settings.every_seconds,
         poll_seconds=settings.poll_seconds,
         commit_seconds=settings.commit_seconds,
-        models=models,
+        models=Models(memory, settings.engine, settings.tasks),
         outputs=_outputs(settings, book, machines),
         crash_point=crash,
     )
@@ -130,7 +128,7 @@ def obey(book: Alertbook, payload: bytes, machines: Mapping[str, Machine], now: 
 class Models:
     """The models in service in a gateway's memory. Called, it gives them where they may be others than before."""
 
-    def __init__(self, memory: Path, engine: str, tasks: Sequence[str] = ()) -> None:
+    def __init__(self, memory: Path | None, engine: str, tasks: Sequence[str] = ()) -> None:
         self._memory = memory
         self._engine = engine
         self._tasks = tuple(tasks)
@@ -141,6 +139,8 @@ class Models:
         from fedmq_edge_node.opinions import in_service
         from fedmq_edge_node.runtimes import make_engine
 
+        if self._memory is None:
+            return None
         seen = tuple(_look(self._memory.with_name(self._memory.name + suffix)) for suffix in ("", "-wal"))
         if seen == self._seen or seen[0] is None:
             return None
@@ -163,5 +163,3 @@ def _look(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return state.st_size, state.st_mtime_ns
-
-

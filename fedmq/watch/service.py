@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmq_edge_node.alarms import Outcome
-from fedmq_edge_node.alertbook import Alertbook, Order, Position
+from fedmq_edge_node.alertbook import Alert, Alertbook, Order, Position
 from fedmq_edge_node.machines import Machine
 from fedmq_edge_node.watching import Drift, Model, Seen, Watcher, WatchPolicy
 from fedmq_firmware_bridge.store import SET_ASIDE, UNLABELLED, Store
@@ -118,9 +118,7 @@ class Watch:
     def _finish(self) -> None:
         """What is due now is sent; what waits for a limit or another try stays in the book."""
         until = self._monotonic() + FINISH_SECONDS
-        while self._monotonic() < until and any(
-            self._book.due(output.name, self._unix()) for output in self._outputs
-        ):
+        while self._monotonic() < until and any(self._book.due(output.name, self._unix()) for output in self._outputs):
             self._tell()
             self._wait(0.05)
 
@@ -162,6 +160,9 @@ class Watch:
         assert order.alert is not None
         alert = self._book.alert(order.alert)
         label = order.detail if order.what == "confirmed" else self._policy.healthy
+        if self._is_aside(alert, healthy=order.what == "dismissed"):
+            self._kept.name(alert.id, ASIDE)
+            return
         to_at = alert.to_at if alert.to_at is not None else max(order.at, alert.from_at)
         span = (alert.machine, alert.from_at, max(to_at, alert.from_at + self._window_seconds), label)
         self._crash_point("before label")
@@ -169,6 +170,13 @@ class Watch:
             self._store.label(*span, noted_at=self._unix())
         self._crash_point("after label")
         self._kept.name(alert.id, label)
+
+    def _is_aside(self, alert: Alert, *, healthy: bool) -> bool:
+        """Whether an event since has taken its windows out of training, whatever is said of them."""
+        watcher = self._watchers.get(alert.machine)
+        if watcher is None or alert.from_at >= watcher.baseline_at:
+            return False
+        return healthy or watcher.event == "sensor-moved"
 
     def _set_aside_kept(self, order: Order) -> None:
         """What was kept of the machine before, in the same way."""
@@ -261,6 +269,8 @@ class Watch:
             if not self._kept.due(alert, self._standings.get(alert.machine, {}).get("at", 0.0)):
                 continue
             label = {"confirmed": alert.verdict, "dismissed": self._policy.healthy}.get(alert.state)
+            if self._is_aside(alert, healthy=alert.state == "dismissed"):
+                label = ASIDE
             self._crash_point("before keep")
             self._kept.keep(self._store, machine, alert, label)
             self._crash_point("after keep")

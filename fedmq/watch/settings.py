@@ -323,9 +323,9 @@ class WatchSettings(Table):
         float,
         Meta(ge=0, le=3600, description="Signal of each alert that is kept as a recording, for training. 0: none."),
     ] = 60.0
-    keep_bytes: Annotated[
-        int, Meta(ge=1 << 20, description="Bytes of kept recordings; then the oldest go.")
-    ] = 500_000_000
+    keep_bytes: Annotated[int, Meta(ge=1 << 20, description="Bytes of kept recordings; then the oldest go.")] = (
+        500_000_000
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"

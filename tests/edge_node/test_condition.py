@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedmq_edge_node.condition import measure, zone
+from fedmq_edge_node.condition import Condition, measure, suspected, zone
 from fedmq_edge_node.machines import BALL, BEARINGS, CAGE, INNER, OUTER, Machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -124,11 +124,10 @@ def test_what_cannot_be_measured_is_refused(signal: np.ndarray, rate_hz: float, 
 @pytest.mark.parametrize(("label", "severity"), [("outer_race", 8.0), ("inner_race", 8.0), ("ball", 16.0)])
 def test_a_simulated_defect_is_found_where_it_is(label: str, severity: float) -> None:
     for seed in range(3):
-        heights = measure(simulated(label, severity, seed=seed), 12_000.0, 29.2, BEARING).defects
-        highest = max(heights, key=heights.__getitem__)
-        assert heights[highest] > LIMIT
-        # A ball's defect passes the load zone with the cage, whose line then stands as high.
-        assert highest == label.replace("_", " ") or (label == "ball" and highest == CAGE)
+        got = measure(simulated(label, severity, seed=seed), 12_000.0, 29.2, BEARING)
+        where = label.replace("_", " ")
+        assert suspected(got, Machine(name="m")) == (where, got.defects[where])
+        assert suspected(got, Machine(name="m", defect_limit=1000.0)) is None
 
 
 def test_a_healthy_bearing_has_no_line() -> None:
@@ -136,6 +135,31 @@ def test_a_healthy_bearing_has_no_line() -> None:
         for bearing in (BEARING, BEARINGS["6308"]):
             heights = measure(simulated("normal", 0.0, seed=seed), 12_000.0, 29.2, bearing).defects
             assert max(heights.values()) < 2.8
+
+
+@pytest.mark.parametrize(
+    ("heights", "where"),
+    [
+        ({OUTER: 3.4, INNER: 2.0}, None),
+        ({OUTER: 3.6, INNER: 9.0}, INNER),
+        ({BALL: 5.0, CAGE: 8.0}, BALL),
+        ({BALL: 3.0, CAGE: 8.0}, CAGE),
+        ({}, None),
+    ],
+)
+def test_the_highest_line_says_where_but_for_the_cage_beside_a_ball(
+    heights: dict[str, float], where: str | None
+) -> None:
+    condition = Condition(
+        velocity_mm_s=1.0,
+        velocity_band_hz=(10.0, 1000.0),
+        acceleration_rms_g=1.0,
+        kurtosis=3.0,
+        crest=4.0,
+        defects=heights,
+    )
+    got = suspected(condition, Machine(name="m"))
+    assert got == (None if where is None else (where, heights[where]))
 
 
 def test_an_inner_race_shows_sidebands_at_the_shafts_rate() -> None:

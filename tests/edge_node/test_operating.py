@@ -185,6 +185,34 @@ def test_one_that_is_restarted_from_its_memory_goes_on_as_if_nothing_had_happene
         assert (whole.usable, whole.limits()) == (parts.usable, pytest.approx(parts.limits()))
 
 
+def test_of_a_simulated_signal_only_windows_at_one_speed_are_usable() -> None:
+    # Unbalance pulls with the square of the speed, on a resonance at 18 Hz that the run-up passes.
+    rate_hz, samples = 2_000.0, 2_000
+    plan = [(0, 60), (25, 60), (25, 180), (15, 60), (15, 120), (0, 60), (0, 60)]  # speed in Hz, seconds to get there
+    speed = np.concatenate([[0.0]])
+    for target, seconds in plan:
+        speed = np.concatenate([speed, np.linspace(speed[-1], target, int(seconds * rate_hz))])
+    gain = speed**2 / np.hypot(1 - (speed / 18) ** 2, 0.2 * speed / 18) / 2_000
+    rng = np.random.default_rng(3)
+    phase = 2 * math.pi * np.cumsum(speed) / rate_hz
+    signal = gain * np.cos(phase) + rng.normal(0, 0.002, len(speed)) + rng.normal(0, 0.02, len(speed)) * (speed / 25)
+    operating = Operating(OperatingSettings(dwell_seconds=5.0))
+    usable, changing = [], []
+    for start in range(0, len(signal) - samples, samples):
+        operating.step((start + samples) / rate_hz, level_g(signal[start : start + samples]))
+        usable.append(operating.usable)
+        within = speed[start : start + samples]
+        changing.append(float(within.max()) < 1 or float(np.ptp(within)) > 0.05)
+    wrong = [number for number, (good, bad) in enumerate(zip(usable, changing, strict=True)) if good and bad]
+    # Nothing of standing still and of the run-up. The first seconds of a slow change are like the speed before it, and
+    # for a moment a resonance's top is level: from vibration alone no more can be told.
+    assert all(number >= 300 for number in wrong)
+    assert len(wrong) <= 20
+    assert sum(changing[300:]) == 180
+    assert sum(usable[120:300]) > 140
+    assert sum(usable[360:480]) > 80
+
+
 @pytest.mark.parametrize("level", [-1.0, math.nan, math.inf])
 def test_a_level_that_is_none_is_refused(level: float) -> None:
     with pytest.raises(ValueError, match="level_g: expected a finite number of at least 0"):
