@@ -1,21 +1,21 @@
-"""How soon alerts come, how often for nothing, and how long before the end: replays of recordings, judged as a gateway does.
+"""How soon alerts come, how often for nothing, and how long before the end: replays, judged as a gateway judges.
 
     python bench/alerts.py faults --cwru DIR --gearbox DIR      from a fault's start to its alert, with the right name
-    python bench/alerts.py quiet --cwru DIR --gearbox DIR       false alerts per machine-month, with hours observed
-    python bench/alerts.py quiet --simulated 24                 the same on simulated machines, for so many hours
+    python bench/alerts.py quiet --simulated 24                 false alerts per machine-month, of simulated machines
     python bench/alerts.py life --cmapss DIR                    cycles from a warning to the true end
     python bench/alerts.py transitions --cwru DIR               stop, start and other speeds
 
-What is played is `fedmq.watch.playing`'s, what judges is `fedmq_edge_node.watching`'s with the policies that ship, but for
-learning: recordings are seconds long, a plant's week is not at hand. `--json FILE` keeps all figures.
+What is played is `fedmq.watch.playing`'s; what judges is `fedmq_edge_node.watching`'s, with the policies that ship, but
+for learning: recordings are seconds long, and a plant's week is not at hand. `--json FILE` keeps all figures.
 
-- A *window* is `--window` seconds. The delay of an alert is counted in windows that lie wholly behind the fault's start,
-  up to the one that raised it; faults start within a window, at a place drawn from the seed.
-- Limits are learnt from the first part of a machine's healthy recording, and judged on the rest of it. Where that is too
-  short it is played round and round, which makes windows and no evidence: *hours observed* count what is different.
+- A *window* is `--window` seconds. The delay of an alert is counted in windows that lie wholly behind the fault's
+  start, up to the one that raised it; faults start within a window, at a place drawn from the seed.
+- Limits are learnt from the first part of a machine's healthy recording, and judged on the rest of it. Where that is
+  too short it is played round and round, which makes windows and no evidence: *hours* count what is different.
 - Classifiers are trained by `fedmq.run` on the other loads, and on no sample that is replayed.
-- False alerts are counts of a Poisson process: 95 % limits are exact (Garwood 1936, Biometrika 28, 437-442). With none in
-  T the upper one is 3.7 / T two-sided; one-sided it is 3.0 / T (the rule of three: Hanley, Lippman-Hand 1983, JAMA 249).
+- False alerts are counts of a Poisson process, and the limits of 95 % are exact (Garwood 1936, Biometrika 28,
+  437-442). With none in T hours the upper one is 3.7 / T two-sided, and one-sided 3.0 / T: the rule of three (Hanley,
+  Lippman-Hand 1983, JAMA 249, 1743-1745).
 """
 
 from __future__ import annotations
@@ -345,8 +345,8 @@ def summarise(told: Sequence[Told]) -> None:
     hours = sum(unique.values()) / 3600
     if hours:
         print(
-            f"healthy and unseen: {3600 * hours:.1f} s that differ ({sum(one.healthy_seconds for one in told):,.0f} s as"
-            f" played); false alerts per machine-month on what differs: {per_month(false, hours)}"
+            f"healthy and unseen: {3600 * hours:.1f} s that differ ({sum(one.healthy_seconds for one in told):,.0f} s"
+            f" as played); false alerts per machine-month on what differs: {per_month(false, hours)}"
         )
 
 
@@ -400,7 +400,8 @@ def simulated_month(given: Any) -> dict[str, Any]:
             )
             count(quiet, seen, n >= given.learning + 3, given.every)
     print(
-        f"simulated: {machines} machines, {quiet.hours:,.1f} h judged (a window of {given.window:g} s each {given.every:g} s)"
+        f"simulated: {machines} machines, {quiet.hours:,.1f} h judged (a window of {given.window:g} s each"
+        f" {given.every:g} s)"
         f" in {time.monotonic() - began:.0f} s; alerts {dict(quiet.alerts)}, single readings above {dict(quiet.above)};"
         f" false alerts per machine-month: {per_month(sum(quiet.alerts.values()), quiet.hours)}"
     )
@@ -421,8 +422,8 @@ def count(quiet: Quiet, seen: Seen, judged: bool, every: float) -> None:
 
 
 def bootstrapped(quiet: Quiet, given: Any) -> dict[str, Any]:
-    """Months drawn from the hours, in blocks of an hour, with replacement (Künsch 1989, Ann. Statist. 17): what chance in
-    the order of windows does. It cannot show what was in none of the hours."""
+    """Months drawn from the hours, in blocks of an hour, with replacement (Künsch 1989, Ann. Statist. 17): what chance
+    in the order of windows does. It cannot show what was in none of the hours."""
     rng = np.random.default_rng((given.seed, 0xB007))
     block = max(1, round(3600 / given.every))
     found: dict[str, Any] = {}
@@ -439,7 +440,8 @@ def bootstrapped(quiet: Quiet, given: Any) -> dict[str, Any]:
                     alerts += isinstance(alarms.step(reading_of("m", kind, level, n)), Raised)
         found[kind] = alerts
         print(
-            f"bootstrapped, {kind}: {given.months:g} machine-months, {alerts} alerts: {per_month(alerts, wanted)} per month;"
+            f"bootstrapped, {kind}: {given.months:g} machine-months, {alerts} alerts: {per_month(alerts, wanted)} per"
+            f" month;"
             f" highest level {series.max():.2f}"
         )
     return found
@@ -510,7 +512,8 @@ def life(given: Any) -> dict[str, Any]:
     gateways, window = fleet.gateways, fleet.windowing.samples
     n = len(gateways)
     print(
-        "| fold | RMSE on the test set | threshold, cycles left | judged | lead: median (5 to 95 %) | late or missed | too early |"
+        "| fold | RMSE on the test set | threshold, cycles left | judged | lead: median (5 to 95 %) | late or missed |"
+        " too early |"
     )
     print("|---|---|---|---|---|---|---|")
     every: list[int | None] = []
@@ -549,9 +552,9 @@ def cut_before(lives: Sequence[Life], threshold: float) -> dict[str, Any]:
     told = [lead for _, lead in leads if lead is not None]
     early = sum(lead > MOST_LEAD for lead in told)
     text = (
-        f"FD001's own test set at {threshold:g}: {len(lives)} engines, cut 7 to 145 cycles before their end. Of {len(due)}"
-        f" with at most {LEAST_LEAD} left at the cut {missed} had no warning in time; {len(told)} were warned in all,"
-        f" {early} of them more than {MOST_LEAD} cycles early"
+        f"FD001's own test set at {threshold:g}: {len(lives)} engines, cut 7 to 145 cycles before their end. Of"
+        f" {len(due)} with at most {LEAST_LEAD} left at the cut {missed} had no warning in time;"
+        f" {len(told)} were warned in all, {early} of them more than {MOST_LEAD} cycles early"
     )
     return {"told": text, "due": len(due), "missed": missed, "warned": len(told), "early": early}
 
@@ -584,10 +587,8 @@ def transitions(given: Any) -> dict[str, Any]:
     for name, machine, recording in cases:
         for measured in (False, True):
             one = transition(machine, recording, given, measured)
-            print(
-                f"| {name} | {'yes' if measured else 'no'} | {one['judged']} | {one['wrong']} | {one['alerts'] or 'none'} |",
-                flush=True,
-            )
+            told = f"{one['judged']} | {one['wrong']} | {one['alerts'] or 'none'}"
+            print(f"| {name} | {'yes' if measured else 'no'} | {told} |", flush=True)
             found.append({"name": name, "measured": measured} | one)
     return {"transitions": found}
 

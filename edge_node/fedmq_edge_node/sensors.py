@@ -12,6 +12,10 @@ Beside the store there may be a folder of *kept* recordings, those of alerts tha
 (`<label>/<alert>--<sensor>--<from>-<to>.npy`, times in milliseconds). One counts once the store no longer reaches so
 far back: before, the store has the same samples under the same label, cut elsewhere, and what the one holds out the
 other would train on.
+
+Of machines whose `operating` settings are known only what they do while they run, and steadily, is learnt from: no
+window touches a stretch in which one stands, starts, stops or changes its speed. What a stretch is, is found anew from
+the recording and what is before it, so that it is the same each time.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +37,7 @@ from fedmq_protocol.messages import SensorHealth
 from fedmq_protocol.task import Windowing
 from numpy.typing import NDArray
 
+from fedmq_edge_node.operating import Operating, OperatingSettings, level_g
 from fedmq_edge_node.samples import (
     UNLABELLED,
     Preparation,
@@ -57,6 +62,11 @@ RECORDING_WINDOWS = 16
 """A recording is so many windows at least, so that there are some on both sides of its cut."""
 GROWTH = 1.25
 """While a store is young, windows are cut anew when there is a quarter more."""
+
+STATE_SECONDS = 1.0
+"""Between two looks at whether a machine runs."""
+STEPS_AHEAD = 8
+"""So many looks later it must still run steadily: a slow ramp is told from chance only once half of it is over."""
 
 MOST_TOLD = 16
 """Sensors in a birth."""
@@ -84,6 +94,7 @@ class Sensors:
         fresh_seconds: float = 300.0,
         windows: int = 4000,
         renew_seconds: float = 3600.0,
+        operating: Mapping[str, OperatingSettings] | None = None,
     ) -> None:
         try:
             self._store = Store(store)
@@ -95,6 +106,7 @@ class Sensors:
         self._fresh_seconds = fresh_seconds
         self._windows = windows
         self._renew_seconds = renew_seconds
+        self._operating = operating or {}
         self._seen = self._store.mark()
         self._seen_at = unix()
         self._used: dict[tuple[str, int], Run] = {}
@@ -258,14 +270,45 @@ class Sensors:
         for one in recordings:
             run, piece = one.run, one.piece
             try:
-                steps = self._store.read(run, piece.start, piece.stop)
-            except StoreError as error:
+                stretches = self._running(run, piece)
                 # A worn SD card loses a block now and then; the rest is as good as before.
+                parts = [in_g(self._store.read(run, start, stop), run) for start, stop in stretches]
+            except StoreError as error:
                 log.warning("%s: left out", error)
                 continue
-            values = in_g(steps, run)[:, : windowing.channels]
             number = number_of(piece.label, classes, healthy)
-            yield _signal(run, len(values), partial(_part, values)), number
+            for part in parts:
+                values = part[:, : windowing.channels]
+                yield _signal(run, len(values), partial(_part, values)), number
+
+    def _running(self, run: Run, piece: Piece) -> list[tuple[int, int]]:
+        """Stretches of the piece in which the machine runs steadily: all of it where nobody has said when it does."""
+        settings = self._operating.get(run.sensor.machine)
+        if settings is None or not is_acceleration(run):
+            return [(piece.start, piece.stop)]
+        step = max(1, round(STATE_SECONDS * run.rate_hz))
+        # Whether it runs shows in what came before, and whether it goes on in what comes next.
+        before = math.ceil((settings.dwell_seconds + settings.ramp_seconds) / STATE_SECONDS) + 2
+        first = piece.start - step * min(before, (piece.start - run.start) // step)
+        last = min(run.stop, piece.stop + step * (STEPS_AHEAD + 1))
+        signal = in_g(self._store.read(run, first, last), run)
+        state = Operating(settings)
+        usable = []
+        for place in range(0, len(signal) - step + 1, step):
+            state.step((place + step) / run.rate_hz, level_g(signal[place : place + step]))
+            usable.append(state.usable)
+        steps = [
+            first + number * step
+            for number in range(len(usable) - STEPS_AHEAD)
+            if all(usable[number : number + STEPS_AHEAD + 1]) and first + number * step >= piece.start
+        ]
+        stretches: list[tuple[int, int]] = []
+        for start in steps:
+            if stretches and stretches[-1][1] == start:
+                stretches[-1] = (stretches[-1][0], start + step)
+            else:
+                stretches.append((start, start + step))
+        return [(start, min(stop, piece.stop)) for start, stop in stretches if start < piece.stop]
 
     def _kept_signals(
         self, windowing: Windowing, classes: tuple[str, ...], healthy: str

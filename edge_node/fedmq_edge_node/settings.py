@@ -46,6 +46,14 @@ class BridgeSettings(Table):
             description="Machines to learn from. Empty: all whose sensors have the task's rate and channels.",
         ),
     ] = ()
+    machines_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/fedmq/machines.toml"],
+            description="The file of fedmq machine. Of machines that stand in it nothing is learnt from while they"
+            " stand, start, stop or change their speed.",
+        ),
+    ] = None
     fresh_seconds: Annotated[
         float,
         Meta(

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 
 import numpy as np
+from fedmq_edge_node.alertbook import Alertbook
 from fedmq_firmware_bridge.frames import MAX_CHANNELS, MAX_PAYLOAD, Channel, Hello, Samples, encode
 from fedmq_firmware_bridge.service import Bridge
 from fedmq_firmware_bridge.sources import Emit, LineReport, Native
@@ -45,6 +46,7 @@ examples:
   fedmq replay simulated --socket /run/sensor.sock --script 'healthy:1m,outer_race:1m'     in real time, to a bridge
 """
 
+HEALTHY = "normal"
 SIMULATED = "simulated"
 SIMULATED_SECONDS = 60.0
 SENSOR = 1
@@ -59,6 +61,9 @@ MOST_VALUES = 1 << 27
 APART_SECONDS = 2.0
 """Between what a store has of a machine and a replay."""
 SOCKET_SECONDS = 0.05
+WAIT_SECONDS = 0.25
+LAST_SECONDS = 60.0
+"""A watch judges windows with time between: the last one may end so long before a replay does."""
 
 
 class Firmware:
@@ -392,6 +397,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     replay.add_argument("--sampling-rate", type=float, metavar="HZ", help="of recordings that do not state theirs")
     replay.add_argument("--seed", type=int, default=0, help="of what is simulated, and of noise (default: 0)")
+    replay.add_argument(
+        "--watch",
+        type=Path,
+        metavar="BOOK",
+        help="alertbook of `fedmq watch run`: say at the end which alerts came of it",
+    )
+    replay.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="with --watch: at most so long for a watch that runs to judge all of it (default: 0)",
+    )
     replay.set_defaults(run=_run)
 
 
@@ -434,6 +452,16 @@ def _run(arguments: argparse.Namespace) -> int:
         )
     for line in summary(played, arguments.machine):
         print(line)
+    if arguments.watch is not None:
+        book = Alertbook.existing(arguments.watch)
+        try:
+            until = time.monotonic() + arguments.wait
+            while judged_until(book, played) < played.to_at and time.monotonic() < until and not stop():
+                time.sleep(WAIT_SECONDS)
+            for line in came_of_it(book, arguments.machine, played):
+                print(line)
+        finally:
+            book.close()
     return 0
 
 
@@ -517,3 +545,45 @@ def summary(played: Replayed, machine: str) -> Iterator[str]:
 
 def clock_time(at: float) -> str:
     return datetime.fromtimestamp(at).astimezone().isoformat(sep=" ", timespec="seconds")[:19]
+
+
+def judged_until(book: Alertbook, played: Replayed) -> float:
+    """Unix time up to which a watch has judged what was played here; the end of it where no window is left to judge."""
+    latest = max((one.at for one in book.positions().values()), default=0.0)
+    return played.to_at if latest >= played.to_at - min(LAST_SECONDS, (played.to_at - played.from_at) / 2) else latest
+
+
+def came_of_it(book: Alertbook, machine: str, played: Replayed) -> Iterator[str]:
+    """The alerts that a watch raised of it, each with how long what it tells had been there."""
+    until = judged_until(book, played)
+    if until < played.from_at:
+        yield "no watch has judged any of it yet: `fedmq watch run` does"
+        return
+    if until < played.to_at:
+        yield f"judged up to {clock_time(until)} so far"
+    alerts = [
+        alert
+        for alert in book.alerts(machine=machine)
+        if played.from_at <= alert.opened_at <= played.to_at + LAST_SECONDS
+    ]
+    yield f"{len(alerts)} alert{'' if len(alerts) == 1 else 's'} came of it"
+    for alert in sorted(alerts, key=lambda one: one.id):
+        began = fault_began(played.spans, alert.opened_at - played.from_at)
+        after = (
+            "of nothing that was wrong in the replay" if began is None else f"{began[1]:.1f} s after {began[0]} began"
+        )
+        named = f" ({alert.label})" if alert.label else ""
+        yield f"  {clock_time(alert.opened_at)}  alert {alert.id}: {alert.kind}{named}, {alert.severity}, {after}"
+
+
+def fault_began(spans: Sequence[Span], at: float) -> tuple[str, float] | None:
+    """Label of the fault that is played then, and for how long it has been; None of a machine that is well."""
+    began: tuple[str, float] | None = None
+    for span in spans:
+        if span.from_at > at:
+            break
+        if span.label in ("", HEALTHY):
+            began = None if span.label else began
+        elif began is None or began[0] != span.label:
+            began = (span.label, span.from_at)
+    return None if began is None else (began[0], at - began[1])

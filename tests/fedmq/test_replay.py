@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fedmq_edge_node.operating import OperatingSettings
 from fedmq_edge_node.sensors import Sensors
 from fedmq_firmware_bridge.port import Port
 from fedmq_firmware_bridge.service import Bridge
@@ -237,6 +239,32 @@ def test_labels_are_given_to_a_machine_that_runs_and_to_no_transition(tmp_path: 
     levels = 10.0 ** found.train_x[:, 0]
     assert levels[found.train_y == 0] == pytest.approx(1 / np.sqrt(2), rel=0.1)
     assert levels[found.train_y == 1] == pytest.approx(2 / np.sqrt(2), rel=0.1)
+
+
+def test_no_training_window_is_of_a_machine_that_stands_or_changes_its_speed(tmp_path: Path) -> None:
+    store = tmp_path / "bridge.sqlite"
+    one = player("normal:100s,stop:40s,start:8s,normal:60s,speed=0.7:10s,normal:60s,stop:30s,start,normal:90s")
+    play_into(store, one, machine="pump-3", from_at=START)
+    # Somebody says that all of it was normal, stops and all.
+    writer = Store(store)
+    writer.label("pump-3", START, START + one.seconds, "normal", noted_at=START)
+    writer.close()
+    windowing = Windowing(samples=400, hop=400, sampling_rate_hz=RATE_HZ, features="vibration-1", held_out=0.25)
+
+    def levels(**more: Mapping[str, OperatingSettings]) -> list[float]:
+        """RMS of each window, by the first feature."""
+        found = Sensors(store, unix=lambda: START + one.seconds, **more).load(windowing, ("normal",), "normal")
+        return [float(level) for level in 10.0 ** np.concatenate([found.train_x, found.held_x])[:, 0]]
+
+    # At full speed and at 0.7 times that; between these, and below, it moves or stands.
+    # Where a tone fades into itself it is louder for a moment.
+    full, slow = pytest.approx(0.707, rel=0.12), pytest.approx(0.49 * 0.707, rel=0.12)
+    assert any(level not in (full, slow) for level in levels())
+    running = levels(operating={"pump-3": OperatingSettings()})
+    assert len(running) > 700
+    assert [level for level in running if level not in (full, slow)] == []
+    assert any(level == slow for level in running)
+    assert levels(operating={"pump-4": OperatingSettings()}) == levels()
 
 
 # --- to a bridge that runs -------------------------------------------------------------------------------------------
