@@ -272,6 +272,7 @@ def _source(settings: GatewaySettings) -> Source:
     return Sensors(
         bridge.store,
         unix=time.time,
+        kept=bridge.kept,
         machines=bridge.machines,
         fresh_seconds=bridge.fresh_seconds,
         windows=bridge.most_windows,

@@ -388,6 +388,11 @@ class Alertbook:
             _check_text("fault", fault)
             if fault.startswith(".") or "/" in fault:
                 raise BookError(f"fault: expected a name that could be a folder's, got {fault!r}")
+            known = self._faults()
+            if known and fault not in known:
+                raise BookError(
+                    f"fault: expected one of {', '.join(known)} (the watch's setting faults), got {fault!r}"
+                )
         state: What = "dismissed" if fault is None else "confirmed"
         with self._transaction():
             alert = self.alert(number)
@@ -443,6 +448,15 @@ class Alertbook:
                 f"DELETE FROM messages WHERE state = 'waiting' AND output NOT IN ({marks})",  # noqa: S608
                 tuple(outputs),
             )
+
+    def take_only(self, faults: Sequence[str]) -> None:
+        """From now on a verdict names one of these; none stands for any."""
+        with self._transaction():
+            self._put_meta("faults", msgspec.json.encode(faults).decode())
+
+    def _faults(self) -> list[str]:
+        row = self._execute("SELECT value FROM meta WHERE key = 'faults'").fetchone()
+        return [] if row is None else msgspec.json.decode(row[0], type=list[str])
 
     def _outputs(self) -> dict[str, list[str]]:
         row = self._execute("SELECT value FROM meta WHERE key = 'outputs'").fetchone()

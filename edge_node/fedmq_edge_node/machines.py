@@ -18,10 +18,12 @@ from math import cos, radians
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 from fedmq_protocol.settings import Table, load, named
 from msgspec import Meta
+from numpy.typing import NDArray
 
-from fedmq_edge_node.operating import OperatingSettings
+from fedmq_edge_node.operating import OperatingSettings, tacho_hz
 
 __all__ = [
     "BALL",
@@ -132,7 +134,7 @@ ISO_LIMITS: dict[tuple[int, str], ZoneLimits] = {
     (2, "rigid"): ZoneLimits(1.4, 2.8, 4.5),
     (2, "flexible"): ZoneLimits(2.3, 4.5, 7.1),
 }
-"""Velocity on bearing housings by machine group and foundation, after ISO 20816-3:2022, annex A. The numbers alone: the
+"""Velocity on bearing housings by machine group and foundation, after ISO 20816-3:2022. The numbers alone: the
 standard's text, which says what they hold for and how to measure, is not reproduced here, and is to be had from ISO."""
 
 _NAME = Meta(
@@ -296,6 +298,18 @@ class Machine(Table):
     def shaft_hz(self) -> float | None:
         """Turns a second as stated, None where nothing is."""
         return None if self.speed_rpm is None else self.speed_rpm / 60.0
+
+    def measured_hz(self, values: NDArray[np.float64], rate_hz: float) -> float | None:
+        """Turns a second from a stretch of its speed's sensor, `(n,)`; None where that tells nothing, or none is set.
+
+        A tacho's pulses are counted; of a register's values the median is taken, as one may be misread.
+        """
+        if self.speed_from == "tacho":
+            return tacho_hz(values, rate_hz, self.pulses_per_turn) if len(values) else None
+        told = values[np.isfinite(values)]
+        if self.speed_from == "none" or not len(told):
+            return None
+        return abs(float(np.median(told))) * self.speed_scale / 60.0
 
     @property
     def zone_limits(self) -> ZoneLimits | None:

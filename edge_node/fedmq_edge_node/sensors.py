@@ -8,6 +8,11 @@ otherwise move on with every flush, so that windows that were held out would be 
 no window, spans a gap. What nobody has labelled counts as in a folder `unlabelled`; what is set aside (of a machine
 that is another one since) is in no recording.
 
+Beside the store there may be a folder of *kept* recordings, those of alerts that somebody has judged
+(`<label>/<alert>--<sensor>--<from>-<to>.npy`, times in milliseconds). One counts once the store no longer reaches so
+far back: before, the store has the same samples under the same label, cut elsewhere, and what the one holds out the
+other would train on.
+
 Of machines whose `operating` settings are known only what they do while they run, and steadily, is learnt from: no
 window touches a stretch in which one stands, starts, stops or changes its speed. What a stretch is, is found anew from
 the recording and what is before it, so that it is the same each time.
@@ -18,6 +23,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,10 +48,12 @@ from fedmq_edge_node.samples import (
     cut_up,
     most_windows,
     number_of,
+    open_recording,
     rates_agree,
+    read_settings,
 )
 
-__all__ = ["RECORDING_SECONDS", "Sensors", "in_g", "is_acceleration"]
+__all__ = ["RECORDING_SECONDS", "Sensors", "in_g", "is_acceleration", "plain_name"]
 
 log = logging.getLogger("fedmq.gateway")
 
@@ -81,6 +89,7 @@ class Sensors:
         store: Path,
         *,
         unix: Callable[[], float],
+        kept: Path | None = None,
         machines: tuple[str, ...] = (),
         fresh_seconds: float = 300.0,
         windows: int = 4000,
@@ -92,6 +101,7 @@ class Sensors:
         except StoreError as error:
             raise SampleError(str(error)) from error
         self._unix = unix
+        self._kept = kept
         self._machines = machines
         self._fresh_seconds = fresh_seconds
         self._windows = windows
@@ -105,6 +115,10 @@ class Sensors:
     def signal_samples(self) -> dict[str, int]:
         """Samples of signal by label."""
         counts: dict[str, int] = {}
+        for path in self._kept_paths(self._runs_told()):
+            signal = _open_kept(path, 1)
+            if signal is not None:
+                counts[path.parent.name] = counts.get(path.parent.name, 0) + signal.length
         with _told(), self._store.snapshot():
             for run in self._runs():
                 for piece in self._store.pieces(run):
@@ -129,7 +143,10 @@ class Sensors:
                 raise SampleError(self._nothing_fits(windowing))
             self._used |= {(run.sensor.source, run.sensor.number): run for run in runs}
             recordings = self._newest(self._recordings(runs, windowing, classes), windowing)
-            signals = self._signals(recordings, windowing, classes, healthy)
+            signals = itertools.chain(
+                self._signals(recordings, windowing, classes, healthy),
+                self._kept_signals(windowing, classes, healthy),
+            )
             return cut_up(signals, windowing, classes, preparation)
 
     def changed(self) -> bool:
@@ -292,6 +309,61 @@ class Sensors:
             else:
                 stretches.append((start, start + step))
         return [(start, min(stop, piece.stop)) for start, stop in stretches if start < piece.stop]
+
+    def _kept_signals(
+        self, windowing: Windowing, classes: tuple[str, ...], healthy: str
+    ) -> Iterator[tuple[Signal, int]]:
+        for path in self._kept_paths(self._runs()):
+            label = path.parent.name
+            if classes and label not in classes:
+                log.warning("%s: left out, for %r is no class of the task", path, label)
+                continue
+            signal = _open_kept(path, windowing.channels)
+            if signal is None or not rates_agree(signal.sampling_rate_hz, windowing.sampling_rate_hz):
+                continue
+            try:
+                check_channels(signal, windowing)
+            except SampleError:
+                continue
+            yield signal, number_of(label, classes, healthy)
+
+    def _kept_paths(self, runs: list[Run]) -> list[Path]:
+        """Those that the store has no more, oldest alert first."""
+        if self._kept is None or not self._kept.is_dir():
+            return []
+        oldest: dict[str, float] = {}
+        for run in runs:
+            name = plain_name(run.sensor.name)
+            oldest[name] = min(run.taken_at, oldest.get(name, run.taken_at))
+        found = []
+        for path in self._kept.glob("*/*.npy"):
+            match = _KEPT.fullmatch(path.name)
+            if match is None or path.parent.name.startswith(".") or path.name.startswith("."):
+                continue
+            if int(match["to"]) / 1000 <= oldest.get(match["sensor"], math.inf):
+                found.append((int(match["alert"]), path.name, path))
+        return [path for _, _, path in sorted(found)]
+
+    def _runs_told(self) -> list[Run]:
+        with _told():
+            return self._runs()
+
+
+def _open_kept(path: Path, wanted: int) -> Signal | None:
+    """None for one that cannot be read, or that another verdict has moved meanwhile: the rest is as good as before."""
+    try:
+        return open_recording(path, read_settings(path.with_suffix(".toml")), wanted)
+    except (SampleError, OSError) as error:
+        log.warning("%s: left out", error)
+        return None
+
+
+_KEPT = re.compile(r"(?P<alert>\d{1,18})--(?P<sensor>[A-Za-z0-9._]{1,64})--(?P<from>\d{1,18})-(?P<to>\d{1,18})\.npy")
+
+
+def plain_name(sensor: str) -> str:
+    """A sensor's name as kept recordings have it."""
+    return re.sub(r"[^A-Za-z0-9._]", "_", sensor)[:64]
 
 
 @contextmanager

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from fedmq_edge_node.alertbook import Alert
 from fedmq_edge_node.machines import Machine
-from fedmq_edge_node.sensors import in_g
+from fedmq_edge_node.sensors import in_g, plain_name
 from fedmq_firmware_bridge.store import Store, StoreError
 from fedmq_protocol.state import make_folder
 
@@ -64,7 +63,7 @@ class Kept:
                 log.warning("%s: not kept", error)
                 continue
             times = f"{round(run.time_of(start) * 1000)}-{round(run.time_of(stop) * 1000)}"
-            name = f"{alert.id}--{_plain(run.sensor.name)}--{times}"
+            name = f"{alert.id}--{plain_name(run.sensor.name)}--{times}"
             self._write(label or WAITING, name, signal, run.rate_hz)
             made += 1
         self._bound()
@@ -110,10 +109,6 @@ class Kept:
             log.info("%s goes: kept recordings take more than keep_bytes", path)
             path.unlink()
             path.with_suffix(".toml").unlink(missing_ok=True)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]", "_", name)[:64]
 
 
 def _whole(path: Path, content: bytes) -> None:

@@ -36,6 +36,7 @@ def build_watch(settings: WatchSettings) -> Watch:
         raise ValueError(f"{settings.machines}: expected a machine, got none: `fedmq machine add` writes one")
     check_store(settings.store)
     book = Alertbook(settings.book)
+    book.take_only(settings.faults)
     memory = None if settings.gateway_state is None else settings.gateway_state / "gateway.sqlite"
     return Watch(
         book=book,

@@ -292,6 +292,15 @@ class WatchSettings(Table):
         tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...],
         Meta(max_length=16, examples=[["bearings"]], description="Tasks whose models score. Empty: all in service."),
     ] = ()
+    faults: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...],
+        Meta(
+            max_length=64,
+            examples=[["inner_race", "ball", "outer_race"]],
+            description="Faults that a verdict may name: the classes of the task, for a gateway learns nothing while"
+            " windows have a label that is none of them. Empty: any.",
+        ),
+    ] = ()
     engine: Annotated[
         Literal["auto", "onnxruntime", "litert", "tflite", "numpy"],
         Meta(description="What computes models, as in the gateway's settings."),

@@ -191,6 +191,18 @@ def test_a_name_stands_once() -> None:
         Machines(machine=(Machine(name="m"), Machine(name="m")))
 
 
+def test_a_measured_speed_is_counted_or_read() -> None:
+    pulses = (np.arange(4_000) / 4_000.0 * 50 % 1 < 0.2) * 1.0
+    tacho = Machine(name="m", speed_from="tacho", speed_sensor="s", pulses_per_turn=2)
+    assert tacho.measured_hz(pulses, 4_000.0) == pytest.approx(25.0, rel=0.01)
+    register = Machine(name="m", speed_from="modbus", speed_sensor="s", speed_scale=0.1)
+    assert register.measured_hz(np.array([14_970.0, 0.0, 14_970.0, np.nan]), 1.0) == pytest.approx(24.95)
+    # Backwards is as fast.
+    assert register.measured_hz(np.array([-14_970.0]), 1.0) == pytest.approx(24.95)
+    for machine in (tacho, register, Machine(name="m", speed_rpm=1500)):
+        assert machine.measured_hz(np.zeros(0), 1.0) is None
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,8 +174,6 @@ def test_an_event_ends_what_was_open_and_starts_to_learn_anew(plant: Plant) -> N
 
 
 def test_damaged_samples_are_passed_over(plant: Plant) -> None:
-    import sqlite3
-
     plant.hear(10)
     db = sqlite3.connect(plant.store)
     db.execute("UPDATE samples SET crc = crc + 1 WHERE batch = 4")
@@ -210,8 +209,6 @@ def test_the_book_is_read_and_written_by_the_command_line(plant: Plant, capsys: 
 
 
 def test_a_book_of_another_schema_or_program_is_refused(tmp_path: Path) -> None:
-    import sqlite3
-
     for name, statement in (("newer", "PRAGMA user_version = 9"), ("other", "CREATE TABLE x (y)")):
         db = sqlite3.connect(tmp_path / name)
         db.execute(statement)
@@ -256,3 +253,36 @@ def test_kept_recordings_are_bounded(plant: Plant) -> None:
     sizes = [path.stat().st_size for path in (plant.directory / "few").glob("*/*.npy")]
     assert sum(sizes) <= 100_000
     assert np.load(next((plant.directory / "few").glob("*/*.npy")), allow_pickle=False).dtype == np.float32
+
+
+def test_a_gateway_learns_from_what_is_kept_once_the_ring_has_gone_round(plant: Plant) -> None:
+    book = anomaly(plant)
+    plant.hear(6)
+    watch = plant.watch(book)
+    finish(watch)
+    book.decide(1, "outer_race", who="ann", at=plant.now)
+    finish(watch)
+
+    def look() -> Sensors:
+        return Sensors(plant.store, unix=lambda: plant.now, kept=plant.directory / "watch" / "kept")
+
+    classes = ("normal", "outer_race")
+    both = look()
+    assert both.signal_samples()["outer_race"] == 4 * 12_000
+    in_store = both.load(WINDOWING, classes, "normal")
+    db = sqlite3.connect(plant.store)
+    db.executescript("DELETE FROM samples WHERE batch <= 34; DELETE FROM batches WHERE id <= 34;")
+    db.close()
+    later = look()
+    assert later.signal_samples()["outer_race"] == 4 * 12_000
+    from_kept = later.load(WINDOWING, classes, "normal")
+    assert len(in_store.train_x) == len(from_kept.train_x) > 10
+    np.testing.assert_allclose(from_kept.train_x, in_store.train_x, atol=1e-5)
+
+
+def test_a_verdict_names_a_fault_that_is_a_class(plant: Plant) -> None:
+    book = anomaly(plant)
+    book.take_only(("outer_race", "ball"))
+    with pytest.raises(BookError, match="expected one of outer_race, ball"):
+        book.decide(1, "worn out", who="ann", at=plant.now)
+    assert book.decide(1, "ball", who="ann", at=plant.now).verdict == "ball"
