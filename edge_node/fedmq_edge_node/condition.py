@@ -31,8 +31,8 @@ SLIP = 0.02
 ENVELOPE_FROM_HZ = 500.0
 ENVELOPE_FROM_ORDER = 10.0
 """The band whose envelope is taken begins at the higher of the two, in Hz and in turns of the shaft, and ends at half
-the sampling rate. Below lie the shaft's own harmonics. A fixed band, and no search for the best one (kurtogram): on the
-CWRU recordings narrower bands and whitening found no more, and a search finds something in healthy noise, too."""
+the sampling rate. Below lie the shaft's own harmonics. A fixed band, and no search for the best one: on the CWRU
+recordings narrower bands showed races about as high, and one of them the healthy bearing half as high again."""
 SHAFT_LINES = 1.5
 """Lines on either side of a multiple of the shaft's rate that are left out."""
 LEAST_FLOOR_LINES = 20

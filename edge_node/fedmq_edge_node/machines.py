@@ -252,7 +252,7 @@ class Machine(Table):
             gt=1,
             le=1000,
             description="Height of a bearing's line in the envelope's spectrum, in multiples of what is around it, from"
-            " which on it is a defect. Healthy windows stay below 2.6.",
+            " which on it is a defect. Healthy ones that were simulated stay below 2.6.",
         ),
     ] = 3.5
     operating: OperatingSettings = field(default_factory=OperatingSettings)

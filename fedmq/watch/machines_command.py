@@ -151,7 +151,7 @@ def add_machine(path: Path, given: dict[str, Any], overrides: list[str]) -> Mach
         if path.exists():
             if machine.name in load_machines(path):
                 raise SettingsError([Mistake("name", f'there is a machine "{machine.name}" in {path} already')])
-            text, mode = path.read_text(encoding="utf-8"), path.stat().st_mode & 0o777
+            text, mode = path.read_bytes().decode(), path.stat().st_mode & 0o777
         text = (text.rstrip("\n") + "\n\n" if text.strip() else text) + _rendered(machine)
         _check(path, text, machine)
         put(path, text.encode(), mode)
