@@ -246,6 +246,13 @@ class Alarms:
     def is_open(self, kind: Kind) -> bool:
         return kind in self._state.open
 
+    def forget(self, kind: Kind) -> None:
+        """Nobody tells of this any more: what was on its way to an alert is none. One that is raised stays."""
+        if kind not in self._state.open:
+            tracks = self._state.tracks
+            self._state.tracks = {key: one for key, one in tracks.items() if key.partition("\n")[0] != kind}
+            self._state.labels.pop(kind, None)
+
     def reset(self, at: float, machine: str) -> list[Cleared]:
         """Begin anew, as after a repair; what was open is over."""
         over = [

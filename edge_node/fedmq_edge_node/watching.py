@@ -294,6 +294,8 @@ class Watcher:
     def use(self, models: Sequence[Model]) -> None:
         """Other models are in service now. Scores of versions that are gone are forgotten with their limits."""
         self._models = tuple(models)
+        for kind in _BY_MODELS:
+            self._alarms.forget(kind)
         marks = {self._measure_of(model) for model in models}
         gone = [key for key in self._normal if _is_score(key) and key.rpartition("\n")[2] not in marks]
         for key in gone:
@@ -597,6 +599,7 @@ class _MakeReading(Protocol):
     def __call__(self, kind: Kind, evidence: Iterable[Evidence], label: str | None = None) -> Reading: ...
 
 
+_BY_MODELS: tuple[Kind, ...] = ("fault", "life")
 _LEARNS_FROM_DISMISSALS = ("anomaly", "defect")
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from fedmq_edge_node.alertbook import Alertbook
+from fedmq_edge_node.alertbook import Alertbook, BookError
 from fedmq_edge_node.machines import Machine, load_machines
+from fedmq_protocol.state import PlaceError, make_folder, open_state
 
 from fedmq.bridge.program import check_store
 from fedmq.bridge.times import parse_time
@@ -35,6 +38,7 @@ def build_watch(settings: WatchSettings) -> Watch:
     if not machines:
         raise ValueError(f"{settings.machines}: expected a machine, got none: `fedmq machine add` writes one")
     check_store(settings.store)
+    lock = _hold(settings.state_dir)
     book = Alertbook(settings.book)
     book.take_only(settings.faults)
     memory = None if settings.gateway_state is None else settings.gateway_state / "gateway.sqlite"
@@ -51,7 +55,23 @@ def build_watch(settings: WatchSettings) -> Watch:
         models=Models(memory, settings.engine, settings.tasks),
         outputs=_outputs(settings, book, machines),
         crash_point=crash,
+        holds=lock,
     )
+
+
+def _hold(state_dir: Path) -> IO[bytes]:
+    """A lock that the kernel gives back: two watches would each judge everything. Raises BookError."""
+    try:
+        make_folder(state_dir)
+        file = os.fdopen(open_state(state_dir / "lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+    except (PlaceError, OSError) as error:
+        raise BookError(f"cannot use the folder {state_dir}: {error}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise BookError(f"another watch works in {state_dir}: stop it first, or name another folder") from None
+    return file
 
 
 def _outputs(settings: WatchSettings, book: Alertbook, machines: Mapping[str, Machine]) -> list[Output]:

@@ -23,7 +23,7 @@ from fedmq_edge_node.alarms import Outcome
 from fedmq_edge_node.alertbook import Alert, Alertbook, Order, Position
 from fedmq_edge_node.machines import Machine
 from fedmq_edge_node.watching import Drift, Model, Seen, Watcher, WatchPolicy
-from fedmq_firmware_bridge.store import SET_ASIDE, UNLABELLED, Store
+from fedmq_firmware_bridge.store import SET_ASIDE, UNLABELLED, Store, StoreError
 
 from fedmq.watch.feeding import feed
 from fedmq.watch.kept import ASIDE, Kept
@@ -62,8 +62,11 @@ class Watch:
         unix: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         crash_point: Callable[[str], None] = lambda name: None,
+        holds: object = None,
     ) -> None:
+        """`holds` is kept as long as the watch is: the lock of its folder."""
         self.stopping = False
+        self._holds = holds
         self._book = book
         self._store = Store(store)
         self._machines = dict(machines)
@@ -135,25 +138,33 @@ class Watch:
 
     def _take_orders(self) -> None:
         for order in self._book.orders():
-            watcher = self._watchers.get(order.machine)
-            outcomes: Sequence[Outcome] = ()
-            if order.what == "event":
-                self._crash_point("before label")
-                set_aside(self._store, order, self._policy.healthy, self._unix())
-                self._crash_point("after label")
-                self._set_aside_kept(order)
-                if watcher is not None:
-                    outcomes = watcher.baseline(order.at, order.detail)
-            else:
-                self._label(order)
-                if watcher is not None and order.alert is not None:
-                    alert = self._book.alert(order.alert)
-                    fault = order.detail if order.what == "confirmed" else None
-                    watcher.verdict(alert.kind, fault=fault, label=alert.label)
+            try:
+                self._take(order)
+            except StoreError as error:
+                # In their order: the next ones wait too, and nothing of this one is forgotten.
+                log.error("%s: %s %s is not done yet: %s", order.machine, order.what, order.detail, error)
+                return
+
+    def _take(self, order: Order) -> None:
+        watcher = self._watchers.get(order.machine)
+        outcomes: Sequence[Outcome] = ()
+        if order.what == "event":
+            self._crash_point("before label")
+            set_aside(self._store, order, self._policy.healthy, self._unix())
+            self._crash_point("after label")
+            self._set_aside_kept(order)
             if watcher is not None:
-                self._touched.add(order.machine)
-            self._commit(outcomes=outcomes, orders=[order.id])
-            log.info("%s: %s %s by %s: done", order.machine, order.what, order.detail, order.who)
+                outcomes = watcher.baseline(order.at, order.detail)
+        else:
+            self._label(order)
+            if watcher is not None and order.alert is not None:
+                alert = self._book.alert(order.alert)
+                fault = order.detail if order.what == "confirmed" else None
+                watcher.verdict(alert.kind, fault=fault, label=alert.label)
+        if watcher is not None:
+            self._touched.add(order.machine)
+        self._commit(outcomes=outcomes, orders=[order.id])
+        log.info("%s: %s %s by %s: done", order.machine, order.what, order.detail, order.who)
 
     def _label(self, order: Order) -> None:
         """The verdict becomes the label of the alert's windows, in the store and of what is kept."""

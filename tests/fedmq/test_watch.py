@@ -16,6 +16,8 @@ from fedmq_protocol.task import Windowing
 from watched import BEGIN, EVERY, MACHINE, PUMP, Plant, finish
 
 from fedmq.cli import main
+from fedmq.watch.program import build_watch
+from fedmq.watch.settings import WatchSettings
 
 WINDOWING = Windowing(samples=1024, hop=1024, sampling_rate_hz=12_000.0, held_out=0.25)
 
@@ -286,3 +288,31 @@ def test_a_verdict_names_a_fault_that_is_a_class(plant: Plant) -> None:
     with pytest.raises(BookError, match="expected one of outer_race, ball"):
         book.decide(1, "worn out", who="ann", at=plant.now)
     assert book.decide(1, "ball", who="ann", at=plant.now).verdict == "ball"
+
+
+def test_two_watches_do_not_work_in_one_folder(plant: Plant) -> None:
+    plant.hear(1)
+    (plant.directory / "machines.toml").write_text(f'[[machine]]\nname = "{PUMP}"\n')
+    settings = WatchSettings(
+        store=plant.store,
+        machines=plant.directory / "machines.toml",
+        state_dir=plant.directory / "watch",
+        window_seconds=1.0,
+    )
+    first = build_watch(settings)
+    with pytest.raises(BookError, match="another watch works in"):
+        build_watch(settings)
+    assert first.turn()
+
+
+def test_a_verdict_that_the_store_does_not_take_waits(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = anomaly(plant)
+    watch = plant.watch(book)
+    book.decide(1, "outer_race", who="ann", at=plant.now)
+    with monkeypatch.context() as full:
+        full.setattr("fedmq_firmware_bridge.store.MAX_LABELS", 0)
+        finish(watch)
+    assert [order.detail for order in book.orders()] == ["outer_race"]
+    finish(watch)
+    assert book.orders() == []
+    assert labels(plant)[30:] == ["outer_race"] * 4
