@@ -33,6 +33,7 @@ from fedmq_firmware_bridge.frames import MAX_CHANNELS, MAX_PAYLOAD, Channel, Hel
 from fedmq_firmware_bridge.service import Bridge
 from fedmq_firmware_bridge.sources import Emit, LineReport, Native
 from fedmq_firmware_bridge.store import Recorder, Store, StoreError
+from numpy.typing import NDArray
 
 from fedmq.data import DataError, Recording, recordings_at, signal_of
 from fedmq.watch.playing import NOISE_G, RAMP_SECONDS, Block, Player, ScriptError, Span, Take, parse_script, whole
@@ -53,6 +54,8 @@ SENSOR = 1
 HELLO_SECONDS = 5.0
 FRAME_SECONDS = 0.1
 """A frame holds no more, as nobody waits longer for a slow sensor."""
+FRAMES_AT_ONCE = 16
+"""Of a replay that waits for nobody: a bridge reads as many from a port that it comes late to."""
 FLUSH_SECONDS = 10.0
 FLUSH_BYTES = 1 << 20
 MAX_STORE_BYTES = 1 << 30
@@ -102,11 +105,14 @@ class Firmware:
         return encode(frame)
 
     def say(self, block: Block) -> bytes:
-        """At most `self.block` samples as a frame, and a hello before it from time to time."""
+        """As frames of at most `self.block` samples, and a hello between them from time to time."""
+        steps = np.clip(np.rint(block.values / self.scale), -32_768, 32_767).astype(np.int16)
+        return b"".join(self._frame(steps[first : first + self.block]) for first in range(0, len(steps), self.block))
+
+    def _frame(self, steps: NDArray[np.int16]) -> bytes:
         hello = b""
         if self.made >= self._hellos * HELLO_SECONDS * self.rate_mhz / 1000:
             hello = self.hello()
-        steps = np.clip(np.rint(block.values / self.scale), -32_768, 32_767).astype(np.int16)
         frame = Samples(
             sensor=SENSOR,
             boot=self._boot,
@@ -197,7 +203,7 @@ def play_into(
             unix=lambda: from_at + at,
         )
         began, next_flush = clock(), flush_seconds
-        for block in player.blocks(firmware.block):
+        for block in player.blocks(FRAMES_AT_ONCE * firmware.block):
             if stopping():
                 break
             data = firmware.say(block)
