@@ -223,15 +223,20 @@ def _parser() -> argparse.ArgumentParser:
     from fedmq.doctor.command import add_parser as add_doctor
     from fedmq.export import add_parser as add_export
     from fedmq.release.command import add_parser as add_release
+    from fedmq.watch.command import add_alert, add_watch
     from fedmq.watch.machines_command import add_parser as add_machine
+    from fedmq.watch.replay import add_parser as add_replay
     from fedmq.wire.command import add_parser as add_wire
 
     add_bridge(commands)
     add_label(commands)
     add_machine(commands)
+    add_watch(commands)
+    add_alert(commands)
     add_export(commands)
     add_ca(commands)
     add_wire(commands)
+    add_replay(commands)
     add_doctor(commands)
     add_release(commands)
     _add_demo(commands)

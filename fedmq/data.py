@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 from fedmq_coordinator.settings import WindowingSettings
-from fedmq_edge_node.samples import RAW, SampleError, read_settings
+from fedmq_edge_node.samples import RAW, SampleError, open_recording, read_settings
 from fedmq_protocol.topics import check_name
 from numpy.typing import NDArray
 
@@ -38,6 +38,8 @@ __all__ = [
     "gearbox",
     "lay_out",
     "own_folder",
+    "recordings_at",
+    "signal_of",
 ]
 
 Split = Literal["fault", "severity", "load"]
@@ -47,6 +49,9 @@ MAX_SAMPLES = 1 << 28
 CWRU_RATE_HZ = 12_000.0
 CWRU_CLASSES = ("normal", "inner_race", "ball", "outer_race")
 CWRU_LOADS = (0, 1, 2, 3)
+OWN_SUFFIXES = (".npy", ".csv", ".wav")
+MOST_CHANNELS = 16
+"""Of a recording that is read whole, as many as a sensor's frames have."""
 TEST_FOLDER = "test"
 UNSEEN_FOLDER = "unseen"
 
@@ -657,11 +662,65 @@ def own_folder(directory: Path, *, sampling_rate_hz: float | None = None) -> Fle
     )
 
 
+def recordings_at(path: Path, *, sampling_rate_hz: float | None = None) -> tuple[Recording, ...]:
+    """Every recording of a folder or file, whole and in the order of names, whatever a fleet would hold back of it.
+
+    A folder is CWRU's `.mat` files, one `.npz` of them, the gearbox's `.npz` files, or one's own: `<label>/<name>.npy`,
+    `.csv` or `.wav`, also below a folder for each gateway. A file is one of these; the folder of a `.npy`, `.csv` or
+    `.wav` is its label. Raises DataError.
+    """
+    common = {} if sampling_rate_hz is None else {"sampling_rate_hz": sampling_rate_hz}
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return tuple(_in_archive(path))
+    if path.is_file() and path.suffix.lower() in OWN_SUFFIXES:
+        folder = path.resolve().parent
+        every = _own_recordings(folder.parent, common | _settings(folder.parent.parent / "recording.toml"))
+        return tuple(one for one in every if one.signal == folder / path.name)
+    if not path.is_dir():
+        raise DataError(f"{path}: expected a folder of recordings, or a .npz, .npy, .csv or .wav file")
+    if archives := sorted(path.glob("*.npz")):
+        return tuple(one for archive in archives for one in _in_archive(archive))
+    if any(path.glob("*.mat")):
+        return tuple(recording for _, recording in _read_mats(path))
+    common |= _settings(path / "recording.toml")
+    folders = sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
+    found = [*_own_recordings(path, common), *(one for folder in folders for one in _own_recordings(folder, common))]
+    if not found:
+        raise DataError(f"{path}: expected recordings as <label>/<name>.npy, .csv or .wav, found none")
+    return tuple(found)
+
+
+def _in_archive(path: Path) -> list[Recording]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            keys = set(archive.files)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: expected a .npz file, got: {error}") from None
+    return _read_gearbox(path)[1] if "load_percent" in keys else [one for _, one in _read_npz(path)]
+
+
+def signal_of(recording: Recording, most: int = MAX_SAMPLES) -> NDArray[np.float64]:
+    """Its samples, whole, `(n, channels)` in g. Raises DataError where there are more than `most` of all channels."""
+    signal = recording.signal
+    if isinstance(signal, Path):
+        settings = {"sampling_rate_hz": recording.sampling_rate_hz}
+        settings |= {} if recording.scale is None else {"scale": recording.scale}
+        try:
+            opened = open_recording(signal, settings, MOST_CHANNELS)
+            if opened.length * min(opened.channels, MOST_CHANNELS) > most:
+                raise DataError(f"{signal}: expected at most {most:,} samples, got {opened.length * opened.channels:,}")
+            return opened.read(0, opened.length)
+        except SampleError as error:
+            raise DataError(str(error)) from None
+    values = signal.astype(np.float64) * (1.0 if recording.scale is None else recording.scale)
+    return values.reshape(len(values), -1)
+
+
 def _own_recordings(folder: Path, common: dict[str, float]) -> Iterable[Recording]:
     settings = common | _settings(folder / "recording.toml")
     for label in sorted(path for path in folder.iterdir() if path.is_dir()):
         for path in sorted(label.iterdir()):
-            if path.suffix.lower() not in (".npy", ".csv", ".wav"):
+            if path.suffix.lower() not in OWN_SUFFIXES:
                 continue
             own = settings | _settings(path.with_suffix(".toml"))
             rate = _wav_rate(path) if path.suffix.lower() == ".wav" else own.get("sampling_rate_hz")

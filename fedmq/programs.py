@@ -276,13 +276,20 @@ def _source(settings: GatewaySettings) -> Source:
 
     bridge = settings.bridge
     assert bridge.store is not None  # the settings saw to it
+    operating = {}
+    if bridge.machines_file is not None:
+        from fedmq_edge_node.machines import load_machines
+
+        operating = {name: machine.operating for name, machine in load_machines(bridge.machines_file).items()}
     return Sensors(
         bridge.store,
         unix=time.time,
+        kept=bridge.kept,
         machines=bridge.machines,
         fresh_seconds=bridge.fresh_seconds,
         windows=bridge.most_windows,
         renew_seconds=bridge.renew_seconds,
+        operating=operating,
     )
 
 

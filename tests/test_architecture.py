@@ -61,7 +61,13 @@ DOORS = {
         "broker_config/revocation.py",
     },
     "grp": {"coordinator/control.py"},
-    "sqlite3": {"coordinator/ledger.py", "edge_node/memory.py", "firmware_bridge/store.py", "fedmq/simulate/disks.py"},
+    "sqlite3": {
+        "coordinator/ledger.py",
+        "edge_node/alertbook.py",
+        "edge_node/memory.py",
+        "firmware_bridge/store.py",
+        "fedmq/simulate/disks.py",
+    },
 }
 """Each outside thing has one door. The demo measures its children's memory, which is not a gateway's vitals, the
 codec's rivals compress for themselves, a file in integers is read and run where it is made, and a simulation has disks

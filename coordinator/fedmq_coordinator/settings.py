@@ -613,7 +613,8 @@ class LimitSettings(Table):
             ge=0,
             le=1e6,
             description="An update is also refused when it is so many times as long as the largest median that 100"
-            " accepted ones have had; once 20 were, from 3 gateways. 0: never. docs/robustness.md has what honest ones come to.",
+            " accepted ones have had; once 20 were, from 3 gateways. 0: never. docs/robustness.md has what honest ones"
+            " come to.",
         ),
     ] = 20.0
     flagged: Annotated[

@@ -62,6 +62,7 @@ __all__ = [
     "load_test",
     "most_windows",
     "number_of",
+    "open_recording",
     "rates_agree",
     "read_settings",
     "signal_lengths",
@@ -302,7 +303,7 @@ def signal_lengths(directory: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     common = read_settings(directory / "recording.toml")
     for path in list_recordings(directory):
-        signal = _open(path, common | read_settings(path.with_suffix(".toml")), 1)
+        signal = open_recording(path, common | read_settings(path.with_suffix(".toml")), 1)
         counts[path.parent.name] = counts.get(path.parent.name, 0) + signal.length
     return counts
 
@@ -427,7 +428,7 @@ def _recordings(
             continue
         if classes and label not in classes:
             raise SampleError(f"{path.parent}: expected a folder named after a class ({', '.join(classes)})")
-        signal = _open(path, common | read_settings(path.with_suffix(".toml")), windowing.channels)
+        signal = open_recording(path, common | read_settings(path.with_suffix(".toml")), windowing.channels)
         check_channels(signal, windowing)
         if not rates_agree(signal.sampling_rate_hz, windowing.sampling_rate_hz):
             raise SampleError(
@@ -519,8 +520,9 @@ def read_settings(path: Path) -> dict[str, float]:
     return {key: float(value) for key, value in table.items()}
 
 
-def _open(path: Path, settings: dict[str, float], wanted: int) -> Signal:
-    """`wanted` channels, counted from the first, are what `read` gives, or fewer where there are fewer."""
+def open_recording(path: Path, settings: dict[str, float], wanted: int) -> Signal:
+    """A `.npy`, `.csv` or `.wav` file. `wanted` channels, counted from the first, are what `read` gives, or fewer where
+    there are fewer. Raises SampleError."""
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise SampleError(f"{path}: expected at most {MAX_FILE_BYTES:,} bytes, got {size:,}")

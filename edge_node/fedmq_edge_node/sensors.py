@@ -5,14 +5,26 @@ in `samples`. Its like for folders is `folder`.
 
 A run is cut where its label changes, and every `RECORDING_SECONDS`: the end of each recording is held out, and would
 otherwise move on with every flush, so that windows that were held out would be trained on later. No recording, and so
-no window, spans a gap. What nobody has labelled counts as in a folder `unlabelled`.
+no window, spans a gap. What nobody has labelled counts as in a folder `unlabelled`; what is set aside (of a machine
+that is another one since) is in no recording.
+
+Beside the store there may be a folder of *kept* recordings, those of alerts that somebody has judged
+(`<label>/<alert>--<sensor>--<from>-<to>.npy`, times in milliseconds). One counts once the store no longer reaches so
+far back: before, the store has the same samples under the same label, cut elsewhere, and what the one holds out the
+other would train on.
+
+Of machines whose `operating` settings are known only what they do while they run, and steadily, is learnt from: no
+window touches a stretch in which one stands, starts, stops or changes its speed. What a stretch is, is found anew from
+the recording and what is before it, so that it is the same each time.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +32,12 @@ from pathlib import Path
 
 import numpy as np
 from fedmq_firmware_bridge.health import states
-from fedmq_firmware_bridge.store import Piece, Run, Store, StoreError
+from fedmq_firmware_bridge.store import SET_ASIDE, Piece, Run, Store, StoreError
 from fedmq_protocol.messages import SensorHealth
 from fedmq_protocol.task import Windowing
 from numpy.typing import NDArray
 
+from fedmq_edge_node.operating import Operating, OperatingSettings, level_g
 from fedmq_edge_node.samples import (
     UNLABELLED,
     Preparation,
@@ -35,10 +48,12 @@ from fedmq_edge_node.samples import (
     cut_up,
     most_windows,
     number_of,
+    open_recording,
     rates_agree,
+    read_settings,
 )
 
-__all__ = ["RECORDING_SECONDS", "Sensors"]
+__all__ = ["RECORDING_SECONDS", "Sensors", "in_g", "is_acceleration", "plain_name"]
 
 log = logging.getLogger("fedmq.gateway")
 
@@ -47,6 +62,11 @@ RECORDING_WINDOWS = 16
 """A recording is so many windows at least, so that there are some on both sides of its cut."""
 GROWTH = 1.25
 """While a store is young, windows are cut anew when there is a quarter more."""
+
+STATE_SECONDS = 1.0
+"""Between two looks at whether a machine runs."""
+STEPS_AHEAD = 8
+"""So many looks later it must still run steadily: a slow ramp is told from chance only once half of it is over."""
 
 MOST_TOLD = 16
 """Sensors in a birth."""
@@ -69,20 +89,24 @@ class Sensors:
         store: Path,
         *,
         unix: Callable[[], float],
+        kept: Path | None = None,
         machines: tuple[str, ...] = (),
         fresh_seconds: float = 300.0,
         windows: int = 4000,
         renew_seconds: float = 3600.0,
+        operating: Mapping[str, OperatingSettings] | None = None,
     ) -> None:
         try:
             self._store = Store(store)
         except StoreError as error:
             raise SampleError(str(error)) from error
         self._unix = unix
+        self._kept = kept
         self._machines = machines
         self._fresh_seconds = fresh_seconds
         self._windows = windows
         self._renew_seconds = renew_seconds
+        self._operating = operating or {}
         self._seen = self._store.mark()
         self._seen_at = unix()
         self._used: dict[tuple[str, int], Run] = {}
@@ -91,9 +115,15 @@ class Sensors:
     def signal_samples(self) -> dict[str, int]:
         """Samples of signal by label."""
         counts: dict[str, int] = {}
+        for path in self._kept_paths(self._runs_told()):
+            signal = _open_kept(path, 1)
+            if signal is not None:
+                counts[path.parent.name] = counts.get(path.parent.name, 0) + signal.length
         with _told(), self._store.snapshot():
             for run in self._runs():
                 for piece in self._store.pieces(run):
+                    if piece.label == SET_ASIDE:
+                        continue
                     counts[piece.label] = counts.get(piece.label, 0) + piece.stop - piece.start
         return counts
 
@@ -113,7 +143,10 @@ class Sensors:
                 raise SampleError(self._nothing_fits(windowing))
             self._used |= {(run.sensor.source, run.sensor.number): run for run in runs}
             recordings = self._newest(self._recordings(runs, windowing, classes), windowing)
-            signals = self._signals(recordings, windowing, classes, healthy)
+            signals = itertools.chain(
+                self._signals(recordings, windowing, classes, healthy),
+                self._kept_signals(windowing, classes, healthy),
+            )
             return cut_up(signals, windowing, classes, preparation)
 
     def changed(self) -> bool:
@@ -200,7 +233,7 @@ class Sensors:
         for run in runs:
             growing = newest[run.sensor.source, run.sensor.number] == run.id
             for piece in self._store.pieces(run):
-                if classes and piece.label == UNLABELLED:
+                if piece.label == SET_ASIDE or (classes and piece.label == UNLABELLED):
                     continue
                 if classes and piece.label not in classes:
                     raise SampleError(
@@ -237,14 +270,100 @@ class Sensors:
         for one in recordings:
             run, piece = one.run, one.piece
             try:
-                steps = self._store.read(run, piece.start, piece.stop)
-            except StoreError as error:
+                stretches = self._running(run, piece)
                 # A worn SD card loses a block now and then; the rest is as good as before.
+                parts = [in_g(self._store.read(run, start, stop), run) for start, stop in stretches]
+            except StoreError as error:
                 log.warning("%s: left out", error)
                 continue
-            values = _in_units(steps, run)[:, : windowing.channels]
             number = number_of(piece.label, classes, healthy)
-            yield _signal(run, len(values), partial(_part, values)), number
+            for part in parts:
+                values = part[:, : windowing.channels]
+                yield _signal(run, len(values), partial(_part, values)), number
+
+    def _running(self, run: Run, piece: Piece) -> list[tuple[int, int]]:
+        """Stretches of the piece in which the machine runs steadily: all of it where nobody has said when it does."""
+        settings = self._operating.get(run.sensor.machine)
+        if settings is None or not is_acceleration(run):
+            return [(piece.start, piece.stop)]
+        step = max(1, round(STATE_SECONDS * run.rate_hz))
+        # Whether it runs shows in what came before, and whether it goes on in what comes next.
+        before = math.ceil((settings.dwell_seconds + settings.ramp_seconds) / STATE_SECONDS) + 2
+        first = piece.start - step * min(before, (piece.start - run.start) // step)
+        last = min(run.stop, piece.stop + step * (STEPS_AHEAD + 1))
+        signal = in_g(self._store.read(run, first, last), run)
+        state = Operating(settings)
+        usable = []
+        for place in range(0, len(signal) - step + 1, step):
+            state.step((place + step) / run.rate_hz, level_g(signal[place : place + step]))
+            usable.append(state.usable)
+        steps = [
+            first + number * step
+            for number in range(len(usable) - STEPS_AHEAD)
+            if all(usable[number : number + STEPS_AHEAD + 1]) and first + number * step >= piece.start
+        ]
+        stretches: list[tuple[int, int]] = []
+        for start in steps:
+            if stretches and stretches[-1][1] == start:
+                stretches[-1] = (stretches[-1][0], start + step)
+            else:
+                stretches.append((start, start + step))
+        return [(start, min(stop, piece.stop)) for start, stop in stretches if start < piece.stop]
+
+    def _kept_signals(
+        self, windowing: Windowing, classes: tuple[str, ...], healthy: str
+    ) -> Iterator[tuple[Signal, int]]:
+        for path in self._kept_paths(self._runs()):
+            label = path.parent.name
+            if classes and label not in classes:
+                log.warning("%s: left out, for %r is no class of the task", path, label)
+                continue
+            signal = _open_kept(path, windowing.channels)
+            if signal is None or not rates_agree(signal.sampling_rate_hz, windowing.sampling_rate_hz):
+                continue
+            try:
+                check_channels(signal, windowing)
+            except SampleError:
+                continue
+            yield signal, number_of(label, classes, healthy)
+
+    def _kept_paths(self, runs: list[Run]) -> list[Path]:
+        """Those that the store has no more, oldest alert first."""
+        if self._kept is None or not self._kept.is_dir():
+            return []
+        oldest: dict[str, float] = {}
+        for run in runs:
+            name = plain_name(run.sensor.name)
+            oldest[name] = min(run.taken_at, oldest.get(name, run.taken_at))
+        found = []
+        for path in self._kept.glob("*/*.npy"):
+            match = _KEPT.fullmatch(path.name)
+            if match is None or path.parent.name.startswith(".") or path.name.startswith("."):
+                continue
+            if int(match["to"]) / 1000 <= oldest.get(match["sensor"], math.inf):
+                found.append((int(match["alert"]), path.name, path))
+        return [path for _, _, path in sorted(found)]
+
+    def _runs_told(self) -> list[Run]:
+        with _told():
+            return self._runs()
+
+
+def _open_kept(path: Path, wanted: int) -> Signal | None:
+    """None for one that cannot be read, or that another verdict has moved meanwhile: the rest is as good as before."""
+    try:
+        return open_recording(path, read_settings(path.with_suffix(".toml")), wanted)
+    except (SampleError, OSError) as error:
+        log.warning("%s: left out", error)
+        return None
+
+
+_KEPT = re.compile(r"(?P<alert>\d{1,18})--(?P<sensor>[A-Za-z0-9._]{1,64})--(?P<from>\d{1,18})-(?P<to>\d{1,18})\.npy")
+
+
+def plain_name(sensor: str) -> str:
+    """A sensor's name as kept recordings have it."""
+    return re.sub(r"[^A-Za-z0-9._]", "_", sensor)[:64]
 
 
 @contextmanager
@@ -256,7 +375,14 @@ def _told() -> Iterator[None]:
         raise SampleError(str(error)) from error
 
 
-def _in_units(steps: NDArray[np.int16] | NDArray[np.float32], run: Run) -> NDArray[np.float64]:
+def is_acceleration(run: Run) -> bool:
+    """Whether all its channels are, by their units."""
+    units = [channel.unit for channel in run.sensor.channels]
+    return bool(units) and len(units) == run.width and all(unit == "g" or unit in IN_G for unit in units)
+
+
+def in_g(steps: NDArray[np.int16] | NDArray[np.float32], run: Run) -> NDArray[np.float64]:
+    """Samples as the store has them, `(n, channels)`: accelerations in g, other channels in their own units."""
     channels = run.sensor.channels
     offset = np.array([channel.offset for channel in channels])
     factor = np.array([channel.gain * IN_G.get(channel.unit, 1.0) for channel in channels])

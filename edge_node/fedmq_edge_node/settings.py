@@ -30,6 +30,14 @@ class BridgeSettings(Table):
             description="The bridge's file. Accelerations are learnt from in g, other channels in the sensor's unit.",
         ),
     ] = None
+    kept: Annotated[
+        Path | None,
+        Meta(
+            examples=["/var/lib/fedmq/watch/kept"],
+            description="Recordings of alerts that somebody has judged, as `fedmq watch` keeps them (kept in its"
+            " state_dir). They are learnt from too, once the store has them no more.",
+        ),
+    ] = None
     machines: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...],
         Meta(
@@ -38,6 +46,14 @@ class BridgeSettings(Table):
             description="Machines to learn from. Empty: all whose sensors have the task's rate and channels.",
         ),
     ] = ()
+    machines_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/fedmq/machines.toml"],
+            description="The file of fedmq machine. Of machines that stand in it nothing is learnt from while they"
+            " stand, start, stop or change their speed.",
+        ),
+    ] = None
     fresh_seconds: Annotated[
         float,
         Meta(
@@ -172,3 +188,5 @@ class GatewaySettings(Table):
             yield "data_dir", "missing; expected a path to a folder of recordings, or bridge.store"
         if self.data_dir is not None and self.bridge.store is not None:
             yield "bridge.store", "expected this or data_dir, got both: a gateway learns from one of them"
+        if self.bridge.kept is not None and self.bridge.store is None:
+            yield "bridge.kept", "has no effect without bridge.store; set that, or take this key out"

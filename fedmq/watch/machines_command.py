@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedmq.watch.command import add_event
+
 if TYPE_CHECKING:
     from fedmq_edge_node.machines import Machine
 
@@ -58,7 +60,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     bearings = verbs.add_parser("bearings", help="type numbers whose geometry is known")
     bearings.set_defaults(run=_bearings)
-    # `event` begins here: what happened to a machine starts a new baseline.
+    add_event(verbs)
 
 
 def _add_add(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

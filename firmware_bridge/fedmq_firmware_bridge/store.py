@@ -14,7 +14,8 @@ Rules:
   process costs what has gathered since the last flush, and nothing else; the next start says so.
 - Above `max_bytes` the oldest batches go. Those with a label go last, as long as they take at most half of the room:
   labels are dear, and a sensor that is heard for months must still find room.
-- Of two labels for the same time the one that came later holds. `UNLABELLED` takes a label back.
+- Of two labels for the same time the one that came later holds. `UNLABELLED` takes a label back, and `SET_ASIDE` is
+  no reason to keep anything longer either.
 - What is damaged on disk is missing, told by `StoreError`, and never given out as signal.
 """
 
@@ -39,9 +40,11 @@ import numpy as np
 from fedmq_firmware_bridge.frames import Channel, Int16s
 from fedmq_firmware_bridge.readings import Float32s, Stretch
 
-__all__ = ["UNLABELLED", "Lost", "Piece", "Recorder", "Run", "SensorInfo", "Store", "StoreError"]
+__all__ = ["SET_ASIDE", "UNLABELLED", "Lost", "Piece", "Recorder", "Run", "SensorInfo", "Store", "StoreError"]
 
 UNLABELLED = "unlabelled"
+SET_ASIDE = "set-aside"
+"""Label of what is not learnt from any more: the machine is another one since, or its sensor sits elsewhere."""
 
 SCHEMA_VERSION = 1
 ROW_BYTES = 200
@@ -124,6 +127,18 @@ class Run:
     @property
     def ended_at(self) -> float:
         return self.batches[-1].ended_at
+
+    def sample_at(self, at: float) -> int:
+        """The first sample at or after a time; `stop` where there is none."""
+        return _sample_at(self, at)
+
+    def time_of(self, sample: int) -> float:
+        """When a sample was taken, or for `stop` when the last one ended."""
+        for batch in self.batches:
+            if sample < batch.first + batch.count:
+                share = max(0, sample - batch.first) / batch.count
+                return batch.taken_at + share * (batch.ended_at - batch.taken_at)
+        return self.ended_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,25 +292,31 @@ class Store:
 
     def label(self, machine: str, from_at: float, to_at: float, label: str, *, noted_at: float) -> int:
         """Give a label to a machine's span of time, and say how many batches it meets. Durable when it returns."""
-        _check_text("machine", machine, MAX_NAME)
-        _check_text("label", label, MAX_LABEL)
-        if label.startswith(".") or "/" in label:
-            raise StoreError(f"label: expected a name that could be a folder's, got {label!r}")
-        if not from_at < to_at:
-            raise StoreError("label: expected a time from which it holds, and a later one to which")
-        with self._transaction():
-            if self._execute("SELECT count(*) FROM labels").fetchone()[0] >= MAX_LABELS:
-                raise StoreError(f"{self.path}: expected at most {MAX_LABELS:,} labels")
-            self._execute(
-                "INSERT INTO labels (machine, from_at, to_at, label, noted_at) VALUES (?, ?, ?, ?, ?)",
-                (machine, from_at, to_at, label, noted_at),
-            )
+        self.label_all(machine, [(from_at, to_at, label)], noted_at=noted_at)
         row = self._execute(
             "SELECT count(*) FROM batches JOIN runs ON runs.id = batches.run "
             "WHERE machine = ? AND taken_at < ? AND ended_at > ?",
             (machine, to_at, from_at),
         ).fetchone()
         return int(row[0])
+
+    def label_all(self, machine: str, spans: Sequence[tuple[float, float, str]], *, noted_at: float) -> None:
+        """Several labels of one machine (from, to, label), in this order, all or none. Durable when it returns."""
+        _check_text("machine", machine, MAX_NAME)
+        for from_at, to_at, label in spans:
+            _check_text("label", label, MAX_LABEL)
+            if label.startswith(".") or "/" in label:
+                raise StoreError(f"label: expected a name that could be a folder's, got {label!r}")
+            if not from_at < to_at:
+                raise StoreError("label: expected a time from which it holds, and a later one to which")
+        with self._transaction():
+            if self._execute("SELECT count(*) FROM labels").fetchone()[0] + len(spans) > MAX_LABELS:
+                raise StoreError(f"{self.path}: expected at most {MAX_LABELS:,} labels")
+            for from_at, to_at, label in spans:
+                self._execute(
+                    "INSERT INTO labels (machine, from_at, to_at, label, noted_at) VALUES (?, ?, ?, ?, ?)",
+                    (machine, from_at, to_at, label, noted_at),
+                )
 
     def labels(self) -> list[tuple[str, float, float, str]]:
         """Machine, from, to and label, as they came."""
@@ -490,9 +511,9 @@ class Recorder(Store):
         over = total - int(self._max_bytes * (1 - ROOM_SHARE))
         rows = self._execute(
             "SELECT batches.id, bytes, EXISTS (SELECT 1 FROM labels WHERE labels.machine = runs.machine "
-            "AND from_at < ended_at AND to_at > taken_at AND label != ?) "
+            "AND from_at < ended_at AND to_at > taken_at AND label NOT IN (?, ?)) "
             "FROM batches JOIN runs ON runs.id = batches.run ORDER BY batches.id",
-            (UNLABELLED,),
+            (UNLABELLED, SET_ASIDE),
         ).fetchall()
         labelled = sum(row[1] for row in rows if row[2])
         gone: dict[int, int] = {}

@@ -1,0 +1,618 @@
+"""One machine, window by window: what state it is in, how it is, what is normal for it, and what to say of it.
+
+Owns the order of judging, and what a machine's normal is made of. Refuses to know files, clocks, stores and outputs.
+Pure: windows come in the order of their time, and everything that must survive a restart goes out by `dump`.
+
+    window -> state -> condition (zone, bearing lines) -> models in service -> learnt limits -> readings -> alerts
+
+The rules kept here:
+
+- Only steady running windows are judged, and only those teach what is normal. A sudden change leaves one window in
+  doubt: it counts, late, if the next one is like it (a fault that broke out), and is dropped if not (a run-up).
+- Normal is learnt for each sensor, band of speed and load, and measure; a model's score for each version of the model
+  too. It is learnt once, until there are enough windows over a long enough time, and stands then: what creeps is not
+  followed.
+- What is suspected is never learnt from, also while learning: zones and bearing lines hold from the first window on,
+  and from the `ROBUST_FROM`-th a robust bound over what has been learnt so far.
+- An event (`baseline`) starts all of it anew for this machine alone.
+- A dismissed alert raises the learnt limits, or that of the bearing line, that it went by to what was seen meanwhile,
+  and has the version of the model that named the fault not name it again here. Nothing else does; a zone limit is moved
+  in the machine's settings alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmq_edge_node.alarms import Alarms, Cleared, Evidence, Kind, Outcome, Policy, Reading
+from fedmq_edge_node.condition import Condition, measure, zone
+from fedmq_edge_node.machines import Machine
+from fedmq_edge_node.operating import Operating, State, level_g
+from fedmq_edge_node.thresholds import Rule, Summary, limit, robust_bound, stability_by_chance, stability_index
+
+__all__ = [
+    "ROBUST_FROM",
+    "Drift",
+    "Learning",
+    "Model",
+    "Opinion",
+    "Seen",
+    "WatchPolicy",
+    "Watcher",
+    "Window",
+]
+
+ROBUST_FROM = 10
+"""Windows; before, a spread cannot be told."""
+ALLOWED_BEYOND = 1.25
+"""After a dismissal, how far a limit is above the highest that was seen."""
+KEPT_POINTS = 24
+"""Of a measure's history, evenly over all of its time."""
+DRIFTED = 0.25
+"""Population stability index from which on a distribution is said to have changed."""
+DRIFT_EPOCHS = 3
+"""In a row: a hot day is no drift."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Window:
+    """What one sensor of the machine said, without a gap. Times are Unix seconds."""
+
+    sensor: str
+    from_at: float
+    to_at: float
+    signal: NDArray[np.float64]
+    """`(n, channels)` in g."""
+    rate_hz: float
+    speed_hz: float | None = None
+    """Measured turns a second, where something measures them."""
+    load: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opinion:
+    """What a model says of a window; None of what it is not made for."""
+
+    score: float | None = None
+    """Of an autoencoder: how badly it knows the window again."""
+    classes: Mapping[str, float] | None = None
+    """Probabilities by label."""
+    remaining: float | None = None
+    """Samples of life that are left,"""
+    remaining_most: float = 0.0
+    """and how many the model can tell at most."""
+
+
+class Model(Protocol):
+    """A model in service."""
+
+    @property
+    def name(self) -> str:
+        """Of its task."""
+
+    @property
+    def mark(self) -> str:
+        """Another one for another version: its scores are not comparable."""
+
+    def opinion(self, signal: NDArray[np.float64], rate_hz: float) -> Opinion | None:
+        """None where the signal does not fit the model. `(n, channels)` in g."""
+
+
+class WatchPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """How a machine is judged."""
+
+    alarms: Policy = Policy()
+    learning_windows: int = 1000
+    learning_seconds: float = 86_400.0
+    """Both: a machine by day is not the same as by night."""
+    quantile: float = 0.99
+    margin: float = 1.5
+    least_factor: float = 1.5
+    healthy: str = "normal"
+    fault_share: float = 0.7
+    """Probability of a fault's class that is level 1."""
+    life_share: float = 0.25
+    """Of the remaining life that a model can tell at most: level 1."""
+    drift_windows: int = 8640
+
+    @property
+    def rule(self) -> Rule:
+        return Rule(quantile=self.quantile, margin=self.margin, least_factor=self.least_factor)
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """A measure is not distributed as in the machine's baseline, and has not been for some time."""
+
+    at: float
+    machine: str
+    sensor: str
+    band: str
+    measure: str
+    index: float
+    """Population stability index."""
+    was: float
+    """Median then,"""
+    now: float
+    """and now."""
+
+
+class Learning(msgspec.Struct, frozen=True, kw_only=True):
+    """How far normal behaviour is learnt, where the machine works now."""
+
+    windows: int
+    wanted: int
+    done: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Seen:
+    """What came of one window."""
+
+    at: float
+    sensor: str
+    state: State
+    used: bool
+    """Whether it was judged: the machine ran, and steadily."""
+    band: str = "all"
+    condition: Condition | None = None
+    zone: str | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Measures by name, scores too."""
+    opinions: Mapping[str, Opinion] = field(default_factory=dict)
+    """By task."""
+    readings: tuple[Reading, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    learning: Learning | None = None
+    learnt: bool = False
+    """Whether the window was taken as normal."""
+    drift: tuple[Drift, ...] = ()
+
+
+class _Normal(msgspec.Struct, kw_only=True):
+    """One measure of one sensor in one band."""
+
+    first_at: float
+    summary: bytes = Summary().to_bytes()
+    done: bool = False
+    recent: bytes = Summary().to_bytes()
+    """Since the last look for drift."""
+    drifting: int = 0
+    """Epochs in a row."""
+
+
+class _History(msgspec.Struct, kw_only=True):
+    """Of a measure, `KEPT_POINTS` at most, each the mean of `every` values."""
+
+    points: list[tuple[float, float]] = []
+    every: int = 1
+    gathered: int = 0
+    total: float = 0.0
+
+
+class _State(msgspec.Struct, kw_only=True):
+    baseline_at: float = 0.0
+    event: str = ""
+    highest: dict[str, float] = {}
+    """Of each thing that the newest alert of its kind went by; keys begin with the kind."""
+    allowed: dict[str, float] = {}
+    """By the same keys: after dismissals a limit is this at least."""
+    passed_over: list[str] = []
+    """Task, version and fault that a model has named wrongly here."""
+
+
+class _Held(msgspec.Struct, frozen=True, kw_only=True):
+    """A window after a sudden change, until the next one tells what it was."""
+
+    speed_hz: float | None
+    readings: tuple[Reading, ...]
+
+
+class Watcher:
+    """One machine's. `step` takes its windows in the order of their ends."""
+
+    def __init__(self, machine: Machine, policy: WatchPolicy | None = None, models: Sequence[Model] = ()) -> None:
+        self.machine = machine
+        self.policy = policy or WatchPolicy()
+        self._models = tuple(models)
+        self._alarms = Alarms(self.policy.alarms)
+        self._operating: dict[str, Operating] = {}
+        self._state = _State()
+        self._normal: dict[str, _Normal] = {}
+        self._summaries: dict[str, Summary] = {}
+        """Decoded, as far as they have been looked at."""
+        self._recent: dict[str, Summary] = {}
+        self._limits: dict[str, float] = {}
+        """Of what is done: it does not change."""
+        self._history: dict[str, _History] = {}
+        self._held: dict[str, _Held] = {}
+
+    # -- what comes in -----------------------------------------------------------------------------------------
+
+    def step(self, window: Window) -> Seen:
+        """Raises ValueError for a signal that cannot be measured."""
+        operating = self._operating.setdefault(window.sensor, Operating(self.machine.operating))
+        state = operating.step(window.to_at, level_g(window.signal), window.speed_hz)
+        held = self._held.pop(window.sensor, None)
+        if window.from_at < self._state.baseline_at or state is not State.RUNNING:
+            return Seen(at=window.to_at, sensor=window.sensor, state=state, used=False)
+        band = operating.band(self._speed(window), window.load)
+        condition = measure(
+            window.signal,
+            window.rate_hz,
+            self._speed(window),
+            self.machine.geometry,
+            speed_measured=window.speed_hz is not None,
+        )
+        opinions = {
+            model.name: said
+            for model in self._models
+            if (said := model.opinion(window.signal, window.rate_hz)) is not None
+        }
+        values = self._values(condition, opinions)
+        keys = {name: self._key(window.sensor, band, name) for name in values}
+        readings = tuple(self._readings(window, condition, opinions, values, keys))
+        if not operating.usable:
+            self._held[window.sensor] = _Held(speed_hz=window.speed_hz, readings=readings)
+            return Seen(at=window.to_at, sensor=window.sensor, state=state, used=False, band=band, condition=condition)
+        late = held.readings if held is not None and _same_speed(held.speed_hz, window.speed_hz) else ()
+        outcomes = tuple(
+            outcome for reading in (*late, *readings) if (outcome := self._alarms.step(reading)) is not None
+        )
+        suspect = self._alarms.suspect() or any(reading.level >= 1.0 for reading in readings)
+        for reading in (*late, *readings):
+            self._note_highest(reading)
+        drift: tuple[Drift, ...] = ()
+        if not suspect:
+            drift = self._learn(window, band, values, keys)
+        for name, value in values.items():
+            self._remember(window, name, value)
+        for name, height in condition.defects.items():
+            self._remember(window, f"{name} line", height)
+        return Seen(
+            at=window.to_at,
+            sensor=window.sensor,
+            state=state,
+            used=True,
+            band=band,
+            condition=condition,
+            zone=zone(condition.velocity_mm_s, self.machine),
+            values=values,
+            opinions=opinions,
+            readings=readings,
+            outcomes=outcomes,
+            learning=self._learning(window.sensor, band),
+            learnt=not suspect,
+            drift=drift,
+        )
+
+    def use(self, models: Sequence[Model]) -> None:
+        """Other models are in service now. Scores of versions that are gone are forgotten with their limits."""
+        self._models = tuple(models)
+        for kind in _BY_MODELS:
+            self._alarms.forget(kind)
+        marks = {self._measure_of(model) for model in models}
+        gone = [key for key in self._normal if _is_score(key) and key.rpartition("\n")[2] not in marks]
+        for key in gone:
+            for table in (self._normal, self._summaries, self._recent, self._limits):
+                table.pop(key, None)
+
+    def baseline(self, at: float, event: str) -> list[Cleared]:
+        """The machine is another one from `at` on: windows before are left alone, and what is normal is learnt anew."""
+        over = self._alarms.reset(at, self.machine.name)
+        self._state = _State(baseline_at=at, event=event)
+        for table in (self._normal, self._summaries, self._recent, self._limits, self._history, self._held):
+            table.clear()
+        return over
+
+    def verdict(self, kind: Kind, *, fault: str | None, label: str | None = None) -> None:
+        """Somebody has looked at an alert that named `label`: it was that `fault`, or none."""
+        state = self._state
+        if fault is None and kind == "fault" and label is not None:
+            state.passed_over += [f"{self._measure_of(model)}\n{label}" for model in self._models]
+        for key in [key for key in state.highest if key.partition("\n")[0] == kind]:
+            highest = state.highest.pop(key)
+            if fault is None and kind in _LEARNS_FROM_DISMISSALS:
+                state.allowed[key] = max(state.allowed.get(key, 0.0), ALLOWED_BEYOND * highest)
+
+    # -- what goes out -----------------------------------------------------------------------------------------
+
+    @property
+    def baseline_at(self) -> float:
+        """0 where there has been no event."""
+        return self._state.baseline_at
+
+    @property
+    def event(self) -> str:
+        return self._state.event
+
+    def summaries(self) -> dict[str, Summary]:
+        """What is normal, by sensor, band and measure with line breaks between: mergeable over gateways."""
+        return {key: self._summary(key) for key in self._normal}
+
+    def dump(self) -> dict[str, bytes]:
+        """All that must survive a restart, in parts, of which most stay the same from window to window."""
+        for key, summary in self._summaries.items():
+            self._normal[key].summary = summary.to_bytes()
+        for key, summary in self._recent.items():
+            self._normal[key].recent = summary.to_bytes()
+        operating = {sensor: one.memory() for sensor, one in self._operating.items()}
+        return {
+            "state": msgspec.json.encode(self._state),
+            "alarms": self._alarms.dump(),
+            "operating": msgspec.json.encode(operating),
+            "history": msgspec.msgpack.encode(self._history),
+            "held": msgspec.msgpack.encode(self._held),
+        } | {f"normal\n{key}": msgspec.msgpack.encode(normal) for key, normal in self._normal.items()}
+
+    def load(self, parts: Mapping[str, bytes]) -> None:
+        """What `dump` gave. Raises ValueError."""
+        if not parts:
+            return
+        self._state = msgspec.json.decode(parts["state"], type=_State)
+        self._alarms.load(parts["alarms"])
+        memories = msgspec.json.decode(parts["operating"], type=dict[str, dict[str, Any]])
+        self._operating = {
+            sensor: Operating(self.machine.operating, memory=memory) for sensor, memory in memories.items()
+        }
+        self._history = msgspec.msgpack.decode(parts["history"], type=dict[str, _History])
+        self._normal = {
+            key.partition("\n")[2]: msgspec.msgpack.decode(value, type=_Normal)
+            for key, value in parts.items()
+            if key.startswith("normal\n")
+        }
+        self._held = msgspec.msgpack.decode(parts["held"], type=dict[str, _Held])
+        for table in (self._summaries, self._recent, self._limits):
+            table.clear()
+
+    # -- judging -----------------------------------------------------------------------------------------------
+
+    def _speed(self, window: Window) -> float | None:
+        return window.speed_hz if window.speed_hz is not None else self.machine.shaft_hz
+
+    def _values(self, condition: Condition, opinions: Mapping[str, Opinion]) -> dict[str, float]:
+        values = {
+            "acceleration": condition.acceleration_rms_g,
+            "kurtosis": condition.kurtosis,
+            "crest": condition.crest,
+        }
+        low_hz, high_hz = condition.velocity_band_hz
+        if low_hz < high_hz:
+            values["velocity"] = condition.velocity_mm_s
+        for model in self._models:
+            said = opinions.get(model.name)
+            if said is not None and said.score is not None:
+                values[self._measure_of(model)] = said.score
+        return values
+
+    def _readings(
+        self,
+        window: Window,
+        condition: Condition,
+        opinions: Mapping[str, Opinion],
+        values: Mapping[str, float],
+        keys: Mapping[str, str],
+    ) -> Iterable[Reading]:
+        def reading(kind: Kind, evidence: Iterable[Evidence], label: str | None = None) -> Reading:
+            ordered = tuple(sorted(evidence, key=lambda one: -one.level))
+            level = ordered[0].level
+            return Reading(
+                at=window.to_at,
+                machine=self.machine.name,
+                kind=kind,
+                level=level,
+                evidence=ordered,
+                from_at=window.from_at,
+                to_at=window.to_at,
+                label=label if level >= 1.0 else None,
+                sensor=window.sensor,
+            )
+
+        limits = self.machine.zone_limits
+        if limits is not None and "velocity" in values:
+            yield reading(
+                "vibration",
+                [self._evidence(window, "velocity", values["velocity"], limits.b_c, keys["velocity"])],
+            )
+        if condition.defects:
+            worst = max(condition.defects, key=lambda name: condition.defects[name])
+            found = []
+            for name, height in condition.defects.items():
+                allowed = self._state.allowed.get(f"defect\n{window.sensor}\n{name} line", 0.0)
+                bound = max(self.machine.defect_limit, allowed)
+                found.append(self._line(window, f"{name} line", height, bound))
+            yield reading("defect", found, worst)
+        learnt = [
+            self._evidence(window, name, value, learnt_limit, keys[name])
+            for name, value in values.items()
+            if (learnt_limit := self._limit(keys[name])) is not None
+        ]
+        if learnt:
+            yield reading("anomaly", learnt)
+        if faults := list(self._faults(opinions)):
+            label, named = max(faults, key=lambda one: one[1].level)
+            yield reading("fault", [named], label)
+        least = self.policy.life_share
+        lives = [
+            # The level grows as the life shrinks; no life left is level 100, and not infinity.
+            Evidence(
+                name=f"{least:g} of the life that {name} can tell, over what is left",
+                value=least / max(said.remaining / said.remaining_most, least / 100),
+                limit=1.0,
+            )
+            for name, said in opinions.items()
+            if said.remaining is not None and said.remaining_most
+        ]
+        if lives:
+            yield reading("life", lives)
+
+    def _faults(self, opinions: Mapping[str, Opinion]) -> Iterable[tuple[str, Evidence]]:
+        """Of each model that tells faults apart the most probable one; what was dismissed of this version is none."""
+        policy = self.policy
+        for model in self._models:
+            said = opinions.get(model.name)
+            if said is None or said.classes is None:
+                continue
+            shares = {
+                label: 0.0 if f"{self._measure_of(model)}\n{label}" in self._state.passed_over else share
+                for label, share in said.classes.items()
+                if label != policy.healthy
+            }
+            if shares:
+                worst = max(shares, key=lambda label: shares[label])
+                name = f"{worst} by {model.name}"
+                yield worst, Evidence(name=name, value=shares[worst], limit=policy.fault_share, unit="probability")
+
+    def _evidence(self, window: Window, name: str, value: float, bound: float, key: str) -> Evidence:
+        summary = self._summary(key)
+        history = self._history.get(f"{window.sensor}\n{name}")
+        return Evidence(
+            name=name,
+            value=value,
+            limit=bound,
+            unit={"velocity": "mm/s", "acceleration": "g"}.get(name, ""),
+            was=summary.quantile(0.5) if summary.count else None,
+            was_at=self._normal[key].first_at if key in self._normal else None,
+            trend=tuple(history.points) if history is not None else (),
+        )
+
+    def _line(self, window: Window, name: str, height: float, bound: float) -> Evidence:
+        history = self._history.get(f"{window.sensor}\n{name}")
+        points = tuple(history.points) if history is not None else ()
+        was_at, was = points[0] if points else (None, None)
+        return Evidence(
+            name=name, value=height, limit=bound, unit="times the floor", was=was, was_at=was_at, trend=points
+        )
+
+    # -- what is normal ----------------------------------------------------------------------------------------
+
+    def _limit(self, key: str) -> float | None:
+        """Learnt, or as good as can be had so far; None where nothing can be said yet."""
+        normal = self._normal.get(key)
+        if normal is None:
+            return None
+        allowed = self._state.allowed.get(_highest_key("anomaly", *key.split("\n")[::2]), 0.0)
+        if normal.done:
+            if key not in self._limits:
+                self._limits[key] = limit(self._summary(key), self.policy.rule)
+            return max(self._limits[key], allowed)
+        summary = self._summary(key)
+        if summary.count < ROBUST_FROM:
+            return None
+        return max(robust_bound(summary, self.policy.rule), allowed)
+
+    def _learn(
+        self, window: Window, band: str, values: Mapping[str, float], keys: Mapping[str, str]
+    ) -> tuple[Drift, ...]:
+        drifts = []
+        for name, value in values.items():
+            key = keys[name]
+            normal = self._normal.setdefault(key, _Normal(first_at=window.from_at))
+            if normal.done:
+                drift = self._drift(window, band, name, key, value)
+                drifts += [drift] if drift is not None else []
+                continue
+            summary = self._summaries[key] = self._summary(key).seen(value)
+            long_enough = window.to_at - normal.first_at >= self.policy.learning_seconds
+            normal.done = summary.count >= self.policy.learning_windows and long_enough
+        return tuple(drifts)
+
+    def _drift(self, window: Window, band: str, name: str, key: str, value: float) -> Drift | None:
+        normal = self._normal[key]
+        if key not in self._recent:
+            self._recent[key] = Summary.from_bytes(normal.recent)
+        recent = self._recent[key] = self._recent[key].seen(value)
+        if recent.count < self.policy.drift_windows:
+            return None
+        then = self._summary(key)
+        index = stability_index(then, recent)
+        self._recent[key] = Summary()
+        drifted = index > DRIFTED + stability_by_chance(then, recent)
+        normal.drifting = normal.drifting + 1 if drifted else 0
+        if normal.drifting != DRIFT_EPOCHS:
+            return None
+        return Drift(
+            at=window.to_at,
+            machine=self.machine.name,
+            sensor=window.sensor,
+            band=band,
+            measure=name.partition(" of version ")[0],
+            index=index,
+            was=then.quantile(0.5),
+            now=recent.quantile(0.5),
+        )
+
+    def _summary(self, key: str) -> Summary:
+        if key not in self._summaries:
+            normal = self._normal.get(key)
+            if normal is None:
+                return Summary()
+            self._summaries[key] = Summary.from_bytes(normal.summary)
+        return self._summaries[key]
+
+    def _learning(self, sensor: str, band: str) -> Learning:
+        key = self._key(sensor, band, "acceleration")
+        normal = self._normal.get(key)
+        return Learning(
+            windows=self._summary(key).count,
+            wanted=self.policy.learning_windows,
+            done=normal is not None and normal.done,
+        )
+
+    def _note_highest(self, reading: Reading) -> None:
+        """What a dismissal would say is normal: all that was at its limit since the alert's first reading."""
+        kind, highest = reading.kind, self._state.highest
+        if kind not in _LEARNS_FROM_DISMISSALS:
+            return
+        for one in reading.evidence:
+            if one.level >= 1.0:
+                key = _highest_key(kind, reading.sensor, one.name)
+                highest[key] = max(one.value, highest.get(key, 0.0))
+
+    def _remember(self, window: Window, name: str, value: float) -> None:
+        history = self._history.setdefault(f"{window.sensor}\n{name}", _History())
+        history.gathered, history.total = history.gathered + 1, history.total + value
+        if history.gathered < history.every:
+            return
+        history.points.append((window.to_at, history.total / history.gathered))
+        history.gathered, history.total = 0, 0.0
+        if len(history.points) >= KEPT_POINTS:
+            pairs = zip(history.points[::2], history.points[1::2], strict=False)
+            history.points = [(last[0], (first[1] + last[1]) / 2) for first, last in pairs]
+            history.every *= 2
+
+    @staticmethod
+    def _key(sensor: str, band: str, name: str) -> str:
+        return f"{sensor}\n{band}\n{name}"
+
+    @staticmethod
+    def _measure_of(model: Model) -> str:
+        return f"score of {model.name} of version {model.mark}"
+
+
+class _MakeReading(Protocol):
+    def __call__(self, kind: Kind, evidence: Iterable[Evidence], label: str | None = None) -> Reading: ...
+
+
+_BY_MODELS: tuple[Kind, ...] = ("fault", "life")
+_LEARNS_FROM_DISMISSALS = ("anomaly", "defect")
+
+
+def _highest_key(kind: Kind, sensor: str, name: str) -> str:
+    return f"{kind}\n{sensor}\n{name}"
+
+
+def _is_score(key: str) -> bool:
+    return key.rpartition("\n")[2].startswith("score of ")
+
+
+def _same_speed(before_hz: float | None, after_hz: float | None) -> bool:
+    """As far as it is measured, to 3 %."""
+    if before_hz is None or after_hz is None:
+        return True
+    return abs(before_hz - after_hz) <= 0.03 * max(before_hz, after_hz)

@@ -1,0 +1,270 @@
+"""`fedmq watch`, `fedmq alert` and `fedmq machine event`: the command's words, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedmq_edge_node.alertbook import Alert, Alertbook
+
+__all__ = ["add_alert", "add_event", "add_watch"]
+
+_WATCH_EPILOG = """\
+examples:
+  fedmq watch run --config watch.toml                            until it is stopped (SIGTERM)
+  fedmq watch status --book /var/lib/fedmq/watch/alerts.sqlite   how each machine is, and what is not told yet
+"""
+
+_ALERT_EPILOG = """\
+examples:
+  export FEDMQ_BOOK=/var/lib/fedmq/watch/alerts.sqlite
+  fedmq alert list                           what is open
+  fedmq alert show 12                        what is behind it, and what has happened to it
+  fedmq alert ack 12                         somebody is on it
+  fedmq alert confirm 12 inner_race          it was that: its windows are labelled so
+  fedmq alert dismiss 12                     it was nothing: its windows are labelled healthy
+"""
+
+_EVENTS = ("bearing-changed", "replaced", "sensor-moved", "maintenance")
+_BOOK = "FEDMQ_BOOK"
+
+
+def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    watch = commands.add_parser(
+        "watch",
+        help="judge machines by what their sensors say, and raise alerts",
+        description="Judges new windows of a bridge's store: by ISO zones, bearing lines, what is normal for each\n"
+        "machine, and the models in service. What it finds is in the alertbook, and told as the settings say.",
+        epilog=_WATCH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = watch.add_subparsers(dest="verb", required=True, metavar="VERB")
+    run = verbs.add_parser(
+        "run",
+        help="judge what the store has, and go on as more comes, until stopped",
+        description="Runs beside bridge and gateway until it is stopped (SIGTERM). Killed at any moment, it goes on"
+        " where it was: no alert is lost, and none raised twice.",
+    )
+    run.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, such as watch.toml")
+    run.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting, such as --set poll_seconds=1; may be given several times",
+    )
+    run.add_argument("--until-done", action="store_true", help="end once all is judged and told that can be told now")
+    run.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
+    run.set_defaults(run=_run)
+    status = verbs.add_parser("status", help="how each machine is, and what is not told yet")
+    _add_book(status)
+    status.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    status.set_defaults(run=_status)
+
+
+def add_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    alert = commands.add_parser(
+        "alert",
+        help="see alerts, and say what they were",
+        description="Alerts of a watch, also while it runs. What is said is noted with who said it; the watch then\n"
+        "labels the alert's windows, and the next round learns from them.",
+        epilog=_ALERT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = alert.add_subparsers(dest="verb", required=True, metavar="VERB")
+    listed = verbs.add_parser("list", help="alerts, newest first")
+    listed.add_argument("--machine", metavar="NAME", help="of this machine only")
+    listed.add_argument("--all", action="store_true", help="confirmed, dismissed and cleared ones too")
+    listed.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    _add_book(listed)
+    listed.set_defaults(run=_list)
+    for verb, words in (
+        ("show", "what is behind an alert, and what has happened to it"),
+        ("ack", "somebody is on it"),
+        ("confirm", "it was this fault; its windows are labelled so"),
+        ("dismiss", "it was nothing; its windows are labelled healthy"),
+    ):
+        one = verbs.add_parser(verb, help=words)
+        one.add_argument("alert", type=int, metavar="ALERT", help="its number")
+        if verb == "confirm":
+            one.add_argument("fault", metavar="KIND", help="such as inner_race; best a class of the task")
+        if verb != "show":
+            one.add_argument("--who", metavar="NAME", help="who says so (default: this user)")
+        _add_book(one)
+        one.set_defaults(run={"show": _show}.get(verb, _say))
+
+
+def add_event(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`event` under `fedmq machine`."""
+    event = verbs.add_parser(
+        "event",
+        help="the machine is another one since: learn anew what is normal for it",
+        description="Starts a new baseline of this machine alone: its limits are learnt anew, and windows from before"
+        " leave training (those of confirmed faults stay, unless the sensor has moved).",
+    )
+    event.add_argument("machine", metavar="MACHINE", help="its name")
+    event.add_argument("event", choices=_EVENTS, metavar="EVENT", help=", ".join(_EVENTS))
+    event.add_argument("--at", default="now", metavar="TIME", help="since when; such as 2026-11-29T08:00, 08:00, 90m")
+    event.add_argument("--who", metavar="NAME", help="who says so (default: this user)")
+    _add_book(event)
+    event.set_defaults(run=_event)
+
+
+def _add_book(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--book",
+        type=Path,
+        metavar="FILE",
+        help=f"alerts.sqlite in the watch's state_dir (default: the environment's {_BOOK})",
+    )
+
+
+def _book(arguments: argparse.Namespace) -> Alertbook:
+    from fedmq_edge_node.alertbook import Alertbook
+
+    path = arguments.book or (Path(os.environ[_BOOK]) if os.environ.get(_BOOK) else None)
+    if path is None:
+        raise ValueError(f"expected --book FILE, or {_BOOK} in the environment: alerts.sqlite in the watch's state_dir")
+    return Alertbook.existing(path)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from fedmq_protocol.settings import document, load
+
+    from fedmq.watch.settings import WatchSettings
+
+    if arguments.example:
+        print(document(WatchSettings), end="")
+        return
+    settings = load(WatchSettings, arguments.config, arguments.overrides)
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    from fedmq.watch.program import build_watch
+
+    watch = build_watch(settings)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        watch.stopping = True
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    watch.run(until_done=arguments.until_done)
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    book = _book(arguments)
+    standings = book.standings()
+    if arguments.json:
+        outbox = [{"output": one[0], "state": one[1], "messages": one[2], "error": one[3]} for one in book.outbox()]
+        print(json.dumps({"machines": standings, "outbox": outbox}, indent=1))
+        return
+    if not standings:
+        print("nothing has been judged yet")
+    for name, one in standings.items():
+        print(f"{name}: {_standing(one)}")
+        for alert in book.alerts(machine=name, states=("open", "acknowledged")):
+            print(f"  alert {alert.id}: {_line(alert)}")
+        for step in book.happenings(name)[:3]:
+            print(f"  {_shown(step.at)} {step.what} by {step.who}: {step.text}")
+    for output, state, count, error in book.outbox():
+        print(f"{output}: {count} {state}" + (f" ({error})" if error else ""))
+
+
+def _standing(one: dict[str, Any]) -> str:
+    parts = [str(one["state"]), f"at {_shown(one['at'])}"]
+    if one.get("zone"):
+        parts.append(f"zone {one['zone']}")
+    if "velocity" in one.get("values", {}):
+        parts.append(f"{one['values']['velocity']:.2f} mm/s")
+    learning = one.get("learning")
+    if learning is not None:
+        parts.append("normal is learnt" if learning["done"] else f"learning {learning['windows']}/{learning['wanted']}")
+    if one.get("event"):
+        parts.append(f"since {one['event']} on {_shown(one['baseline_at'])}")
+    return ", ".join(parts)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from fedmq_edge_node.alertbook import STATES
+
+    states = STATES if arguments.all else ("open", "acknowledged", "cleared")
+    alerts = _book(arguments).alerts(machine=arguments.machine, states=states)
+    if arguments.json:
+        import msgspec
+
+        print(msgspec.json.encode(alerts).decode())
+        return
+    for alert in alerts:
+        print(f"{alert.id:>5}  {_shown(alert.from_at)}  {alert.machine}  {_line(alert)}")
+    if not alerts:
+        print("no alerts" if arguments.all else "no alerts wait for anybody (--all shows the others)")
+
+
+def _line(alert: Alert) -> str:
+    named = alert.verdict or alert.label
+    over = "" if alert.to_at is None else f", over since {_shown(alert.to_at)}"
+    kind = f"{alert.kind} ({named})" if named else alert.kind
+    return f"{alert.state}, {alert.severity}: {kind}, {alert.level:.2f} times its limit{over}"
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from fedmq.watch.outputs import evidence_line
+
+    book = _book(arguments)
+    alert = book.alert(arguments.alert)
+    print(f"alert {alert.id} of {alert.machine} ({alert.sensor}): {_line(alert)}")
+    print(f"from {_shown(alert.from_at)}, told {_shown(alert.opened_at)}")
+    for one in alert.evidence:
+        print(f"  {evidence_line(one)}")
+    for step in book.steps(alert.id):
+        level = f" at {step.level:.2f}" if step.level else ""
+        print(f"{_shown(step.at)}  {step.what}{level} by {step.who}" + (f": {step.text}" if step.text else ""))
+
+
+def _say(arguments: argparse.Namespace) -> None:
+    book, at = _book(arguments), time.time()
+    who = arguments.who or getpass.getuser()
+    if arguments.verb == "ack":
+        alert = book.acknowledge(arguments.alert, who=who, at=at)
+    else:
+        alert = book.decide(arguments.alert, getattr(arguments, "fault", None), who=who, at=at)
+    print(f"alert {alert.id} of {alert.machine}: {_line(alert)}")
+
+
+def _event(arguments: argparse.Namespace) -> None:
+    from fedmq.bridge.times import parse_time
+
+    now = datetime.now().astimezone()
+    at = parse_time(arguments.at, now)
+    if at > now.timestamp():
+        raise ValueError(f"--at: expected a time that has been, got {arguments.at}")
+    book = _book(arguments)
+    known = book.standings()
+    if known and arguments.machine not in known:
+        raise ValueError(f"no machine {arguments.machine!r} has been judged; there are {', '.join(known)}")
+    book.event(
+        arguments.machine, arguments.event, who=arguments.who or getpass.getuser(), at=at, noted_at=now.timestamp()
+    )
+    print(f"{arguments.machine}: {arguments.event} at {_shown(at)}; what is normal is learnt anew from then on")
+
+
+def _shown(at: float) -> str:
+    return datetime.fromtimestamp(at).astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,244 @@
+"""One machine, window by window: what is learnt, what is suspected, and what an event and a verdict do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from fedmq_edge_node.alarms import Cleared, Policy, Raised
+from fedmq_edge_node.machines import Machine
+from fedmq_edge_node.operating import OperatingSettings, State
+from fedmq_edge_node.watching import Opinion, Seen, Watcher, WatchPolicy, Window
+from numpy.typing import NDArray
+
+from fedmq.simulator import simulate_vibration
+
+RATE_HZ = 12_000.0
+SECONDS = 1.0
+EVERY = 10.0
+POLICY = WatchPolicy(
+    alarms=Policy(clear_windows=3), learning_windows=30, learning_seconds=0.0, drift_windows=20, least_factor=1.5
+)
+MACHINE = Machine(
+    name="pump-3",
+    speed_rpm=1800,
+    bearing="6205",
+    iso_group=2,
+    operating=OperatingSettings(running_from_g=0.05, dwell_seconds=5.0),
+)
+PLAIN = Machine(name="pump-3", operating=OperatingSettings(running_from_g=0.05, dwell_seconds=5.0))
+"""Neither bearing nor limits are known."""
+
+
+def shaking(n: int, label: str = "normal", severity: float = 20.0, gain: float = 1.0) -> NDArray[np.float64]:
+    signal = simulate_vibration(
+        label=label,
+        severity=0.0 if label == "normal" else severity,
+        shaft_hz=30.0,
+        load=1.0,
+        resonance_hz=3200.0,
+        seconds=SECONDS,
+        rng=np.random.default_rng((n, 7)),
+    )
+    return gain * np.asarray(signal, dtype=np.float64).reshape(-1, 1)
+
+
+class Line:
+    """A machine whose windows a test makes, one every ten seconds."""
+
+    def __init__(self, machine: Machine = MACHINE, models: Sequence[Any] = (), policy: WatchPolicy = POLICY) -> None:
+        self.watcher = Watcher(machine, policy, models)
+        self.n = 0
+
+    def window(self, signal: NDArray[np.float64], **more: Any) -> Window:
+        at = EVERY * self.n
+        self.n += 1
+        return Window(sensor="s", from_at=at, to_at=at + SECONDS, signal=signal, rate_hz=RATE_HZ, **more)
+
+    def run(self, count: int, label: str = "normal", **more: Any) -> list[Seen]:
+        return [self.watcher.step(self.window(shaking(self.n, label, **more))) for _ in range(count)]
+
+    def stand(self, count: int) -> list[Seen]:
+        rng = np.random.default_rng(self.n)
+        return [self.watcher.step(self.window(1e-3 * rng.normal(size=(12_000, 1)))) for _ in range(count)]
+
+
+def raised(seen: Sequence[Seen]) -> list[tuple[int, str]]:
+    return [(n, o.kind) for n, one in enumerate(seen) for o in one.outcomes if isinstance(o, Raised)]
+
+
+def test_healthy_windows_are_learnt_until_there_are_enough_and_raise_nothing() -> None:
+    seen = Line().run(80)
+    assert raised(seen) == []
+    learnt = [one.learning for one in seen if one.learning is not None]
+    assert not learnt[0].done
+    assert learnt[-1].done
+    assert learnt[-1].windows == POLICY.learning_windows
+
+
+@pytest.mark.parametrize("label", ["inner_race", "outer_race", "ball"])
+def test_a_fault_is_told_within_two_windows_of_its_start(label: str) -> None:
+    line = Line()
+    line.run(50)
+    seen = line.run(4, label)
+    assert raised(seen)[0][0] == 1
+    kinds = {kind for _, kind in raised(seen)}
+    assert {"anomaly", "defect"} <= kinds
+
+
+def test_the_alert_names_what_is_behind_it_with_limit_what_it_was_and_its_trend() -> None:
+    line = Line(PLAIN)
+    line.run(50)
+    first = next(o for one in line.run(4, "outer_race") for o in one.outcomes if isinstance(o, Raised))
+    worst = first.evidence[0]
+    assert worst.level == first.level >= 1
+    assert worst.was is not None
+    assert worst.value > worst.limit > worst.was
+    assert worst.was_at == 10.0
+    assert len(worst.trend) > 3
+
+
+def test_before_anything_is_learnt_zones_and_bearing_lines_hold() -> None:
+    seen = Line().run(6, "outer_race")
+    assert "defect" in {kind for _, kind in raised(seen)}
+    assert not any(one.learnt for one in seen if one.used)
+
+
+def test_a_fault_that_comes_while_it_learns_is_told_and_not_learnt() -> None:
+    line = Line(PLAIN)
+    line.run(18)
+    seen = line.run(20, "outer_race")
+    assert [kind for _, kind in raised(seen)] == ["anomaly"]
+    assert not any(one.learnt for one in seen)
+    later = line.run(10)
+    assert any(isinstance(o, Cleared) for one in later for o in one.outcomes)
+
+
+def test_stopping_standing_and_starting_raise_and_teach_nothing() -> None:
+    line = Line()
+    line.run(50)
+    seen = [*line.stand(10), *line.run(20)]
+    assert raised(seen) == []
+    assert {one.state for one in seen} >= {State.STOPPED, State.RUNNING}
+    assert not any(one.used for one in seen[:10])
+
+
+def test_a_run_up_is_not_judged_though_it_is_loud() -> None:
+    line = Line(PLAIN)
+    line.run(50)
+    loud = [line.watcher.step(line.window(shaking(line.n, gain=gain))) for gain in (2.0, 4.0, 8.0, 3.0, 1.0, 1.0)]
+    assert raised(loud) == []
+
+
+def test_an_event_starts_this_machine_anew() -> None:
+    line = Line(PLAIN)
+    line.run(50)
+    line.run(4, "outer_race")
+    over = line.watcher.baseline(EVERY * line.n, "bearing-changed")
+    assert [o.kind for o in over] == ["anomaly"]
+    # Louder than before, and normal now.
+    seen = line.run(60, gain=3.0)
+    assert raised(seen) == []
+    assert seen[1].learning is not None
+    assert not seen[1].learning.done
+    assert seen[-1].learning is not None
+    assert seen[-1].learning.done
+    assert raised(line.run(4, "outer_race", gain=3.0)) != []
+
+
+def test_windows_from_before_an_event_are_left_alone() -> None:
+    line = Line()
+    line.watcher.baseline(EVERY * 10, "replaced")
+    seen = line.run(20, "outer_race")
+    assert not any(one.used for one in seen[:10])
+    assert any(one.used for one in seen[10:])
+
+
+def test_a_dismissed_anomaly_is_normal_from_then_on_and_a_confirmed_one_is_not() -> None:
+    for fault in (None, "outer_race"):
+        line = Line(PLAIN)
+        line.run(50)
+        assert raised(line.run(5, "outer_race")) != []
+        line.watcher.verdict("anomaly", fault=fault)
+        line.run(10)
+        again = raised(line.run(5, "outer_race"))
+        assert (again == []) is (fault is None)
+
+
+class Said:
+    """A model that says what the test has it say."""
+
+    def __init__(self, mark: str = "1") -> None:
+        self.name, self.mark = "bearings", mark
+        self.next = Opinion()
+
+    def opinion(self, signal: NDArray[np.float64], rate_hz: float) -> Opinion:
+        return self.next
+
+
+def test_a_class_and_little_remaining_life_are_alerts_of_their_own() -> None:
+    model = Said()
+    line = Line(PLAIN, [model])
+    model.next = Opinion(classes={"normal": 0.9, "ball": 0.1}, remaining=90.0, remaining_most=100.0)
+    assert raised(line.run(10)) == []
+    model.next = Opinion(classes={"normal": 0.1, "ball": 0.9}, remaining=10.0, remaining_most=100.0)
+    seen = line.run(3)
+    assert {kind for _, kind in raised(seen)} == {"fault", "life"}
+    assert [o.label for one in seen for o in one.outcomes if isinstance(o, Raised) and o.kind == "fault"] == ["ball"]
+
+
+def test_a_class_dismissed_is_not_named_again_by_that_version() -> None:
+    model = Said()
+    line = Line(PLAIN, [model])
+    model.next = Opinion(classes={"normal": 0.1, "ball": 0.9})
+    assert {kind for _, kind in raised(line.run(5))} == {"fault"}
+    line.watcher.verdict("fault", fault=None, label="ball")
+    assert raised(line.run(10)) == []
+    other = Said(mark="2")
+    other.next = model.next
+    line.watcher.use([other])
+    assert {kind for _, kind in raised(line.run(5))} == {"fault"}
+
+
+def test_scores_are_learnt_for_each_version_alone() -> None:
+    model = Said()
+    line = Line(PLAIN, [model])
+    model.next = Opinion(score=0.1)
+    line.run(50)
+    other = Said(mark="2")
+    other.next = Opinion(score=5.0)
+    line.watcher.use([other])
+    assert raised(line.run(40)) == []
+    other.next = Opinion(score=50.0)
+    assert [kind for _, kind in raised(line.run(3))] == ["anomaly"]
+
+
+@pytest.mark.parametrize("cut", [5, 25, 52, 53, 60, 75])
+def test_a_restart_at_any_window_changes_nothing(cut: int) -> None:
+    def windows() -> list[Window]:
+        line = Line()
+        made = [line.window(shaking(n)) for n in range(52)]
+        made += [line.window(shaking(n, "outer_race")) for n in range(52, 60)]
+        return made + [line.window(shaking(n)) for n in range(60, 80)]
+
+    whole, first, second = Watcher(MACHINE, POLICY), Watcher(MACHINE, POLICY), Watcher(MACHINE, POLICY)
+    expected = [one.outcomes for one in map(whole.step, windows())]
+    found = [one.outcomes for one in map(first.step, windows()[:cut])]
+    second.load(first.dump())
+    found += [one.outcomes for one in map(second.step, windows()[cut:])]
+    assert found == expected
+    assert second.dump() == whole.dump()
+
+
+def test_drift_is_told_once_when_it_lasts_and_moves_no_limit() -> None:
+    line = Line(PLAIN)
+    line.run(50)
+    before = line.watcher.summaries()
+    assert not any(one.drift for one in line.run(80))
+    seen = line.run(100, gain=1.2)
+    drifts = [drift for one in seen for drift in one.drift if drift.measure == "acceleration"]
+    assert len(drifts) == 1
+    assert drifts[0].now > drifts[0].was
+    assert line.watcher.summaries() == before

@@ -1,0 +1,318 @@
+"""A watch over a store: from samples to alerts, and from verdicts and events back to labels."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedmq_edge_node.alertbook import Alertbook, BookError
+from fedmq_edge_node.samples import Samples, list_recordings, load
+from fedmq_edge_node.sensors import Sensors
+from fedmq_firmware_bridge.store import Store
+from fedmq_protocol.task import Windowing
+from watched import BEGIN, EVERY, MACHINE, PUMP, Plant, finish
+
+from fedmq.cli import main
+from fedmq.watch.program import build_watch
+from fedmq.watch.settings import WatchSettings
+
+WINDOWING = Windowing(samples=1024, hop=1024, sampling_rate_hz=12_000.0, held_out=0.25)
+
+
+@pytest.fixture
+def plant(tmp_path: Path) -> Iterator[Plant]:
+    made = Plant(tmp_path)
+    yield made
+    made.recorder.close()
+
+
+def anomaly(plant: Plant) -> Alertbook:
+    """Thirty healthy windows and four faulty ones, judged."""
+    plant.hear(30)
+    plant.hear(4, "outer_race")
+    book = plant.book()
+    finish(plant.watch(book))
+    return book
+
+
+def labels(plant: Plant, machine: str = PUMP) -> list[str]:
+    """Of the machine's runs, each a second every ten."""
+    store = Store(plant.store)
+    found = [piece.label for run in store.runs(machine=machine) for piece in store.pieces(run)]
+    store.close()
+    return found
+
+
+def test_a_fault_in_the_store_becomes_one_alert_with_its_evidence(plant: Plant) -> None:
+    book = anomaly(plant)
+    (alert,) = book.alerts()
+    assert (alert.machine, alert.kind, alert.state, alert.to_at) == (PUMP, "anomaly", "open", None)
+    assert alert.from_at == pytest.approx(BEGIN + 30 * EVERY)
+    assert alert.evidence[0].value > alert.evidence[0].limit
+    assert book.steps(alert.id)[0].what == "raised"
+
+
+def test_a_watch_that_starts_again_goes_on_where_it_was(plant: Plant) -> None:
+    book = anomaly(plant)
+    before = book.positions()
+    finish(plant.watch(plant.book()))
+    assert book.positions() == before
+    plant.hear(2, "outer_race")
+    finish(plant.watch(plant.book()))
+    plant.hear(8)
+    finish(plant.watch(plant.book()))
+    (alert,) = book.alerts()
+    assert alert.state == "cleared"
+    assert alert.to_at == pytest.approx(BEGIN + 35 * EVERY + 1)
+
+
+def test_a_confirmed_alert_labels_its_windows_and_what_is_kept(plant: Plant) -> None:
+    book = anomaly(plant)
+    plant.hear(6)
+    watch = plant.watch(book)
+    finish(watch)
+    assert not list((plant.directory / "watch" / "kept").glob("[!.]*"))
+    book.decide(1, "outer_race", who="ann", at=plant.now)
+    finish(watch)
+    assert labels(plant) == ["unlabelled"] * 30 + ["outer_race"] * 4 + ["unlabelled"] * 6
+    kept = list_recordings(plant.directory / "watch" / "kept")
+    assert {path.parent.name for path in kept} == {"outer_race"}
+    samples = load(plant.directory / "watch" / "kept", WINDOWING, ("normal", "outer_race"))
+    assert samples.train_windows > 10
+    assert set(samples.train_y) == {1}
+    assert book.orders() == []
+
+
+def test_a_dismissed_alert_labels_its_windows_healthy(plant: Plant) -> None:
+    book = anomaly(plant)
+    watch = plant.watch(book)
+    book.decide(1, None, who="ann", at=plant.now)
+    finish(watch)
+    assert labels(plant)[30:] == ["normal"] * 4
+    plant.hear(5)
+    plant.hear(4, "outer_race")
+    finish(watch)
+    assert len(book.alerts()) == 1
+
+
+def test_another_verdict_moves_the_recordings(plant: Plant) -> None:
+    book = anomaly(plant)
+    plant.hear(6)
+    watch = plant.watch(book)
+    finish(watch)
+    for fault in ("ball", None, "outer_race"):
+        book.decide(1, fault, who="ann", at=plant.now)
+        finish(watch)
+    kept = list_recordings(plant.directory / "watch" / "kept")
+    assert {path.parent.name for path in kept} == {"outer_race"}
+    assert labels(plant)[30:34] == ["outer_race"] * 4
+
+
+def trained_on(plant: Plant, classes: tuple[str, ...] = ()) -> Samples:
+    return Sensors(plant.store, unix=lambda: plant.now).load(WINDOWING, classes, "normal")
+
+
+def test_an_event_leaves_out_what_was_before_of_that_machine_alone(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, (PUMP, "fan-1"))
+    book = plant.book()
+    for machine in (PUMP, "fan-1"):
+        plant.hear(5, machine=machine)
+    plant.hear(4, "outer_race")
+    Store(plant.store).label(PUMP, BEGIN + 100, BEGIN + 140, "outer_race", noted_at=0.0)
+    Store(plant.store).label(PUMP, BEGIN, BEGIN + 20, "normal", noted_at=0.0)
+    before = Sensors(plant.store, unix=lambda: plant.now).signal_samples()
+    assert before == {"normal": 24_000, "unlabelled": 96_000, "outer_race": 48_000}
+    watch = plant.watch(book)
+    finish(watch)
+    book.event(PUMP, "bearing-changed", who="ann", at=plant.now, noted_at=plant.now)
+    finish(watch)
+    assert labels(plant) == ["set-aside"] * 5 + ["outer_race"] * 4
+    assert labels(plant, "fan-1") == ["unlabelled"] * 5
+    assert Sensors(plant.store, unix=lambda: plant.now).signal_samples() == {"unlabelled": 60_000, "outer_race": 48_000}
+    assert set(trained_on(plant, ("normal", "outer_race")).train_y) == {1}
+    plant.hear(3)
+    finish(watch)
+    standing = book.standings()[PUMP]
+    assert standing["event"] == "bearing-changed"
+    assert standing["learning"]["done"] is False
+    plant.recorder.close()
+
+
+def test_a_moved_sensor_leaves_nothing_of_before_in_training(plant: Plant) -> None:
+    book = anomaly(plant)
+    watch = plant.watch(book)
+    book.decide(1, "outer_race", who="ann", at=plant.now)
+    finish(watch)
+    book.event(PUMP, "sensor-moved", who="ann", at=plant.now + 1, noted_at=plant.now)
+    finish(watch)
+    assert set(labels(plant)) == {"set-aside"}
+    assert not list((plant.directory / "watch" / "kept").glob("[!.]*/*.npy"))
+
+
+def test_an_event_twice_in_the_store_is_the_same_as_once(plant: Plant) -> None:
+    plant.hear(6)
+    Store(plant.store).label(PUMP, BEGIN + 20, BEGIN + 40, "ball", noted_at=0.0)
+    book = plant.book()
+    for _ in range(2):
+        book.event(PUMP, "replaced", who="ann", at=BEGIN + 50, noted_at=plant.now)
+    finish(plant.watch(book))
+    assert labels(plant) == ["set-aside"] * 2 + ["ball"] * 2 + ["set-aside", "unlabelled"]
+
+
+def test_an_event_ends_what_was_open_and_starts_to_learn_anew(plant: Plant) -> None:
+    book = anomaly(plant)
+    watch = plant.watch(book)
+    book.event(PUMP, "bearing-changed", who="ann", at=plant.now, noted_at=plant.now)
+    finish(watch)
+    assert [alert.state for alert in book.alerts()] == ["cleared"]
+    plant.hear(12)
+    plant.hear(4, "inner_race")
+    finish(watch)
+    assert [alert.state for alert in book.alerts()] == ["open", "cleared"]
+    assert book.standings()[PUMP]["learning"]["done"] is False
+
+
+def test_damaged_samples_are_passed_over(plant: Plant) -> None:
+    plant.hear(10)
+    db = sqlite3.connect(plant.store)
+    db.execute("UPDATE samples SET crc = crc + 1 WHERE batch = 4")
+    db.commit()
+    db.close()
+    book = plant.book()
+    finish(plant.watch(book))
+    assert next(iter(book.positions().values())).at == pytest.approx(BEGIN + 91)
+
+
+def test_the_book_is_read_and_written_by_the_command_line(plant: Plant, capsys: pytest.CaptureFixture[str]) -> None:
+    book = anomaly(plant)
+    where = ["--book", str(book.path)]
+    assert main(["alert", "list", *where]) == 0
+    assert "open, " in capsys.readouterr().out
+    assert main(["alert", "ack", "1", "--who", "ann", *where]) == 0
+    assert main(["alert", "confirm", "1", "outer_race", "--who", "ben", *where]) == 0
+    assert main(["machine", "event", PUMP, "maintenance", "--at", "1m", *where]) == 0
+    capsys.readouterr()
+    assert main(["alert", "show", "1", *where]) == 0
+    shown = capsys.readouterr().out
+    assert "acknowledged" in shown
+    assert "by ann" in shown
+    assert "confirmed" in shown
+    assert "by ben: outer_race" in shown
+    assert "limit" in shown
+    assert main(["watch", "status", *where]) == 0
+    assert "maintenance" in capsys.readouterr().out
+    assert main(["alert", "ack", "1", *where]) == 1
+    assert main(["alert", "show", "7", *where]) == 1
+    assert "there is no alert 7" in capsys.readouterr().err
+    assert main(["alert", "list", "--book", str(plant.directory / "none.sqlite")]) == 1
+
+
+def test_a_book_of_another_schema_or_program_is_refused(tmp_path: Path) -> None:
+    for name, statement in (("newer", "PRAGMA user_version = 9"), ("other", "CREATE TABLE x (y)")):
+        db = sqlite3.connect(tmp_path / name)
+        db.execute(statement)
+        db.commit()
+        db.close()
+        with pytest.raises(BookError):
+            Alertbook(tmp_path / name)
+
+
+def test_one_machine_has_one_alert_of_a_kind_at_a_time(plant: Plant) -> None:
+    book = plant.book()
+    plant.hear(30)
+    watch = plant.watch(book)
+    for _ in range(3):
+        plant.hear(5, "outer_race")
+        finish(watch)
+        plant.hear(2)
+        finish(watch)
+    assert len(book.alerts()) == 1
+    plant.hear(8)
+    plant.hear(5, "outer_race")
+    finish(watch)
+    assert [alert.state for alert in book.alerts()] == ["open", "cleared"]
+
+
+def test_a_machine_that_is_not_in_the_file_is_not_judged(tmp_path: Path) -> None:
+    plant = Plant(tmp_path, (PUMP, "fan-1"))
+    plant.hear(3, machine="fan-1")
+    book = plant.book()
+    finish(plant.watch(book, machines=(MACHINE,)))
+    assert book.positions() == {}
+    plant.recorder.close()
+
+
+def test_kept_recordings_are_bounded(plant: Plant) -> None:
+    from fedmq.watch.kept import Kept
+
+    kept = Kept(plant.directory / "few", seconds=60.0, most_bytes=100_000)
+    book = anomaly(plant)
+    plant.hear(6)
+    finish(plant.watch(book, kept=kept))
+    sizes = [path.stat().st_size for path in (plant.directory / "few").glob("*/*.npy")]
+    assert sum(sizes) <= 100_000
+    assert np.load(next((plant.directory / "few").glob("*/*.npy")), allow_pickle=False).dtype == np.float32
+
+
+def test_a_gateway_learns_from_what_is_kept_once_the_ring_has_gone_round(plant: Plant) -> None:
+    book = anomaly(plant)
+    plant.hear(6)
+    watch = plant.watch(book)
+    finish(watch)
+    book.decide(1, "outer_race", who="ann", at=plant.now)
+    finish(watch)
+
+    def look() -> Sensors:
+        return Sensors(plant.store, unix=lambda: plant.now, kept=plant.directory / "watch" / "kept")
+
+    classes = ("normal", "outer_race")
+    both = look()
+    assert both.signal_samples()["outer_race"] == 4 * 12_000
+    in_store = both.load(WINDOWING, classes, "normal")
+    db = sqlite3.connect(plant.store)
+    db.executescript("DELETE FROM samples WHERE batch <= 34; DELETE FROM batches WHERE id <= 34;")
+    db.close()
+    later = look()
+    assert later.signal_samples()["outer_race"] == 4 * 12_000
+    from_kept = later.load(WINDOWING, classes, "normal")
+    assert len(in_store.train_x) == len(from_kept.train_x) > 10
+    np.testing.assert_allclose(from_kept.train_x, in_store.train_x, atol=1e-5)
+
+
+def test_a_verdict_names_a_fault_that_is_a_class(plant: Plant) -> None:
+    book = anomaly(plant)
+    book.take_only(("outer_race", "ball"))
+    with pytest.raises(BookError, match="expected one of outer_race, ball"):
+        book.decide(1, "worn out", who="ann", at=plant.now)
+    assert book.decide(1, "ball", who="ann", at=plant.now).verdict == "ball"
+
+
+def test_two_watches_do_not_work_in_one_folder(plant: Plant) -> None:
+    plant.hear(1)
+    (plant.directory / "machines.toml").write_text(f'[[machine]]\nname = "{PUMP}"\n')
+    settings = WatchSettings(
+        store=plant.store,
+        machines=plant.directory / "machines.toml",
+        state_dir=plant.directory / "watch",
+        window_seconds=1.0,
+    )
+    first = build_watch(settings)
+    with pytest.raises(BookError, match="another watch works in"):
+        build_watch(settings)
+    assert first.turn()
+
+
+def test_a_verdict_that_the_store_does_not_take_waits(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = anomaly(plant)
+    watch = plant.watch(book)
+    book.decide(1, "outer_race", who="ann", at=plant.now)
+    with monkeypatch.context() as full:
+        full.setattr("fedmq_firmware_bridge.store.MAX_LABELS", 0)
+        finish(watch)
+    assert [order.detail for order in book.orders()] == ["outer_race"]
+    finish(watch)
+    assert book.orders() == []
+    assert labels(plant)[30:] == ["outer_race"] * 4
