@@ -421,6 +421,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _run(arguments: argparse.Namespace) -> int:
     speed = _speed(arguments)
+    if arguments.watch is not None:
+        Alertbook.existing(arguments.watch).close()  # a wrong path is told before anything is played
     recordings, rate_hz = load_takes(arguments.recording, sampling_rate_hz=arguments.sampling_rate, seed=arguments.seed)
     script = None if arguments.script is None else parse_script(arguments.script)
     labels = None if script is None else {step.label for step in script if step.kind == "play"}
@@ -572,6 +574,13 @@ def came_of_it(book: Alertbook, machine: str, played: Replayed) -> Iterator[str]
         for alert in book.alerts(machine=machine)
         if played.from_at <= alert.opened_at <= played.to_at + LAST_SECONDS
     ]
+    before = [
+        str(alert.id)
+        for alert in book.alerts(machine=machine)
+        if alert.opened_at < played.from_at and (alert.to_at is None or alert.to_at > played.from_at)
+    ]
+    if before:
+        yield f"open from before, and not raised again: alert {', '.join(before)}"
     yield f"{len(alerts)} alert{'' if len(alerts) == 1 else 's'} came of it"
     for alert in sorted(alerts, key=lambda one: one.id):
         began = fault_began(played.spans, alert.opened_at - played.from_at)

@@ -254,6 +254,13 @@ def test_what_came_of_a_replay_is_told_with_how_long_it_had_been_there(tmp_path:
     assert first == f"{len(lines)} alerts came of it"
     assert any("defect (outer race)" in line for line in lines)
     assert all("s after outer_race began" in line for line in lines)
+
+    more = Player(to_takes(simulated_machine(6)), parse_script("outer_race:10s"), rate_hz=12_000.0)
+    again = play_into(store, more, machine=MACHINE.name, from_at=played.to_at + 2.0)
+    watch(store, book, tmp_path)
+    told = list(came_of_it(book, MACHINE.name, again))
+    assert told[0].startswith("open from before, and not raised again: alert ")
+    assert told[1:] == ["0 alerts came of it"]
     book.close()
 
 
