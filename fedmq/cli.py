@@ -225,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     from fedmq.release.command import add_parser as add_release
     from fedmq.watch.command import add_alert, add_watch
     from fedmq.watch.machines_command import add_parser as add_machine
-    from fedmq.watch.replay import add_parser as add_replay
+    from fedmq.watch.replay_command import add_parser as add_replay
     from fedmq.wire.command import add_parser as add_wire
 
     add_bridge(commands)

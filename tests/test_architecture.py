@@ -230,3 +230,16 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
     assert {"numpy", "paho", "msgspec", "zstandard"} <= loaded, "what a gateway does need was not loaded"
     unneeded = {"rich", "scipy", "numba", "iotcore", "fedmq_coordinator", "fedmq_broker_config", "hypothesis", "pytest"}
     assert not loaded & unneeded
+
+
+def test_reading_the_command_line_loads_no_part_of_the_work() -> None:
+    """Each program has the command line in its memory, and an installation may lack what another program needs."""
+    code = (
+        "import sys; from fedmq.cli import _parser; _parser();print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    )
+    assert "fedmq" in loaded
+    assert loaded.isdisjoint({f"fedmq_{name}" for name in MAY_IMPORT if name != "fedmq"})
+    assert loaded.isdisjoint(DOORS)
