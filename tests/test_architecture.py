@@ -243,3 +243,15 @@ def test_reading_the_command_line_loads_no_part_of_the_work() -> None:
     assert "fedmq" in loaded
     assert loaded.isdisjoint({f"fedmq_{name}" for name in MAY_IMPORT if name != "fedmq"})
     assert loaded.isdisjoint(DOORS)
+
+
+@pytest.mark.parametrize(
+    "program", ["fedmq.demo", "fedmq.programs", "fedmq_edge_node.service", "fedmq_edge_node.folder"]
+)
+def test_what_has_no_sensors_runs_without_the_bridges_extra(program: str) -> None:
+    code = (
+        "import importlib, sys; sys.modules |= dict.fromkeys(('cobs', 'fastcrc', 'serial', 'pymodbus'));"
+        f"importlib.import_module({program!r})"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

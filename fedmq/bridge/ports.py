@@ -1,4 +1,7 @@
-"""Serial ports as a demo's data: a bridge for each, and the wait until it has heard enough to learn from."""
+"""Serial ports as a demo's data: a bridge for each, and the wait until it has heard enough to learn from.
+
+The bridge's own modules are imported where they are used: a demo without ports runs without the extra that they need.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from fedmq_coordinator.settings import WindowingSettings
 from fedmq_edge_node.samples import UNLABELLED, rates_agree
-from fedmq_firmware_bridge.store import Run, Store
 
 from fedmq.data import DataError, Fleet, GatewayData
+
+if TYPE_CHECKING:
+    from fedmq_firmware_bridge.store import Run, Store
 
 __all__ = ["SERIAL", "Collecting", "LabelledPort", "parse_ports"]
 
@@ -126,6 +131,8 @@ class Collecting:
             self._wait(port, lambda store: _windows(store, windowing) >= windows or None)
 
     def _wait(self, port: LabelledPort, ready: Callable[[Store], T | None]) -> T:
+        from fedmq_firmware_bridge.store import Store
+
         path = self.stores[port.name]
         store: Store | None = None
         heard, heard_at = 0, time.monotonic()
@@ -158,6 +165,8 @@ class Collecting:
     def _label(self, port: LabelledPort) -> None:
         if port.label is None:
             return
+        from fedmq_firmware_bridge.store import Store
+
         now = time.time()
         store = Store(self.stores[port.name])
         store.label(port.name, now - LABELLED_SECONDS, now + LABELLED_SECONDS, port.label, noted_at=now)
