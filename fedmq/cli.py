@@ -30,6 +30,7 @@ examples:
   fedmq demo                                       the whole job on this machine, with simulated bearings
   fedmq broker                                     a broker for development, Mosquitto where it is installed
   fedmq coordinator --config coordinator.toml      opens rounds, aggregates, keeps the ledger
+  fedmq coordinator --config coordinator.toml --http 8080      the same, with the dashboard as a web page
   fedmq gateway --config gateway.toml              trains on its own recordings when its gates allow
   fedmq bridge probe                               what sensors talk on serial ports, and at which rate
   fedmq bridge run --config bridge.toml            keeps what they say for a gateway to learn from
@@ -136,6 +137,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(coordinator, "coordinator.toml")
     _add_check(coordinator)
+    from fedmq.dashboard import add_http
+    from fedmq.dashboard import add_parser as add_dashboard
+
+    add_http(coordinator, "serve the dashboard there; a port alone is on 127.0.0.1 (short for --set http.listen=…)")
     coordinator.add_argument(
         "--new-lineage", action="store_true", help="learn afresh: a new scaler and the seeded start; the ledger stays"
     )
@@ -217,6 +222,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_task(commands)
     add_audit(commands)
+    add_dashboard(commands)
     from fedmq.bridge.command import add_label
     from fedmq.bridge.command import add_parser as add_bridge
     from fedmq.ca.command import add_parser as add_ca
@@ -710,8 +716,11 @@ def _coordinator(arguments: argparse.Namespace) -> None:
     notifier = Notifier()
     coordinator = build_coordinator(settings, new_lineage=arguments.new_lineage, alive=notifier.alive)
     _stop_on_signal(coordinator, notifier)
-    notifier.ready()
-    run_coordinator(coordinator, settings)
+    from fedmq.dashboard import beside
+
+    with beside(settings, arguments.config, arguments.overrides):
+        notifier.ready()
+        run_coordinator(coordinator, settings)
 
 
 def _recover(arguments: argparse.Namespace) -> None:
