@@ -29,10 +29,13 @@ Lines = NDArray[np.uint8]
 STEP = 0.004
 LOWEST_HZ, HIGHEST_HZ = 10.0, 5000.0
 AROUND = 0.12
-"""On either side, of which the median is what a line stands out of."""
+"""On either side, of which the median is what a line stands out of,"""
+FLOOR_BINS = 8
+"""looked for once in so many bins."""
 HIGHEST = 4.0
 """Natural logarithm of power: what stands out more counts as this."""
 SCALE = 255 / HIGHEST
+PADDED = 1 << 15
 LEAST_LINES_BELOW = 4
 """Lines of the transform below which a bin says nothing."""
 FARTHEST = 0.55
@@ -185,7 +188,8 @@ def lines(signal: NDArray[np.float64], rate_hz: float) -> Lines:
     around = int(AROUND / STEP)
     if bins <= 4 * around or samples < 64:
         return np.zeros(0, np.uint8)
-    size = 4 << (samples - 1).bit_length()
+    # Padding puts points between the lines of a short window; a long one has enough of its own.
+    size = (4 if samples <= PADDED else 1) << (samples - 1).bit_length()
     window = np.hanning(samples)
     power = np.zeros(size // 2 + 1)
     for channel in channels:
@@ -196,7 +200,10 @@ def lines(signal: NDArray[np.float64], rate_hz: float) -> Lines:
     summed = np.interp(edges, np.arange(len(power) + 1) - 0.5, np.concatenate([[0.0], np.cumsum(power)]))
     level = np.log(np.diff(summed) / np.diff(edges) + 1e-12)
     padded = np.pad(level, around, mode="edge")
-    floor = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * around + 1), axis=1)
+    # The floor is smooth: it is looked for at some bins, and is on straight lines between them.
+    places = np.arange(0, bins, FLOOR_BINS)
+    floors = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * around + 1)[::FLOOR_BINS], axis=1)
+    floor = np.interp(np.arange(bins), places, floors)
     out = np.clip(level - floor, 0.0, HIGHEST)
     first = math.log(max(LEAST_LINES_BELOW * rate_hz / samples / LOWEST_HZ, 1.0)) / STEP
     out[: math.ceil(first)] = 0.0
@@ -216,12 +223,8 @@ def shift(seen: NDArray[np.unsignedinteger], known: NDArray[np.unsignedinteger])
     if len(seen) != len(known) or not len(seen):
         return None
     left, right = (one - one.mean() for one in (seen.astype(np.float64), known.astype(np.float64)))
-    most, n = int(FARTHEST / STEP), len(left)
-    likeness = np.zeros(2 * most + 1)
-    for place, moved in enumerate(range(-most, most + 1)):
-        a, b = left[max(0, moved) : n + min(0, moved)], right[max(0, -moved) : n - max(0, moved)]
-        norm = math.sqrt(float(a @ a) * float(b @ b))
-        likeness[place] = float(a @ b) / norm if norm else 0.0
+    most = int(FARTHEST / STEP)
+    likeness = _likeness(left, right, np.arange(-most, most + 1))
     best = int(likeness.argmax())
     beside = round(BESIDE / STEP)
     others = np.concatenate([likeness[: max(0, best - beside)], likeness[best + beside + 1 :]])
@@ -230,6 +233,19 @@ def shift(seen: NDArray[np.unsignedinteger], known: NDArray[np.unsignedinteger])
     below = np.flatnonzero(likeness < NEARLY * likeness[best])
     from_, to = below[below < best].max(initial=-1), below[below > best].min(initial=len(likeness))
     return Shift((best - most + _between(likeness, best)) * STEP, float(to - from_ - 1) * STEP)
+
+
+def _likeness(left: NDArray[np.float64], right: NDArray[np.float64], moved: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Correlation of what overlaps when the one is moved over the other so far."""
+    n = len(left)
+    size = 2 << (n - 1).bit_length()
+    products = np.fft.irfft(np.fft.rfft(left, size) * np.conj(np.fft.rfft(right, size)), size)[moved % size]
+    squares = [np.concatenate([[0.0], np.cumsum(one**2)]) for one in (left, right)]
+    overlaps = [
+        one[n + np.minimum(0, way)] - one[np.maximum(0, way)] for one, way in zip(squares, (moved, -moved), strict=True)
+    ]
+    norms = np.sqrt(overlaps[0] * overlaps[1])
+    return np.asarray(np.divide(products, norms, out=np.zeros(len(moved)), where=norms > 0))
 
 
 def _between(values: NDArray[np.float64], best: int) -> float:

@@ -227,7 +227,9 @@ class _Candidate(msgspec.Struct, frozen=True, kw_only=True):
     turn: Turn | None
     """None where the reference of speed needs no more of them."""
     shaft_hz: float | None
-    """As found in the vibration."""
+    """As measured, or found in the vibration."""
+    void: bool = False
+    """Something came that says it was not; until its time is over it counts for what is suspect all the same."""
 
 
 class Watcher:
@@ -264,7 +266,7 @@ class Watcher:
         held = self._held.pop(window.sensor, None)
         if not operating.usable:
             # Neither did what led to it run steadily.
-            self._candidates.pop(window.sensor, None)
+            self._void(window.sensor)
         if window.from_at < self._state.baseline_at or state is not State.RUNNING or turn.moving:
             return Seen(at=window.to_at, sensor=window.sensor, state=state, used=False)
         band = self._band(window, operating, turning)
@@ -297,7 +299,7 @@ class Watcher:
             self._note_highest(reading)
         if any(isinstance(outcome, Raised) for outcome in outcomes):
             # What led to an alert is not normal, even where it reached no limit yet.
-            self._candidates.pop(window.sensor, None)
+            self._void(window.sensor)
         learnt, drift = self._learn_late(window)
         if not suspect:
             self._candidates.setdefault(window.sensor, []).append(
@@ -558,14 +560,14 @@ class Watcher:
     def _limit(self, key: str) -> float | None:
         """Learnt, or as good as can be had so far; None where nothing can be said yet."""
         normal = self._normal.get(key)
-        if normal is None:
-            return None
         allowed = self._state.allowed.get(_highest_key("anomaly", *key.split("\n")[::2]), 0.0)
-        if normal.done:
+        if normal is not None and normal.done:
             if key not in self._limits:
                 self._limits[key] = limit(self._summary(key), self.policy.rule)
             return max(self._limits[key], allowed)
-        summary = self._summary(key)
+        sensor, band, name = key.split("\n")
+        waiting = [one for one in self._candidates.get(sensor, ()) if one.band == band]
+        summary = self._summary(key).seen(*(one.values[name] for one in waiting if name in one.values))
         if summary.count < ROBUST_FROM:
             return None
         return max(robust_bound(summary, self.policy.rule), allowed)
@@ -574,14 +576,20 @@ class Watcher:
         """Windows after which the sensor's machine has run on steadily for long enough, and what drifted by them."""
         settled = window.to_at - self.machine.operating.ramp_seconds
         every = self._candidates.get(window.sensor, [])
-        normal = [one for one in every if one.to_at <= settled]
-        self._candidates[window.sensor] = every[len(normal) :]
+        due = [one for one in every if one.to_at <= settled]
+        self._candidates[window.sensor] = every[len(due) :]
+        normal = [one for one in due if not one.void]
         drifts: list[Drift] = []
         for one in normal:
             if one.turn is not None:
                 self._turning[window.sensor].learn(one.turn, one.shaft_hz)
             drifts += self._learn(window.sensor, one)
         return tuple(one.from_at for one in normal), tuple(drifts)
+
+    def _void(self, sensor: str) -> None:
+        self._candidates[sensor] = [
+            msgspec.structs.replace(one, void=True, turn=None) for one in self._candidates.get(sensor, ())
+        ]
 
     def _learn(self, sensor: str, one: _Candidate) -> Iterable[Drift]:
         drifts = []
