@@ -23,6 +23,7 @@ from fedmq_coordinator.web.files import FILES
 from fedmq_coordinator.web.views import FLEET
 from fedmq_protocol.messages import SensorHealth
 from ledgers import a_decline, a_gateway, a_round, an_answer, write_plant
+from machine_rows import a_drift, a_machine, a_watch, an_alert
 
 PAGES = ("/", "/gateway?name=bay1-press", "/round?id=17", "/login")
 DATA = ("/api/overview", "/api/fleet", "/api/gateway?name=bay1-press", "/api/round?id=17")
@@ -403,6 +404,137 @@ def test_whatever_came_from_outside_stays_text(tmp_path: Path) -> None:
         data = site.get("/api/fleet")
         assert data.headers["content-type"] == "application/json"
         assert HOSTILE in [row[0] for row in data.json()["rows"]]
+
+
+# -- alerts, and what people say of them -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Path:
+    """A ledger with machines, an alert that waits and one that is decided."""
+    path = tmp_path / "ledger.sqlite"
+    ledger = write_plant(path, rounds=6)
+    ledger.save_watch(a_watch("bay2-fan"))
+    ledger.save_machine(a_machine("bay2-fan", "fan-2", kind="fan", level=1.21, drift="kurtosis"))
+    ledger.save_machine(a_machine("bay2-fan", "pump-1"))
+    ledger.save_alert(an_alert("bay2-fan", 3, machine="fan-2", severity="alarm", label="inner_race"))
+    ledger.save_alert(an_alert("bay2-fan", 2, machine="fan-2", state="confirmed", verdict="ball"))
+    ledger.save_fleet_drifts([a_drift()])
+    ledger.commit()
+    ledger.close()
+    return path
+
+
+def proof_of(page: str) -> str:
+    return str(re.findall(r'name="proof" value="([0-9a-f]+)"', page)[0])
+
+
+def orders_of(path: Path) -> list[tuple[str, str]]:
+    with closing(Ledger(path, read_only=True)) as ledger:
+        return [(order.verb, order.task) for order in ledger.alert_orders_waiting()]
+
+
+def test_alerts_stand_there_with_what_they_go_by(watched: Path) -> None:
+    with served(watched) as site:
+        page = site.get("/").text
+        assert "it looks like inner_race" in page
+        assert "velocity 3.4 mm/s, limit 2.8, was 1.1" in page
+        assert "4 of 10 pumps at 3 gateways are not what they were" in page
+        assert "<form" not in page, "nobody can give orders here"
+        (waiting,) = site.get("/api/alerts").json()["waiting"]
+        assert (waiting["place"], len(waiting["evidence"][0]["trend"])) == ("bay2-fan/3", 24)
+        machine = site.get("/machine?gateway=bay2-fan&name=fan-2").text
+        assert "1.21 × its limit" in machine
+        assert "confirmed: ball" in machine
+        assert "fan-2" in site.get("/gateway?name=bay2-fan").text
+        assert site.get("/machine?gateway=bay2-fan&name=none").status == 404
+
+
+@pytest.mark.parametrize(("what", "fault"), [("confirm", "inner_race"), ("dismiss", "left in the field"), ("ack", "")])
+def test_an_operators_verdict_goes_on_record_with_who_gave_it(
+    watched: Path, tmp_path: Path, what: str, fault: str
+) -> None:
+    with served(watched, **with_tokens(tmp_path)) as site:
+        operator = site.sign_in(OPERATOR)
+        page = operator.get("/").text
+        form = {
+            "proof": proof_of(page),
+            "alert": "bay2-fan/3",
+            "fault": fault,
+            "said_by": "Ann",
+            "back": "/?task=bearings#alerts",
+        }
+        answer = operator.post("/orders", form | {"what": what})
+        assert (answer.status, answer.headers["location"]) == (303, "/?task=bearings#alerts")
+        assert orders_of(watched) == [(what, "bay2-fan/3")]
+        assert "waits for the gateway to hear of it" in operator.get("/").text
+    noted = (watched.parent / "audit.log").read_text(encoding="utf-8")
+    assert f"order {what}" in noted
+    assert "Ann (dashboard, session " in noted
+
+
+def test_a_viewer_and_a_stranger_give_no_orders(watched: Path, tmp_path: Path) -> None:
+    with served(watched, **with_tokens(tmp_path)) as site:
+        viewer = site.sign_in(VIEWER)
+        page = viewer.get("/").text
+        assert "Sign in as an operator" in page
+        form = {"alert": "bay2-fan/3", "what": "dismiss"}
+        assert viewer.post("/orders", form | {"proof": proof_of(page)}).status == 403
+        assert site.post("/orders", form).status == 401
+        assert site.post("/orders", form, authorization=f"Bearer {VIEWER}").status == 403
+    assert orders_of(watched) == []
+
+
+def test_on_a_dashboard_without_tokens_nobody_gives_orders(watched: Path) -> None:
+    with served(watched) as site:
+        assert site.post("/orders", {"alert": "bay2-fan/3", "what": "dismiss"}).status == 403
+    assert orders_of(watched) == []
+
+
+def test_a_page_of_another_site_gives_no_order_in_an_operators_name(watched: Path, tmp_path: Path) -> None:
+    with served(watched, **with_tokens(tmp_path)) as site:
+        operator = site.sign_in(OPERATOR)
+        proof = proof_of(operator.get("/").text)
+        form = {"alert": "bay2-fan/3", "what": "dismiss"}
+        assert operator.post("/orders", form | {"proof": proof}, origin="http://evil.example").status == 403
+        assert operator.post("/orders", form | {"proof": proof}, origin="null").status == 403
+        assert operator.post("/orders", form | {"proof": proof}, origin="").status == 403
+        assert operator.post("/orders", form | {"proof": proof}, sec_fetch_site="cross-site").status == 403
+        assert operator.post("/orders", form).status == 403
+        assert operator.get("/orders?alert=bay2-fan/3&what=dismiss").status == 405
+        assert operator.post("/orders", form | {"proof": proof}, content_type="text/plain").status == 415
+    assert orders_of(watched) == []
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"alert": "bay2-fan/99", "what": "dismiss"},
+        {"alert": "nobody/3", "what": "dismiss"},
+        {"alert": "bay2-fan/-3", "what": "dismiss"},
+        {"alert": "bay2-fan/3", "what": "delete"},
+        {"alert": "bay2-fan/3", "what": "confirm"},
+        {"alert": "bay2-fan/3", "what": "confirm", "fault": "x" * 65},
+        {"alert": "bay2-fan/3", "what": "confirm", "fault": "a\nb"},
+        {"alert": "bay2-fan/3", "what": "ack", "said_by": "a\x00b"},
+        {"alert": "", "what": ""},
+        {},
+    ],
+)
+def test_what_is_no_order_changes_nothing(watched: Path, tmp_path: Path, form: dict[str, str]) -> None:
+    with served(watched, **with_tokens(tmp_path)) as site:
+        assert site.post("/orders", form, authorization=f"Bearer {OPERATOR}").status == 400
+    assert orders_of(watched) == []
+
+
+@pytest.mark.parametrize(
+    "back", ["//evil.example", "/\\evil.example", "https://evil.example", "/?x\r\nset-cookie: a=b", "javascript:1"]
+)
+def test_an_order_leads_back_to_a_page_of_ours_alone(watched: Path, tmp_path: Path, back: str) -> None:
+    with served(watched, **with_tokens(tmp_path)) as site:
+        form = {"alert": "bay2-fan/3", "what": "ack", "back": back}
+        answer = site.post("/orders", form, authorization=f"Bearer {OPERATOR}")
+        assert (answer.status, answer.headers["location"]) == (303, "/")
 
 
 # -- requests that mean harm -----------------------------------------------------------------------------------

@@ -28,10 +28,12 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response, S
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fedmq_coordinator.control import ControlError
 from fedmq_coordinator.ledger import Ledger, LedgerError
 from fedmq_coordinator.web import pages
 from fedmq_coordinator.web.access import Attempts, Role, Session, Sessions, Tokens, is_own_host, is_own_origin
 from fedmq_coordinator.web.files import FILES, read_file
+from fedmq_coordinator.web.machines import MachineView, machine_view
 from fedmq_coordinator.web.views import MissingError, Snapshot, gateway_view, round_view
 
 __all__ = ["Gate", "Kept", "Source", "make_app"]
@@ -96,6 +98,9 @@ class Source(Protocol):
     async def read(self, use: Callable[[Ledger], T]) -> T:
         """In a thread, by a connection of its own. Raises LedgerError."""
 
+    async def order(self, *, place: str, what: str, fault: str, said_by: str, session: str) -> None:
+        """Put a verdict on record. Raises ControlError for what is none."""
+
     def listen(self) -> asyncio.Queue[bytes | None] | None:
         """Events as they come, coded; None is the last. None in its place where too many listen."""
 
@@ -137,10 +142,14 @@ def make_app(
         Route("/", site.overview_page),
         Route("/gateway", site.gateway_page),
         Route("/round", site.round_page),
+        Route("/machine", site.machine_page),
+        Route("/orders", site.orders, methods=["POST"]),
         Route("/api/overview", site.overview),
         Route("/api/fleet", site.fleet),
         Route("/api/gateway", site.gateway),
         Route("/api/round", site.round),
+        Route("/api/alerts", site.alerts),
+        Route("/api/machine", site.machine),
         Route("/api/events", site.events),
         *(Route(f"/static/{name}", site.file) for name in FILES),
         *extra_routes,
@@ -358,6 +367,7 @@ def _who(request: Request) -> pages.Who:
         operator=role == "operator",
         proof="" if session is None else session.proof,
         may_sign_in=state.get("may_sign_in", False),
+        may_order=state.get("may_order", False),
     )
 
 
@@ -372,6 +382,7 @@ class _Site:
     def _who(self, request: Request) -> pages.Who:
         tokens = self._gate.tokens
         request.scope["state"]["may_sign_in"] = not tokens.open or tokens.operator is not None
+        request.scope["state"]["may_order"] = tokens.operator is not None
         return _who(request)
 
     async def healthz(self, request: Request) -> Response:
@@ -448,6 +459,17 @@ class _Site:
         view = await self._source.read(lambda ledger: round_view(ledger, kept.snapshot, number, now))
         return _html(pages.round_(view, kept.snapshot, self._who(request)))
 
+    async def machine_page(self, request: Request) -> Response:
+        kept = await self._source.kept(_task(request))
+        return _html(pages.machine(await self._machine(request), kept.snapshot, self._who(request)))
+
+    async def _machine(self, request: Request) -> MachineView:
+        gateway, name = _word(request, "gateway"), _word(request, "name")
+        view = await self._source.read(lambda ledger: machine_view(ledger, gateway, name))
+        if view is None:
+            raise MissingError(f"no machine {name!r} of a gateway {gateway!r} is on record")
+        return view
+
     async def overview(self, request: Request) -> Response:
         kept = await self._source.kept(_task(request))
         return _packed(request, kept.overview, f'"{kept.mark}"')
@@ -465,6 +487,39 @@ class _Site:
         kept = await self._source.kept(_task(request))
         number, now = _number(request, "id"), self._source.now()
         return _json(await self._source.read(lambda ledger: round_view(ledger, kept.snapshot, number, now)))
+
+    async def alerts(self, request: Request) -> Response:
+        kept = await self._source.kept(_task(request))
+        return _json(kept.snapshot.conditions)
+
+    async def machine(self, request: Request) -> Response:
+        return _json(await self._machine(request))
+
+    # -- orders ------------------------------------------------------------------------------------------------
+
+    async def orders(self, request: Request) -> Response:
+        """A verdict on an alert, as a page's form sends it."""
+        if request.scope["state"]["role"] != "operator":
+            raise HTTPException(403, "Orders are for operators: sign in with the token for orders.")
+        form = await self._proven(request)
+        session: Session | None = request.scope["state"]["session"]
+        order = {key: form.get(key, "").strip() for key in ("alert", "what", "fault", "said_by")}
+        if order["what"] != "confirm":
+            order["fault"] = ""  # what stood in the field beside the button
+        try:
+            await self._source.order(
+                place=order["alert"],
+                what=order["what"],
+                fault=order["fault"],
+                said_by=order["said_by"][:24],
+                session="none" if session is None else session.name,
+            )
+        except ControlError as error:
+            raise HTTPException(400, str(error)) from None
+        back = form.get("back", "")
+        # Nowhere but to a page of ours: `//host` and `/\\host` would lead elsewhere.
+        leads_on = back.startswith(("/?", "/#", "/machine?")) and back.isprintable() and "\\" not in back
+        return RedirectResponse(back if leads_on else "/", 303)
 
     async def events(self, request: Request) -> Response:
         queue = self._source.listen()

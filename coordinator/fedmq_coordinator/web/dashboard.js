@@ -214,8 +214,11 @@ async function refresh() {
   if (answer.ok) renew(new DOMParser().parseFromString(await answer.text(), "text/html"));
   drawCharts(about);
   if (rows) fleet.set(rows);
+  await alerts();
   tellTimes();
 }
+
+const said = new Map(); // of each part, what the server said last
 
 function renew(page) {
   if (page.getElementById("main")?.dataset.kind !== "overview") location.reload();
@@ -223,7 +226,8 @@ function renew(page) {
   for (const part of PARTS) {
     const [old, young] = [document.querySelector(part), page.querySelector(part)];
     // Where somebody types or reads on with the keyboard, nothing is taken away.
-    if (old && young && !old.contains(document.activeElement) && old.innerHTML !== young.innerHTML) {
+    if (old && young && !old.contains(document.activeElement) && said.get(part) !== young.innerHTML) {
+      said.set(part, young.innerHTML);
       old.replaceWith(document.adoptNode(young));
     }
   }
@@ -285,6 +289,7 @@ async function overview() {
   makePrice();
   tellWorth();
   loadedAt = about.at;
+  await alerts();
   follow();
 }
 
@@ -307,9 +312,43 @@ async function gateway() {
   });
 }
 
+// -- alerts ----------------------------------------------------------------------------------------------------
+
+const trends = new Map();
+
+function drawTrends(alerts) {
+  const of = new Map(alerts.map((alert) => [alert.place, alert.evidence.find((one) => one.trend.length)]));
+  for (const place of document.querySelectorAll("[data-trend]")) {
+    const one = of.get(place.dataset.trend);
+    if (!one || place.childElementCount) continue;
+    const x = one.trend.map(([at]) => at);
+    const level = (value) => x.map(() => value);
+    trends.get(place.dataset.trend)?.destroy();
+    trends.set(place.dataset.trend, draw(place, {
+      title: `${one.name} before the alert`, unit: one.unit, time: true, height: 170, x,
+      series: [
+        { label: one.name, values: one.trend.map(([, value]) => value), colour: "up" },
+        { label: "limit", values: level(one.limit), kind: "dashed", colour: "warn" },
+        ...(one.was === null ? [] : [{ label: "was", values: level(one.was), kind: "dotted", colour: "dense" }]),
+      ],
+    }));
+  }
+}
+
+async function alerts() {
+  if (!document.querySelector("[data-trend]")) return;
+  const { waiting, decided } = await get("/api/alerts");
+  drawTrends([...waiting, ...decided]);
+}
+
+async function machine() {
+  const [, gateway, name] = main.dataset.name.match(/^([^/]*)\/(.*)$/s);
+  drawTrends((await get("/api/machine", { gateway, name })).alerts);
+}
+
 makeThemeSwitch();
 tellTimes();
 setInterval(tellTimes, 5000);
-const kinds = { overview, gateway };
+const kinds = { overview, gateway, machine };
 await kinds[main.dataset.kind]?.().catch((error) => console.info(String(error)));
 document.documentElement.dataset.ready = "true";

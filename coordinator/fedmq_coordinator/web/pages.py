@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from fedmq_coordinator import money
 from fedmq_coordinator.report import RoundLine, many, size
+from fedmq_coordinator.web.machines import AlertLine, MachineView
 from fedmq_coordinator.web.markup import Child, Markup, page, tag
 from fedmq_coordinator.web.views import (
     FLEET,
@@ -29,12 +30,13 @@ from fedmq_coordinator.web.views import (
     taken,
 )
 
-__all__ = ["Who", "gateway", "login", "overview", "round_", "trouble"]
+__all__ = ["Who", "gateway", "login", "machine", "overview", "round_", "trouble"]
 
 GATEWAYS_SHOWN = 100
 """Rows that stand in the page itself; the script fetches all."""
 ROUNDS_SHOWN = 100
 LATEST_ROUNDS = 6
+MACHINES_SHOWN = 300
 ANSWERS_SHOWN = 500
 
 VERSUS = {"dense": "plain FedAvg in float32", "raw": "uploading the raw signal once"}
@@ -49,6 +51,8 @@ class Who:
     proof: str = ""
     """What a form of theirs must bring."""
     may_sign_in: bool = False
+    may_order: bool = False
+    """Whether there is a token for orders at all."""
 
 
 # -- pages -----------------------------------------------------------------------------------------------------
@@ -64,7 +68,7 @@ def overview(shown: Snapshot, who: Who) -> str:
         )
     else:
         body += [_now(about), _charts()]
-    body += [_fleet(shown), _declines(about)]
+    body += [_fleet(shown), _alerts(shown, who), _machines(shown), _declines(about)]
     if not empty:
         body += [_rounds(shown), _words(shown)]
     return _page("Overview", body, who, about=about, kind="overview")
@@ -124,6 +128,21 @@ def gateway(view: GatewayView, shown: Snapshot, who: Who) -> str:
         ]
         head = ["sensor", "of its rate", "silent", "frames lost", "checksums failed", "state"]
         body.append(_section("Sensors, as it last told", _table("Sensors", head, rows)))
+    own = [one for one in shown.conditions.machines if one.gateway == line.name]
+    if own:
+        rows = [
+            [
+                _link(one.name, "/machine", view.task, gateway=one.gateway, name=one.name),
+                one.kind,
+                one.state,
+                one.zone or "",
+                _level(one.level),
+                ", ".join(one.drifting),
+            ]
+            for one in own
+        ]
+        head = ["machine", "kind", "state", "zone", "level", "drifting"]
+        body.append(_section("Machines", _table("Machines", head, rows, left=(1, 2, 3, 5))))
     answered = [
         [
             _link(f"{answer.round:,}", "/round", view.task, id=str(answer.round)),
@@ -198,6 +217,50 @@ def round_(view: RoundView, shown: Snapshot, who: Who) -> str:
         ),
     ]
     return _page(f"Round {line.id}", body, who, about=about, kind="round", name=str(line.id))
+
+
+def machine(view: MachineView, shown: Snapshot, who: Who) -> str:
+    one, about = view.machine, shown.overview
+    facts: list[tuple[str, Child]] = [
+        ("gateway", _link(one.gateway, "/gateway", about.task, name=one.gateway)),
+        ("kind", one.kind),
+        ("state", one.state),
+        ("zone of ISO 20816-3", one.zone or "not judged by zones"),
+        ("level", _level(one.level)),
+        ("its normal", "learnt" if one.learnt else f"{one.learnt_pct} % learnt"),
+        ("drifting", ", ".join(one.drifting) or "nothing"),
+        ("another machine since", "" if one.event is None else [f"{one.event}, ", _when(one.baseline_at)]),
+        ("last judged", _when(one.at)),
+        ("last heard of", _when(one.heard_at)),
+    ]
+    normal = [
+        [
+            line.measure,
+            "" if line.band == "all" else line.band,
+            *(_quantile(line.here, share) for share in ("50", "95", "99")),
+            *(_quantile(line.fleet, share) for share in ("50", "95", "99")),
+            f"{line.gateways:,}" if line.gateways else "",
+        ]
+        for line in view.normal
+    ]
+    head = ["measure", "band", "median here", "95 % here", "99 % here"]
+    head += ["median, fleet", "95 %, fleet", "99 %, fleet", "gateways"]
+    back = _address("/machine", about.task, gateway=one.gateway, name=one.name)
+    body: list[Child] = [
+        _crumbs(about, f"Machine {one.name}"),
+        tag("h1", one.name),
+        _facts("How it is", facts),
+        _section(
+            "Alerts, the newest first",
+            [_alert(alert, about, who, view.faults, back) for alert in view.alerts]
+            if view.alerts
+            else tag("p", "It has never raised one.", class_="quiet"),
+        ),
+        _section(f"What is normal of a {one.kind}", _table("What is normal", head, normal, left=(1,)))
+        if normal
+        else None,
+    ]
+    return _page(one.name, body, who, about=about, kind="machine", name=f"{one.gateway}/{one.name}")
 
 
 def login(who: Who, *, wrong: bool = False) -> str:
@@ -477,6 +540,164 @@ def _fleet_cell(row: dict[str, Cell], field: str, kind: str, task: str) -> Marku
     return tag("td", text, class_=kind or None)
 
 
+def _alerts(shown: Snapshot, who: Who) -> Markup | None:
+    about, condition = shown.overview, shown.conditions
+    if not condition.machines and not condition.waiting and not condition.decided:
+        return None
+    back = _address("/", about.task) + "#alerts"
+    more = condition.waiting_in_all - len(condition.waiting)
+    decided = [
+        [
+            _link(alert.machine, "/machine", about.task, gateway=alert.gateway, name=alert.machine),
+            alert.gateway,
+            alert.kind,
+            alert.state,
+            alert.verdict or "",
+            _when(alert.opened_at),
+        ]
+        for alert in condition.decided
+    ]
+    head = ["machine", "gateway", "kind", "state", "it was", "raised"]
+    drifts = [
+        tag(
+            "p",
+            f"{drift.drifting:,} of {many(drift.machines, drift.kind)} at {many(drift.gateways, 'gateway')} are not"
+            f" what they were: {', '.join(drift.measures.split(chr(10))[:4])}.",
+            class_="notice",
+        )
+        for drift in condition.drifts
+    ]
+    return tag(
+        "section",
+        tag("h2", "Alerts"),
+        drifts,
+        tag("p", condition.proposal.reason, class_="notice")
+        if condition.proposal is not None and condition.proposal.state == "proposed"
+        else None,
+        [_alert(alert, about, who, condition.faults, back) for alert in condition.waiting]
+        or tag("p", "None waits for anybody.", class_="quiet"),
+        tag("p", f"{more:,} more wait: `fedmq alert list` has them all.", class_="quiet") if more > 0 else None,
+        tag("details", tag("summary", "Decided lately"), _table("Decided lately", head, decided, left=range(6)))
+        if decided
+        else None,
+        id="alerts",
+        class_="panel alerts",
+    )
+
+
+def _alert(alert: AlertLine, about: Overview, who: Who, faults: Sequence[str], back: str) -> Markup:
+    title = [
+        tag("span", alert.severity, class_=f"state {alert.severity}"),
+        " ",
+        _link(alert.machine, "/machine", about.task, gateway=alert.gateway, name=alert.machine),
+        f" · {alert.kind}" + (f", it looks like {alert.label}" if alert.label else ""),
+    ]
+    state = alert.state if alert.verdict is None else f"{alert.state}: {alert.verdict}"
+    facts = [
+        f"{_level(alert.level)}, {state}; sensor {alert.sensor or 'not told'}, ",
+        _link(alert.gateway, "/gateway", about.task, name=alert.gateway),
+        "; raised ",
+        _when(alert.opened_at),
+        "" if alert.to_at is None else "; its cause is gone",
+    ]
+    evidence = [
+        tag(
+            "li",
+            f"{one.name} {one.value:.4g} {one.unit}".rstrip()
+            + f", limit {one.limit:.4g}"
+            + ("" if one.was is None else f", was {one.was:.4g}"),
+        )
+        for one in alert.evidence
+    ]
+    trend = any(one.trend for one in alert.evidence)
+    return tag(
+        "article",
+        tag("h3", title),
+        tag("p", facts, class_="quiet"),
+        tag("ul", evidence) if evidence else None,
+        tag("div", class_="scripted", data_trend=alert.place) if trend else None,
+        [tag("p", f"Ordered: {text}.", class_="quiet") for text in alert.orders],
+        _verdict(alert, who, faults, back) if alert.waits else None,
+        class_="alert",
+        aria_label=f"alert {alert.place}",
+    )
+
+
+def _verdict(alert: AlertLine, who: Who, faults: Sequence[str], back: str) -> Child:
+    if not who.operator or not who.signed_in:
+        if not who.may_order:
+            return None
+        return tag("p", tag("a", "Sign in as an operator", href="/login"), " to say what it was.", class_="quiet")
+    place = "fault-" + alert.place.replace("/", "-")
+    return tag(
+        "form",
+        [
+            tag("input", type="hidden", name=name, value=value)
+            for name, value in (("proof", who.proof), ("alert", alert.place), ("back", back))
+        ],
+        tag("label", "It was", for_=place),
+        tag(
+            "input",
+            id=place,
+            name="fault",
+            list=f"{place}-kinds",
+            maxlength=64,
+            value=alert.label or "",
+            autocomplete="off",
+        ),
+        tag("datalist", [tag("option", value=fault) for fault in faults], id=f"{place}-kinds"),
+        tag("button", "Confirm", name="what", value="confirm", type="submit", class_="primary"),
+        tag("button", "Dismiss", name="what", value="dismiss", type="submit", class_="plain"),
+        tag("button", "Acknowledge", name="what", value="ack", type="submit", class_="plain")
+        if alert.state == "open"
+        else None,
+        tag("label", "Your name", for_=f"{place}-by"),
+        tag("input", id=f"{place}-by", name="said_by", maxlength=24, autocomplete="name"),
+        method="post",
+        action="/orders",
+        class_="verdict",
+    )  # fmt: skip
+
+
+def _machines(shown: Snapshot) -> Markup | None:
+    about, condition = shown.overview, shown.conditions
+    if not condition.machines:
+        return None
+    rows = [
+        [
+            _link(one.name, "/machine", about.task, gateway=one.gateway, name=one.name),
+            _link(one.gateway, "/gateway", about.task, name=one.gateway),
+            one.kind,
+            one.state,
+            one.zone or "",
+            _level(one.level),
+            "learnt" if one.learnt else f"{one.learnt_pct} %",
+            ", ".join(one.drifting),
+            _when(one.at),
+        ]
+        for one in condition.machines[:MACHINES_SHOWN]
+    ]
+    head = ["machine", "gateway", "kind", "state", "zone", "level", "normal", "drifting", "last judged"]
+    more = condition.machines_in_all - len(rows)
+    return tag(
+        "section",
+        tag("h2", "Machines"),
+        tag("p", f"{many(condition.machines_in_all, 'machine')}, those closest to their limits first.", class_="quiet"),
+        _table("Machines", head, rows, left=(1, 2, 3, 4, 6, 7, 8)),
+        tag("p", f"{more:,} more are on their gateways' pages.", class_="quiet") if more > 0 else None,
+        id="machines",
+        class_="panel alerts",
+    )
+
+
+def _level(level: float) -> str:
+    return f"{level:.2f} × its limit"
+
+
+def _quantile(of: dict[str, float], share: str) -> str:
+    return "" if share not in of else f"{of[share]:.4g}"
+
+
 def _declines(about: Overview) -> Markup | None:
     if not about.declines:
         return None
@@ -536,7 +757,7 @@ def _words(shown: Snapshot) -> Markup:
 def _page(
     title: str, body: Sequence[Child], who: Who, *, kind: str, about: Overview | None = None, name: str = ""
 ) -> str:
-    scripted = kind in ("overview", "gateway", "round")
+    scripted = kind in ("overview", "gateway", "machine", "round")
     federation = about.federation if about is not None else ""
     head = tag(
         "head",
@@ -572,9 +793,12 @@ def _page(
         )
         if tasks
         else None,
+        tag("a", many(about.alerts, "alert"), href=_address("/", about.task) + "#alerts", class_="alarm-pill")
+        if about is not None and about.alerts
+        else None,
         tag("span", "", id="live", class_="pill", role="status") if kind == "overview" else None,
-        tag("button", "Dark or light", id="theme", type="button", class_="plain scripted"),
-        _door(who),
+        tag("button", "Dark or light", id="theme", type="button", class_="plain scripted") if scripted else None,
+        _door(who, kind),
         class_="top",
     )
     main = tag(
@@ -593,7 +817,7 @@ def _page(
     return page(tag("html", head, tag("body", skip, top, main, foot), lang="en"))
 
 
-def _door(who: Who) -> Child:
+def _door(who: Who, kind: str) -> Child:
     if who.signed_in:
         return tag(
             "form",
@@ -602,7 +826,7 @@ def _door(who: Who) -> Child:
             method="post",
             action="/logout",
         )
-    return tag("a", "Sign in", href="/login", class_="plain") if who.may_sign_in else None
+    return tag("a", "Sign in", href="/login", class_="plain") if who.may_sign_in and kind != "login" else None
 
 
 def _crumbs(about: Overview, here: str) -> Markup:

@@ -36,10 +36,12 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from fedmq_coordinator.audit import AUDIT_FILE, AuditLog
 from fedmq_coordinator.ledger import Ledger, LedgerError
 from fedmq_coordinator.settings import HttpSettings, is_loopback
 from fedmq_coordinator.web.access import Sessions, Tokens
 from fedmq_coordinator.web.app import MAX_HEAD_BYTES, Gate, Kept, make_app
+from fedmq_coordinator.web.machines import give_verdict
 from fedmq_coordinator.web.views import MissingError, RoundEvent, round_event, snapshot
 
 __all__ = ["Dashboard", "Watcher", "bind"]
@@ -79,10 +81,12 @@ class Watcher:
         self,
         ledger: Path,
         *,
+        audit: AuditLog | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = ledger
+        self._audit = audit or AuditLog(ledger.with_name(AUDIT_FILE))
         self._clock = clock
         self._monotonic = monotonic
         self._start = os.urandom(4).hex()
@@ -209,6 +213,26 @@ class Watcher:
 
         async with self._readers:
             return await asyncio.to_thread(reading)
+
+    async def order(self, *, place: str, what: str, fault: str, said_by: str, session: str) -> None:
+        def ordering() -> None:
+            with closing(Ledger(self._path, visit=True)) as ledger:
+                give_verdict(
+                    ledger,
+                    self._audit,
+                    place=place,
+                    what=what,
+                    fault=fault,
+                    said_by=said_by,
+                    session=session,
+                    now=self._clock(),
+                )
+
+        async with self._readers:
+            await asyncio.to_thread(ordering)
+        # Whoever gave it sees it at once.
+        self._changes += 1
+        self._kept = {task: (kept, seen, 0.0) for task, (kept, seen, _) in self._kept.items()}
 
     # -- who listens -------------------------------------------------------------------------------------------
 

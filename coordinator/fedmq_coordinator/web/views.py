@@ -25,6 +25,7 @@ from fedmq_coordinator.report import (
     size,
 )
 from fedmq_coordinator.roster import SENSORS_OF
+from fedmq_coordinator.web.machines import Conditions, conditions
 
 __all__ = [
     "FLEET",
@@ -122,6 +123,8 @@ class Overview(_View, frozen=True, kw_only=True):
     """Gateways that deserve a look."""
     declines: dict[str, int]
     findings: list[str]
+    alerts: int
+    """That wait for somebody to say what they were."""
     rounds: Rounds
     open_round: RoundEvent | None
 
@@ -184,6 +187,7 @@ class Snapshot(_View, frozen=True, kw_only=True):
     report: Report
     overview: Overview
     fleet: Fleet
+    conditions: Conditions
 
 
 class AnswerLine(_View, frozen=True, kw_only=True):
@@ -247,6 +251,7 @@ def snapshot(ledger: Ledger, task: str | None, now: float) -> Snapshot:
         federation = (ledger.get("federation") or b"").decode("utf-8", "replace")
         gateways = ledger.gateways()
         fleet = fleet_rows(report, gateways, ledger, now)
+        condition = conditions(ledger, chosen or "")
         last = None if chosen is None else ledger.book(chosen).last_round()
         opened = None if last is None or last.closed_at is not None else round_event(last, chosen or "", ledger)
     look = FLEET.index("look")
@@ -272,10 +277,12 @@ def snapshot(ledger: Ledger, task: str | None, now: float) -> Snapshot:
             to_look_at=sum(bool(row[look]) for row in fleet),
             declines=report.declines,
             findings=report.findings,
+            alerts=condition.waiting_in_all,
             rounds=_columns(report),
             open_round=opened,
         ),
         fleet=Fleet(at=now, columns=FLEET, rows=fleet),
+        conditions=condition,
     )
 
 
