@@ -399,6 +399,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument(
         "--closing", type=float, default=30.0, metavar="SECONDS", help="a round's closing time (default: 30)"
     )
+    demo.add_argument("--http", metavar="[HOST:]PORT", help="show it in a browser as it goes; 0 picks a free port")
     demo.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     demo.add_argument("--csv", type=Path, metavar="FILE", help="write metrics and bytes as CSV, one line a round")
     demo.add_argument(

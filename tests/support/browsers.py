@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, CDPSession, Page
 
 READY = "html[data-ready=true]"
 PATIENCE_MS = 20_000
@@ -52,6 +52,7 @@ class Seen:
     """A page, and what it said and asked for."""
 
     page: Page
+    devtools: CDPSession
     host: str
     faults: list[str] = field(default_factory=list)
     abroad: list[str] = field(default_factory=list)
@@ -65,9 +66,8 @@ class Seen:
 
     def figures(self) -> dict[str, float]:
         """chromium's own counts of what a page cost: seconds of scripts, of layout, and others."""
-        session = self.page.context.new_cdp_session(self.page)
-        session.send("Performance.enable")
-        return {one["name"]: float(one["value"]) for one in session.send("Performance.getMetrics")["metrics"]}
+        told = self.devtools.send("Performance.getMetrics")
+        return {one["name"]: float(one["value"]) for one in told["metrics"]}
 
 
 @contextmanager
@@ -75,7 +75,9 @@ def visit(chromium: Browser, url: str, *, faultless: bool = True, ready: bool = 
     """A page of its own profile. Fails at its end where anything went wrong in it, or where it asked another host."""
     opened = chromium.new_context(**context)
     page = opened.new_page()
-    seen = Seen(page=page, host=urlsplit(url).netloc)
+    seen = Seen(page=page, devtools=opened.new_cdp_session(page), host=urlsplit(url).netloc)
+    # Before the page: it counts from here on.
+    seen.devtools.send("Performance.enable")
     page.on("console", lambda said: seen.faults.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: seen.faults.append(str(error)))
     page.on("request", lambda asked: None if _own(asked.url, seen.host) else seen.abroad.append(asked.url))
