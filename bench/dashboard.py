@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any, Literal
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests" / "support"))
@@ -32,11 +33,17 @@ from ledgers import write_large_fleet  # noqa: E402
 SIZES = (50, 500, 5_000)
 REPEATS = 3
 
+SHOTS: tuple[tuple[str, Literal["light", "dark"], dict[str, Any]], ...] = (
+    ("dashboard-light", "light", {"width": 1280, "height": 1180}),
+    ("dashboard-dark", "dark", {"width": 1280, "height": 1180}),
+    ("dashboard-phone", "light", {"width": 390, "height": 844}),
+)
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="take the pictures in place of measuring")
-    parser.add_argument("--rounds", type=int, default=30, help="of the run that the pictures show (default: 30)")
+    parser.add_argument("--rounds", type=int, default=60, help="of the run that the pictures show (default: 60)")
     options = parser.parse_args()
     if why := missing():
         print(why, file=sys.stderr)
@@ -66,7 +73,7 @@ def measure(gateways: int) -> str:
                     loaded = seen.figures()["ScriptDuration"]
                     loads.append(loaded)
                     rows = seen.page.locator("#fleet tbody tr:not(.gap)").count()
-                    seen.page.get_by_role("button", name="wire up").click()
+                    seen.page.locator("#fleet th[data-field=up] button").click()
                     seen.page.get_by_role("searchbox").fill("pump")
                     seen.page.get_by_label("Show").select_option("online")
                     sorts.append(seen.figures()["ScriptDuration"] - loaded)
@@ -86,20 +93,18 @@ def take_pictures(folder: Path, rounds: int) -> None:
         try:
             assert demo.stdout is not None
             address = next(found[0] for line in demo.stdout if (found := re.findall(r"dashboard: (http://\S+)", line)))
-            with browser() as chromium:
-                shots = (
-                    ("dashboard-light", "light", 1280, 1180),
-                    ("dashboard-dark", "dark", 1280, 1180),
-                    ("dashboard-phone", "light", 390, 844),
-                )
-                with visit(chromium, address, faultless=False, ready=False) as seen:
-                    last = seen.page.get_by_role("link", name=f"Round {rounds - 3}", exact=True)
-                    last.first.wait_for(state="attached", timeout=600_000)
-                for name, scheme, width, height in shots:
-                    size = {"width": width, "height": height}
-                    with visit(chromium, address, color_scheme=scheme, viewport=size) as seen:
-                        seen.page.wait_for_timeout(400)
-                        seen.page.screenshot(path=folder / f"{name}.png")
+            with browser() as chromium, ExitStack() as pages:
+                opened = {
+                    name: pages.enter_context(
+                        visit(chromium, address, faultless=False, ready=False, color_scheme=scheme, viewport=size)
+                    )
+                    for name, scheme, size in SHOTS
+                }
+                for name, seen in opened.items():
+                    # Live, while the run goes on.
+                    round_ = seen.page.get_by_role("link", name=f"Round {rounds - 20}", exact=True)
+                    round_.first.wait_for(state="attached", timeout=600_000)
+                    seen.page.screenshot(path=folder / f"{name}.png")
                     print(f"{folder / name}.png", flush=True)
         finally:
             demo.terminate()

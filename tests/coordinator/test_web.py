@@ -135,6 +135,8 @@ def test_who_deserves_a_look_stands_first(tmp_path: Path) -> None:
         "e-declines": "declines often",
     }
     assert rows[-1]["name"] == "a-well"
+    assert [row["battery"] for row in rows if row["battery"]] == ["low, round 4"]
+    assert {row["link"] for row in rows} == {None}
     assert rows[2]["sensors"] == "axle silent for 900 s"
 
 

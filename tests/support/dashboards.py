@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,12 +56,14 @@ class Visitor:
         return f"127.0.0.1:{self.port}"
 
     def talk(self, said: bytes, *, seconds: float = PATIENCE_SECONDS) -> bytes:
-        """All that comes back until the other end hangs up."""
+        """All that comes back until the other end hangs up. Raises TimeoutError where it does not, in all that time."""
+        until = time.monotonic() + seconds
         with socket.create_connection(("127.0.0.1", self.port), seconds) as one:
             one.sendall(said)
             came = bytearray()
             while part := one.recv(1 << 16):
                 came += part
+                one.settimeout(max(0.01, until - time.monotonic()))
         return bytes(came)
 
     def get(self, path: str, **headers: str) -> Answer:
@@ -119,7 +122,9 @@ def served(ledger: Path, **settings: Any) -> Iterator[Visitor]:
         port = listener.getsockname()[1]
         dashboard = Dashboard(ledger, HttpSettings(**({"listen": f"127.0.0.1:{port}"} | settings)))
         pipe, alive = os.pipe()
-        thread = threading.Thread(target=dashboard.serve, args=(listener,), kwargs={"with_parent": pipe})
+        # A daemon: one that does not end fails its test, and does not keep all of them from ending.
+        words = {"with_parent": pipe}
+        thread = threading.Thread(target=dashboard.serve, args=(listener,), kwargs=words, daemon=True)
         thread.start()
         try:
             yield Visitor(port=port)

@@ -409,9 +409,16 @@ def _row(
         line.raw_bytes,
         "; ".join(unwell) or (f"{len(own)} well" if own else None),
         None if trial is None else trial.in_service,
-        None,
-        None,
+        _shut(answer, {"battery": "low", "mains": "not on mains"}),
+        _shut(answer, {"link": "down or excluded", "metered": "metered"}),
     ]
+
+
+def _shut(answer: tuple[int, float, str, str, str | None] | None, words: Mapping[str, str]) -> str | None:
+    """What the gateway's last answer says of a gate: the reason of a shut one, never the reading. None: nothing."""
+    if answer is None or answer[4] not in words:
+        return None
+    return f"{words[answer[4] or '']}, round {answer[0]:,}"
 
 
 def read_sensors(stored: bytes | None) -> tuple[SensorHealth, ...]:
