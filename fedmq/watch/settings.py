@@ -66,6 +66,13 @@ class JudgingSettings(Table):
     least_factor: Annotated[
         float, Meta(ge=1, le=100, description="A learnt limit is so many medians at least, however steady a machine.")
     ] = 1.5
+    lower_limits: Annotated[
+        bool,
+        Meta(
+            description="Whether a machine that has become much quieter than it was is an anomaly, too. Turn it off for"
+            " machines that idle, or carry little, for longer than learning_hours at a time."
+        ),
+    ] = True
     healthy: Annotated[
         str,
         Meta(
@@ -106,6 +113,7 @@ class JudgingSettings(Table):
             quantile=self.quantile,
             margin=self.margin,
             least_factor=self.least_factor,
+            lower_limits=self.lower_limits,
             healthy=self.healthy,
             fault_share=self.fault_share,
             life_share=self.life_share,
