@@ -61,6 +61,15 @@ drift_windows = 100         # 8,640 where all of a day is heard
 """
 
 
+BLOCKS = (
+    *("add", "list", "settings", "first status", "first alerts", "first show", "zone show", "ack"),
+    *("confirm", "event", "learning", "learnt", "false show", "dismiss", "after dismissal"),
+    *("month show", "month confirm", "month event", "labels", "drift"),
+    *("tasks", "promote", "report", "named list", "named show", "last status"),
+)
+"""The page's marks, in their order."""
+
+
 # --- a command with a clock of its own -------------------------------------------------------------------------------
 
 
@@ -436,7 +445,7 @@ def written(page: str, blocks: dict[str, str]) -> str:
     """The page with each block between its marks. Raises ValueError where the marks are not those of the story."""
     marks = re.findall(r"<!-- begin: (.+?) -->", page)
     if marks != list(blocks):
-        raise ValueError(f"expected the marks {', '.join(blocks)} in this order, got {', '.join(marks)}")
+        raise ValueError(f"expected the marks {', '.join(blocks)}, in this order; got {', '.join(marks)}")
     for name, text in blocks.items():
         kind = "toml" if name == "settings" else "console"
         block = f"<!-- begin: {name} -->\n```{kind}\n{text}```\n<!-- end: {name} -->"
