@@ -65,6 +65,7 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         metavar="KEY=VALUE",
         help="override a setting, such as --set poll_seconds=1; may be given several times",
     )
+    run.add_argument("--check", action="store_true", help="only read the settings, say what is wrong, and end")
     run.add_argument("--until-done", action="store_true", help="end once all is judged and told that can be told now")
     run.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
     run.set_defaults(run=_run)
@@ -151,6 +152,8 @@ def _run(arguments: argparse.Namespace) -> None:
         print(document(WatchSettings), end="")
         return
     settings = load(WatchSettings, arguments.config, arguments.overrides)
+    if arguments.check:
+        return
     logging.basicConfig(
         level=settings.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
