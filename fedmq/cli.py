@@ -192,9 +192,9 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="bandwidth savings, from the coordinator's ledger",
-        description="What was saved or lost, in bytes and money: in all, per round, gateway and site, against uploading\n"
-        "the raw signal and against dense float32; declines by reason; accuracy by round. Reads the ledger alone, also\n"
-        "while the coordinator runs.",
+        description="What was saved or lost, in bytes and money: in all, per round, gateway and site, against\n"
+        "uploading the raw signal and against dense float32; declines by reason; accuracy by round. Reads the\n"
+        "ledger alone, also while the coordinator runs.",
         epilog=_REPORT_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

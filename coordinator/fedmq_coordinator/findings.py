@@ -48,8 +48,8 @@ def sentences(view: View, rounds: Sequence[Round], gateways: int, savings: Savin
             return f"What {what} would have used is not known."
         if other.bytes == 0:
             return (
-                "No gateway told of new signal in that time, so that there was nothing to upload: learning together used"
-                f" {size(savings.bytes)}{worth(savings.money)} MORE than that."
+                "No gateway told of new signal in that time, so that there was nothing to upload: learning together"
+                f" used {size(savings.bytes)}{worth(savings.money)} MORE than that."
             )
         if other.saved_bytes >= 0:
             return (

@@ -573,7 +573,8 @@ def _groups(gateways: Iterable[GatewayLine], view: View, price: Price) -> list[G
 
 def _cpu_seconds(counted: Iterable[Folded]) -> float | None:
     """Of all answers that told; None where none did."""
-    return _total(totals.cpu / 100 if totals.cpu_told else None for totals in counted)
+    spent = [totals.cpu for totals in counted if totals.cpu_told]
+    return sum(spent) / 100 if spent else None
 
 
 def _total(numbers: Iterable[float | None]) -> float | None:
