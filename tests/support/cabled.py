@@ -25,7 +25,10 @@ from fedmq.demo import FEDERATION, DemoOptions, Identities, Plant, broker_settin
 from fedmq.programs import ledger_path
 from fedmq.showing import Screen
 
-KEEPALIVE_SECONDS = 2
+KEEPALIVE_SECONDS = 5
+"""The shortest that gateways take: pings come often."""
+RECONNECT_SECONDS = 6.0
+"""Enough to come back and to be welcomed: the demo's gateways wait for 2 at most."""
 GATEWAYS = 2
 
 
@@ -99,7 +102,7 @@ def measure(*, story: str, rounds: int, idle_seconds: float = 0.0, reconnects: i
                 time.sleep(idle_seconds)
                 for _ in range(reconnects):
                     broker.restart()
-                    time.sleep(3 * KEEPALIVE_SECONDS)
+                    time.sleep(RECONNECT_SECONDS)
                 plant.shut_down(ledger)
                 time.sleep(0.5)
                 counted = cable.ip_bytes()

@@ -21,7 +21,7 @@ def measured(mosquitto: LocalBroker, **story: object) -> Measured:
 
 
 def test_gateways_tell_what_passes_with_pings_and_a_reconnect(mosquitto: LocalBroker) -> None:
-    found = measured(mosquitto, story="", rounds=5, idle_seconds=6.0, reconnects=1)
+    found = measured(mosquitto, story="", rounds=5, idle_seconds=12.0, reconnects=1)
 
     assert found.told_pct == 100
     assert abs(found.told_off_pct) <= TOLD_OFF_PCT, found
