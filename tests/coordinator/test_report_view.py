@@ -12,11 +12,14 @@ from pathlib import Path
 import msgspec
 import pytest
 from fedmq_coordinator import report_html, report_text, retention
+from fedmq_coordinator.job import TaskPlan
 from fedmq_coordinator.ledger import Ledger, LedgerError
 from fedmq_coordinator.money import MONEY, Price, to_bytes
 from fedmq_coordinator.report import Report, Traffic, View, build, to_csv, to_json
 from fedmq_coordinator.report_view import moment
+from fedmq_coordinator.settings import RoundSettings
 from ledgers import START, a_gateway, a_round, a_wire, an_answer, write_plant
+from scripted_fleet import ScriptedFleet, scripted_task
 
 NORTH = ("bay1-press", "bay1-spindle", "bay2-fan")
 
@@ -250,6 +253,23 @@ def test_what_tcp_and_tls_add_is_divided_as_the_bytes_are(tmp_path: Path) -> Non
     assert [line.cpu_seconds for line in report.rounds] == [0.12, None]
     assert report.cpu_seconds == 0.12
     assert [line.ip_bytes for line in report.gateways] == [report.ip.bytes]
+
+
+def test_what_answers_tell_of_their_cost_and_births_of_their_signal_is_on_record(tmp_path: Path) -> None:
+    plan = TaskPlan(task=scripted_task("pumps"), rounds=RoundSettings(max_rounds=2, min_gateways=2))
+    fleet = ScriptedFleet(tmp_path, tasks=[plan], tags={"g0": (), "g1": ()})
+    fleet.gateways["g0"].beyond, fleet.gateways["g0"].cpu = 7, 31
+    fleet.run_to_rest()
+
+    updates = [a for a in fleet.ledger.answers() if a.kind == "update"]
+
+    assert {(a.gateway, a.beyond, a.cpu) for a in updates} == {("g0", 7 * 64, 31), ("g1", None, None)}
+    assert [(name, size) for name, _, size in fleet.ledger.gathered()] == [
+        ("g0", 2 * 120 * 1024),
+        ("g1", 2 * 120 * 1024),
+    ]
+    report = build(fleet.ledger)
+    assert [(line.name, line.cpu_seconds) for line in report.gateways] == [("g0", 0.62), ("g1", None)]
 
 
 def test_folding_keeps_cpu_time_and_ip_bytes(plant: Ledger) -> None:
