@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERBS", "AlertWish", "OrderError", "Wish", "in_canary", "release_for", "standing", "state_of_affairs"]
 
-VERBS = ("pause", "resume", "stop", "promote", "rollback", "set-aside", "readmit")
+VERBS = ("pause", "resume", "stop", "promote", "rollback", "set-aside", "readmit", "retrain")
 
 
 _Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -90,6 +90,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 return self._set_aside(job, now)
             case "readmit":
                 return self._readmit(job, now)
+            case "retrain":
+                return self._retrain(job, now)
         raise OrderError(f"expected {', '.join(VERBS)}, got {self.verb!r}")
 
     def _pause(self, job: Job) -> str:
@@ -203,6 +205,15 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise OrderError(f"{self.gateway!r} is neither set aside nor flagged; those that are: {named}")
         job.run.readmit(self.gateway, now)
         return f"{self.gateway} takes part again, and its flag is lifted"
+
+    def _retrain(self, job: Job, now: float) -> str:
+        woke = job.run.wake(now)
+        proposal = job.book.proposal()
+        if proposal is not None and proposal.state == "proposed":
+            job.book.save_proposal(msgspec.structs.replace(proposal, state="opened", opened_at=now))
+        if not woke:
+            return "its rounds go on anyway, by its schedule"
+        return "goes on with further rounds, by its schedule, until it rests again; no limit of a machine moves for it"
 
 
 class AlertWish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -40,12 +40,14 @@ __all__ = [
     "ROBUST_FROM",
     "Drift",
     "Learning",
+    "Learnt",
     "Model",
     "Opinion",
     "Seen",
     "WatchPolicy",
     "Watcher",
     "Window",
+    "learnt",
 ]
 
 ROBUST_FROM = 10
@@ -186,6 +188,40 @@ class _Normal(msgspec.Struct, kw_only=True):
     """Epochs in a row."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learnt:
+    """What is normal of one measure of one sensor in one band, and stands."""
+
+    band: str
+    measure: str
+    summary: Summary
+    drifting: bool
+    """It has not been distributed so for long."""
+    shared: bool
+    """Comparable with other gateways': not the score of a model that is this gateway's own."""
+
+
+def learnt(parts: Mapping[str, bytes]) -> list[Learnt]:
+    """Of what `Watcher.dump` gave. Raises ValueError."""
+    found = []
+    for key, value in parts.items():
+        word, *place = key.split("\n")
+        if word != "normal" or len(place) != 3:
+            continue
+        normal = msgspec.msgpack.decode(value, type=_Normal)
+        if normal.done:
+            found.append(
+                Learnt(
+                    band=place[1],
+                    measure=place[2],
+                    summary=Summary.from_bytes(normal.summary),
+                    drifting=normal.drifting >= DRIFT_EPOCHS,
+                    shared=not (_is_score(key) and key.endswith("-own")),
+                )
+            )
+    return found
+
+
 class _History(msgspec.Struct, kw_only=True):
     """Of a measure, `KEPT_POINTS` at most, each the mean of `every` values."""
 
@@ -231,6 +267,8 @@ class Watcher:
         """Of what is done: it does not change."""
         self._history: dict[str, _History] = {}
         self._held: dict[str, _Held] = {}
+        self._fleet: dict[tuple[str, str], float] = {}
+        """The fleet's limits, by band and measure: they hold while this machine's own are being learnt."""
 
     # -- what comes in -----------------------------------------------------------------------------------------
 
@@ -290,6 +328,14 @@ class Watcher:
             learnt=not suspect,
             drift=drift,
         )
+
+    def heed(self, limits: Mapping[tuple[str, str], float]) -> None:
+        """The fleet's limits for machines of this kind, by band and measure. None is above the machine's own zones."""
+        zones = self.machine.zone_limits
+        self._fleet = {
+            place: min(bound, zones.b_c) if place[1] == "velocity" and zones is not None else bound
+            for place, bound in limits.items()
+        }
 
     def use(self, models: Sequence[Model]) -> None:
         """Other models are in service now. Scores of versions that are gone are forgotten with their limits."""
@@ -428,7 +474,9 @@ class Watcher:
                 found.append(self._line(window, f"{name} line", height, bound))
             yield reading("defect", found, worst)
         learnt = [
-            self._evidence(window, name, value, learnt_limit, keys[name])
+            self._evidence(
+                window, name, value, learnt_limit, keys[name], by="fleet" if self._fleets(keys[name]) else ""
+            )
             for name, value in values.items()
             if (learnt_limit := self._limit(keys[name])) is not None
         ]
@@ -468,7 +516,7 @@ class Watcher:
                 name = f"{worst} by {model.name}"
                 yield worst, Evidence(name=name, value=shares[worst], limit=policy.fault_share, unit="probability")
 
-    def _evidence(self, window: Window, name: str, value: float, bound: float, key: str) -> Evidence:
+    def _evidence(self, window: Window, name: str, value: float, bound: float, key: str, by: str = "") -> Evidence:
         summary = self._summary(key)
         history = self._history.get(f"{window.sensor}\n{name}")
         return Evidence(
@@ -479,6 +527,7 @@ class Watcher:
             was=summary.quantile(0.5) if summary.count else None,
             was_at=self._normal[key].first_at if key in self._normal else None,
             trend=tuple(history.points) if history is not None else (),
+            by=by,
         )
 
     def _line(self, window: Window, name: str, height: float, bound: float) -> Evidence:
@@ -494,9 +543,13 @@ class Watcher:
     def _limit(self, key: str) -> float | None:
         """Learnt, or as good as can be had so far; None where nothing can be said yet."""
         normal = self._normal.get(key)
-        if normal is None:
+        fleet = self._fleets(key)
+        if normal is None and fleet is None:
             return None
         allowed = self._state.allowed.get(_highest_key("anomaly", *key.split("\n")[::2]), 0.0)
+        if fleet is not None:
+            return max(fleet, allowed)
+        assert normal is not None
         if normal.done:
             if key not in self._limits:
                 self._limits[key] = limit(self._summary(key), self.policy.rule)
@@ -505,6 +558,14 @@ class Watcher:
         if summary.count < ROBUST_FROM:
             return None
         return max(robust_bound(summary, self.policy.rule), allowed)
+
+    def _fleets(self, key: str) -> float | None:
+        """The fleet's limit where it holds: while this machine's own is not learnt."""
+        normal = self._normal.get(key)
+        if normal is not None and normal.done:
+            return None
+        _, band, name = key.split("\n")
+        return self._fleet.get((band, name))
 
     def _learn(
         self, window: Window, band: str, values: Mapping[str, float], keys: Mapping[str, str]
