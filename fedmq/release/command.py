@@ -102,6 +102,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_settings(pull)
+    pull.add_argument("--check", action="store_true", help="only read the settings, say what is wrong, and end")
     pull.add_argument("--now", action="store_true", help="do not wait a random time first")
     pull.add_argument("--again", action="store_true", help="try a release that failed here once more")
     pull.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
@@ -183,6 +184,8 @@ def _pull(arguments: argparse.Namespace) -> None:
         print(document(ReleaseSettings), end="")
         return
     settings = load(ReleaseSettings, arguments.config, arguments.overrides)
+    if arguments.check:
+        return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from fedmq.programs import crash_point
     from fedmq.release.pulling import CRASH_POINTS, Pull, World
