@@ -18,6 +18,7 @@ from fedmq_protocol.task import short
 from msgspec import Meta
 
 from fedmq_coordinator.audit import Who
+from fedmq_coordinator.condition import WAITING
 from fedmq_coordinator.ledger import Book, Gateway, Ledger, Order, Round
 from fedmq_coordinator.ledger import Release as ReleaseRow
 
@@ -300,10 +301,26 @@ def state_of_affairs(ledger: Ledger, now: float) -> dict[str, Any]:
                     "state": row.state,
                     "lineage": int(book.get("lineage") or 0),
                     "rounds": book.count_rounds(),
+                    "proposal": None if (proposal := book.proposal()) is None else msgspec.to_builtins(proposal),
                     "round": None if (round_ := book.last_round()) is None else _round_of(round_, ledger),
                 }
                 for row, book in tasks
             ],
+            "machines": {
+                "watched": len(ledger.machines()),
+                "alerts_waiting": sum(n for (state, _), n in ledger.count_alerts().items() if state in WAITING),
+                "drift": [
+                    {
+                        "kind": drift.kind,
+                        "since": drift.since,
+                        "machines": drift.machines,
+                        "drifting": drift.drifting,
+                        "gateways": drift.gateways,
+                        "measures": drift.measures.split("\n"),
+                    }
+                    for drift in ledger.fleet_drifts()
+                ],
+            },
             "gateways": [
                 {
                     "name": gateway.name,

@@ -168,7 +168,7 @@ class Courier:
             except BookError as error:
                 self._fail(error)
                 return
-            self._done[order.key] = Done(key=order.key, done=done, text=text[:200])
+            self._done[order.key] = Done(key=order.key, done=done, text=_word(text, 200))
         self._look_at = min(self._look_at, now)
 
     def limits(self, message: FleetLimits, now: float) -> None:
@@ -339,7 +339,7 @@ def _rows(book: Alertbook) -> dict[str, _Row]:
         sketch = merged[kind, band, measure].to_bytes()
         if len(sketch) <= MAX_SKETCH_BYTES:
             rows[f"summary {kind}\n{band}\n{measure}"] = SummaryOf(
-                kind=kind, band=_text(band, 64), measure=_text(measure, 160), sketch=sketch
+                kind=kind, band=_word(band, 64), measure=_text(measure, 160), sketch=sketch
             )
     return rows
 
@@ -352,7 +352,7 @@ def _machine(name: str, kind: str, standing: Mapping[str, Any], drifting: set[st
     return MachineState(
         name=_text(name, 64),
         kind=kind,
-        state=_text(str(standing.get("state", "")), 16),
+        state=_word(str(standing.get("state", "")), 16),
         zone=standing.get("zone"),
         learnt_pct=share,
         level=_hundredths(max((standing.get("levels") or {}).values(), default=0.0)),
@@ -370,9 +370,10 @@ def _alert(alert: Alert) -> AlertState:
             name=_text(one.name, 160),
             value=_finite(one.value),
             limit=_finite(one.limit),
-            unit=_text(one.unit, 64),
+            unit=_word(one.unit, 64),
             was=None if one.was is None else _finite(one.was),
             trend=to_trend(one.trend, opened_at) if place == 0 else b"",
+            by=_word(one.by, 64),
         )
         for place, one in enumerate(alert.evidence[:MAX_EVIDENCE])
     )
@@ -383,7 +384,7 @@ def _alert(alert: Alert) -> AlertState:
         state=alert.state,  # type: ignore[arg-type]  # the book has no others
         severity=alert.severity,  # type: ignore[arg-type]
         level=_hundredths(alert.level),
-        sensor=_text(alert.sensor, 64),
+        sensor=_word(alert.sensor, 64),
         label=None if alert.label is None else _text(alert.label, 64),
         verdict=None if alert.verdict is None else _text(alert.verdict, 64),
         opened_at=opened_at,
@@ -394,7 +395,12 @@ def _alert(alert: Alert) -> AlertState:
 
 
 def _text(text: str, most: int) -> str:
-    return "".join(c for c in text if c.isprintable())[:most] or "?"
+    return _word(text, most) or "?"
+
+
+def _word(text: str, most: int) -> str:
+    """May be empty."""
+    return "".join(c for c in text if c.isprintable())[:most]
 
 
 def _finite(value: float) -> float:

@@ -108,6 +108,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Typical of the machine's baseline; None where that is nothing yet."""
     trend: Annotated[bytes, Meta(max_length=8 * MAX_TREND)] = b""
     """As `to_trend` makes it: of the first evidence alone."""
+    by: _Word = ""
+    """Whose limit it is: "fleet", or the machine's own."""
 
     def __post_init__(self) -> None:
         numbers = (self.value, self.limit, 0.0 if self.was is None else self.was)
