@@ -52,12 +52,14 @@ __all__ = [
     "ROBUST_FROM",
     "Drift",
     "Learning",
+    "Learnt",
     "Model",
     "Opinion",
     "Seen",
     "WatchPolicy",
     "Watcher",
     "Window",
+    "learnt",
 ]
 
 ROBUST_FROM = 10
@@ -200,6 +202,40 @@ class _Normal(msgspec.Struct, kw_only=True):
     """Epochs in a row."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learnt:
+    """What is normal of one measure of one sensor in one band, and stands."""
+
+    band: str
+    measure: str
+    summary: Summary
+    drifting: bool
+    """It has not been distributed so for long."""
+    shared: bool
+    """Comparable with other gateways': not the score of a model that is this gateway's own."""
+
+
+def learnt(parts: Mapping[str, bytes]) -> list[Learnt]:
+    """Of what `Watcher.dump` gave. Raises ValueError."""
+    found = []
+    for key, value in parts.items():
+        word, *place = key.split("\n")
+        if word != "normal" or len(place) != 3:
+            continue
+        normal = msgspec.msgpack.decode(value, type=_Normal)
+        if normal.done:
+            found.append(
+                Learnt(
+                    band=place[1],
+                    measure=place[2],
+                    summary=Summary.from_bytes(normal.summary),
+                    drifting=normal.drifting >= DRIFT_EPOCHS,
+                    shared=not (_is_score(key) and key.endswith("-own")),
+                )
+            )
+    return found
+
+
 class _History(msgspec.Struct, kw_only=True):
     """Of a measure, `KEPT_POINTS` at most, each the mean of `every` values."""
 
@@ -263,6 +299,8 @@ class Watcher:
         self._held: dict[str, _Held] = {}
         self._turning: dict[str, Turning] = {}
         self._candidates: dict[str, list[_Candidate]] = {}
+        self._fleet: dict[tuple[str, str], float] = {}
+        """The fleet's limits, by band and measure: they hold while this machine's own are being learnt."""
 
     # -- what comes in -----------------------------------------------------------------------------------------
 
@@ -343,6 +381,14 @@ class Watcher:
             learnt=learnt,
             drift=drift,
         )
+
+    def heed(self, limits: Mapping[tuple[str, str], float]) -> None:
+        """The fleet's limits for machines of this kind, by band and measure. None is above the machine's own zones."""
+        zones = self.machine.zone_limits
+        self._fleet = {
+            place: min(bound, zones.b_c) if place[1] == "velocity" and zones is not None else bound
+            for place, bound in limits.items()
+        }
 
     def use(self, models: Sequence[Model]) -> None:
         """Other models are in service now. Scores of versions that are gone are forgotten with their limits."""
@@ -513,7 +559,9 @@ class Watcher:
                 found.append(self._line(window, f"{name} line", height, bound))
             yield reading("defect", found, worst)
         learnt = [
-            self._evidence(window, name, value, learnt_limit, keys[name])
+            self._evidence(
+                window, name, value, learnt_limit, keys[name], by="fleet" if self._fleets(keys[name]) else ""
+            )
             for name, value in values.items()
             if (learnt_limit := self._limit(keys[name])) is not None
         ]
@@ -559,7 +607,7 @@ class Watcher:
                 name = f"{worst} by {model.name}"
                 yield worst, Evidence(name=name, value=shares[worst], limit=policy.fault_share, unit="probability")
 
-    def _evidence(self, window: Window, name: str, value: float, bound: float, key: str) -> Evidence:
+    def _evidence(self, window: Window, name: str, value: float, bound: float, key: str, by: str = "") -> Evidence:
         summary = self._summary(key)
         history = self._history.get(f"{window.sensor}\n{name}")
         return Evidence(
@@ -570,6 +618,7 @@ class Watcher:
             was=summary.quantile(0.5) if summary.count else None,
             was_at=self._normal[key].first_at if key in self._normal else None,
             trend=tuple(history.points) if history is not None else (),
+            by=by,
         )
 
     def _quieter(self, window: Window, name: str, value: float, key: str) -> Evidence | None:
@@ -607,6 +656,8 @@ class Watcher:
         """Learnt, or as good as can be had so far; None where nothing can be said yet."""
         normal = self._normal.get(key)
         allowed = self._state.allowed.get(_highest_key("anomaly", *key.split("\n")[::2]), 0.0)
+        if (fleet := self._fleets(key)) is not None:
+            return max(fleet, allowed)
         if normal is not None and normal.done:
             if key not in self._limits:
                 self._limits[key] = limit(self._summary(key), self.policy.rule)
@@ -617,6 +668,14 @@ class Watcher:
         if summary.count < ROBUST_FROM:
             return None
         return max(robust_bound(summary, self.policy.rule), allowed)
+
+    def _fleets(self, key: str) -> float | None:
+        """The fleet's limit where it holds: while this machine's own is not learnt."""
+        normal = self._normal.get(key)
+        if normal is not None and normal.done:
+            return None
+        _, band, name = key.split("\n")
+        return self._fleet.get((band, name))
 
     def _learn_late(self, window: Window) -> tuple[tuple[float, ...], tuple[Drift, ...]]:
         """Windows after which the sensor's machine has run on steadily for long enough, and what drifted by them."""

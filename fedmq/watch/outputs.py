@@ -188,7 +188,8 @@ def evidence_line(one: Evidence) -> str:
     unit = f" {one.unit}" if one.unit else ""
     was = "" if one.was is None or one.was_at is None else f", typically {one.was:.3g} since {_time(one.was_at)[:16]}"
     trend = " -> ".join(f"{value:.3g}" for _, value in one.trend[-6:])
-    return f"{one.name} {one.value:.3g}{unit} (limit {one.limit:.3g}{was})" + (f"; {trend}" if trend else "")
+    whose = "the fleet's limit" if one.by == "fleet" else "limit"
+    return f"{one.name} {one.value:.3g}{unit} ({whose} {one.limit:.3g}{was})" + (f"; {trend}" if trend else "")
 
 
 def _evidence(one: Evidence) -> dict[str, Any]:
@@ -196,6 +197,7 @@ def _evidence(one: Evidence) -> dict[str, Any]:
         "name": one.name,
         "value": one.value,
         "limit": one.limit,
+        "by": one.by,
         "unit": one.unit,
         "was": one.was,
         "was_at": None if one.was_at is None else _time(one.was_at),
