@@ -65,7 +65,7 @@ BLOCKS = (
     *("add", "list", "settings", "first status", "first alerts", "first show", "zone show", "ack"),
     *("confirm", "event", "learning", "learnt", "false show", "dismiss", "after dismissal"),
     *("month show", "month confirm", "month event", "labels", "drift"),
-    *("tasks", "promote", "report", "named list", "named show", "last status"),
+    *("tasks", "report", "promote", "named list", "named show", "last status"),
 )
 """The page's marks, in their order."""
 
@@ -317,9 +317,9 @@ def month_three(plant: Plant) -> None:
             federation.until(lambda: federation.rounds() >= ROUNDS, f"{ROUNDS} rounds")
             plant.on(85)
             plant.show("tasks", "fedmq task list --state coordinator")
+            plant.show("report", "fedmq report --state coordinator | grep macro-F1 went")
             plant.show("promote", "fedmq task promote faults --state coordinator")
             federation.until(federation.in_service, "the release")
-        plant.show("report", "fedmq report --state coordinator | grep macro-F1 went")
     plant.on(86)
     plant.motors["motor-31"].label, plant.motors["motor-31"].severity = "ball", 24.0
     plant.hear(("motor-31",))
