@@ -218,8 +218,13 @@ class Plant:
 
 def alert_of(plant: Plant, machine: str) -> int:
     """The newest alert of a machine."""
+    return alerts_of(plant, machine)[0]
+
+
+def alerts_of(plant: Plant, machine: str) -> list[int]:
+    """Newest first."""
     said = plant.fedmq(["alert", "list", "--machine", machine, "--all", "--json"])
-    return int(json.loads(said)[0]["id"])
+    return [int(alert["id"]) for alert in json.loads(said)]
 
 
 # --- the story -------------------------------------------------------------------------------------------------------
@@ -286,10 +291,10 @@ def month_two(plant: Plant) -> str:
         if step >= 6:
             worn.label, worn.severity = "inner_race", 1.5 * (step - 5)
         plant.hear(("motor-35", "motor-23"), seconds=60.0)
-    number = alert_of(plant, "motor-23")
-    plant.show("month show", f"fedmq alert show {number}")
+    numbers = alerts_of(plant, "motor-23")[::-1]
+    plant.show("month show", "fedmq alert list --machine motor-23", f"fedmq alert show {numbers[0]}")
     evidence = plant.fedmq(["alert", "list", "--machine", "motor-23", "--all", "--json"])
-    plant.show("month confirm", f"fedmq alert confirm {number} inner_race")
+    plant.show("month confirm", *(f"fedmq alert confirm {number} inner_race" for number in numbers))
     plant.watch()
     plant.show("month event", "fedmq machine event motor-23 bearing-changed")
     plant.watch()
@@ -460,7 +465,7 @@ def written(page: str, blocks: dict[str, str]) -> str:
 
 def picture(evidence: str) -> str:
     """The trend of what raised the alert, with its limit, as SVG; from the alert's own JSON."""
-    alert = json.loads(evidence)[0]
+    alert = json.loads(evidence)[-1]  # the first one
     worst = max(alert["evidence"], key=lambda one: one["value"] / one["limit"])
     points = [(at, value) for at, value in worst["trend"]]
     left, right, top, bottom = 60.0, 700.0, 30.0, 230.0
