@@ -78,15 +78,16 @@ def run_at(at: float, lines: Sequence[Sequence[str]]) -> int:
     import datetime as clocks
 
     behind = time.time() - at
-    real_time, real = time.time, clocks.datetime
-    time.time = lambda: real_time() - behind
+    clock = time.time
 
-    class Moved(real):  # type: ignore[misc, valid-type]
+    class Moved(datetime):
         @classmethod
-        def now(cls, tz: clocks.tzinfo | None = None) -> clocks.datetime:
-            return real.fromtimestamp(time.time(), tz)
+        def now(cls, tz: clocks.tzinfo | None = None) -> Moved:
+            return cls.fromtimestamp(clock() - behind, tz)
 
-    clocks.datetime = Moved  # type: ignore[misc]
+    # Before anything of fedmq is loaded, which takes them from there.
+    vars(time)["time"] = lambda: clock() - behind
+    vars(clocks)["datetime"] = Moved
     from fedmq.cli import main
 
     for words in lines:
