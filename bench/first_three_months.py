@@ -471,7 +471,7 @@ def picture(evidence: str) -> str:
     points = [(at, value) for at, value in worst["trend"]]
     left, right, top, bottom = 60.0, 700.0, 30.0, 230.0
     first, last = points[0][0], points[-1][0]
-    most = 1.1 * max(max(value for _, value in points), worst["value"], worst["limit"])
+    most = 1.25 * max(worst["limit"], *(value for _, value in points))
 
     def x(at: float) -> float:
         return left + (right - left) * (at - first) / (last - first)
