@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fedmq_edge_node.alertbook import Position
+from fedmq_edge_node.machines import Machine
 from fedmq_edge_node.operating import OperatingSettings
 from fedmq_edge_node.sensors import Sensors
 from fedmq_firmware_bridge.port import Port
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 
 from fedmq.cli import main
 from fedmq.data import DataError, recordings_at, signal_of
+from fedmq.watch.feeding import feed
 from fedmq.watch.playing import FADE_SECONDS, Player, ScriptError, Take, parse_script, whole
 from fedmq.watch.replay import Firmware, play_into, play_to_socket, simulated_machine, to_takes
 
@@ -374,3 +378,20 @@ def test_the_command_plays_and_says_what_was_when(tmp_path: Path, capsys: pytest
         assert said in capsys.readouterr().err
     assert main(["replay", str(tmp_path / "plant"), "--socket", str(tmp_path / "s"), "--speed", "5"]) == 1
     assert "broken" in capsys.readouterr().err
+
+
+def test_two_machines_in_one_store_and_at_one_time_are_both_judged(tmp_path: Path) -> None:
+    """Each is a line of its own: a position in the one is none in the other."""
+    store = tmp_path / "bridge.sqlite"
+    for machine in ("pump-1", "pump-2"):
+        words = ["replay", "simulated", "--store", str(store), "--machine", machine, "--from", "2026-11-29T08:00"]
+        assert main([*words, "--script", "normal:10s"]) == 0
+    machines = {name: Machine(name=name) for name in ("pump-1", "pump-2")}
+    positions: dict[str, Position] = {}
+    windows: list[str] = []
+    with contextlib.closing(Store(store)) as opened:
+        while every := list(feed(opened, machines, positions, window_seconds=1.0, every_seconds=1.0, most=3)):
+            for one in every:
+                positions[one.key] = one.position
+                windows.append(one.machine)
+    assert windows.count("pump-1") == windows.count("pump-2") == 10
