@@ -131,8 +131,13 @@ class Shares:
             by_round[number].wire[number] += traffic
             if number is not None:
                 single.append((number, traffic.total))
-        counts = [[_beyond(wire) for wire in of if wire.beyond is not None] for of in (wires, joined)]
-        beyond = _parts(*counts, [_beyond(a) for a in answers], [_beyond(m) for m in marks], rounds)
+        beyond = _parts(
+            [_beyond(wire) for wire in wires if wire.beyond is not None],
+            [_beyond(wire) for wire in joined if wire.beyond is not None],
+            [_beyond(answer) for answer in answers],
+            [_beyond(mark) for mark in marks],
+            rounds,
+        )
         for (gateway, number), traffic in beyond.items():
             by_gateway[gateway].beyond[number] += traffic.up
             by_round[number].beyond[number] += traffic.up
