@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         RoundSettings,
         TaskSettings,
     )
+    from fedmq_edge_node.courier import Courier
     from fedmq_edge_node.memory import Memory
     from fedmq_edge_node.runtimes import Engine
     from fedmq_edge_node.samples import Targets
@@ -226,10 +227,19 @@ def build_gateway(settings: GatewaySettings, alive: Callable[[], None] = lambda:
             settings.state_dir, welcome.Welcomed(software=f"fedmq {__version__}", boot=nonce.hex(), at=at)
         ),
         alive=alive,
+        courier=_courier(settings),
         crash_point=crash_point(CRASH_POINTS),
         cpu_seconds=cpu_seconds,
         beyond_bytes=lambda: session.bytes_beyond,
     )
+
+
+def _courier(settings: GatewaySettings) -> Courier | None:
+    if settings.watch_state is None:
+        return None
+    from fedmq_edge_node.courier import Courier
+
+    return Courier(settings.watch_state / "alerts.sqlite", every_seconds=settings.watch_seconds)
 
 
 def memory_path(settings: GatewaySettings) -> Path:
@@ -358,6 +368,8 @@ def build_coordinator(
         federation=settings.connection.federation,
         tasks=tasks,
         limits=settings.limits,
+        fleet=settings.fleet,
+        drift=settings.drift,
         session=MqttSession(connection_of(settings.connection, settings.name)),
         ledger=ledger,
         models=ModelStore(settings.state_dir / "models", crash_point=crash),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from fedmq_protocol.messages import SensorHealth
 
+from fedmq_coordinator.condition import machines_told
 from fedmq_coordinator.ledger import Answer, Gateway, Ledger, Round
 from fedmq_coordinator.money import amount
 from fedmq_coordinator.report import (
@@ -116,6 +117,7 @@ def status(ledger: Ledger, now: float, width: int = 80, task: str | None = None)
         verdicts = {g.name: book.verdict(g.name) for g in gateways} if book is not None else {}
         alone = len(ledger.tasks()) == 1
         sensors = {g.name: _sensors(ledger.get(SENSORS_OF + g.name)) for g in gateways}
+        watched = [] if book is None else machines_told(ledger, book)
     page = _Page(width)
     fields = [("round", "No round has been opened yet")]
     if row is not None and not (alone and row.state == "running" and not row.paused_tags):
@@ -149,6 +151,7 @@ def status(ledger: Ledger, now: float, width: int = 80, task: str | None = None)
     fields += [("model", model), ("bytes", carried), ("gateways", presence)]
     if report.personal:
         fields.append(("personal", personal_text(report.personal)))
+    fields += watched
     page.fields(fields)
     if gateways:
         last = {line.name: line for line in report.gateways}

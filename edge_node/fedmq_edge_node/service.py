@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 from fedmq_models.bundle import Bundle, BundleError, start_of
 from fedmq_models.graph import GraphError
+from fedmq_protocol.condition import AlertOrders, Condition, FleetLimits, Noted
 from fedmq_protocol.messages import (
     BEYOND_UNIT,
     MAX_TASKS,
@@ -83,6 +84,8 @@ from fedmq_edge_node.samples import PREPARED, Preparation, SampleError, Samples
 if TYPE_CHECKING:
     from fedmq_protocol.signing import GatewaySeals
 
+    from fedmq_edge_node.courier import Courier
+
 __all__ = ["CRASH_POINTS", "Gateway", "Source", "will"]
 
 log = logging.getLogger("fedmq.gateway")
@@ -98,6 +101,7 @@ SENT: dict[type[Message], str] = {
     AskChunks: "chunks question",
     Chunk: "chunk",
     Trial: "trial",
+    Condition: "condition",
 }
 """What a gateway sends, by the names of its crash points."""
 
@@ -167,12 +171,13 @@ class Gateway:
     """One gateway. `vitals` reads the machine, `monotonic` is its clock in seconds, `source` its own recordings.
 
     `tags` say what it is and what it watches. With `seals` it believes nothing that is not sealed; `renewed` gives
-    others once there is another card. `welcomed` hears of every welcome, with the coordinator's time. `alive` is called
-    as the loop turns, and now and then while something is trained: who hears nothing of it for long may end the
-    process. `cpu_seconds` tells what the process has used, and `beyond_bytes` what TCP/IP and TLS have put around the
-    session's bytes: answers tell both. `crash_point` is called at each of `CRASH_POINTS`. Raises SampleError where
-    there are no readable recordings to begin with, StateError for a damaged memory, then and whenever the memory takes
-    nothing any more: the process must end, for what it would go on from is not on disk.
+    others once there is another card. `courier` tells of the machines that a watch beside it judges. `welcomed` hears
+    of every welcome, with the coordinator's time. `alive` is called as the loop turns, and now and then while something
+    is trained: who hears nothing of it for long may end the process. `cpu_seconds` tells what the process has used, and
+    `beyond_bytes` what TCP/IP and TLS have put around the session's bytes: answers tell both. `crash_point` is called
+    at each of `CRASH_POINTS`. Raises SampleError where there are no readable recordings to begin with, StateError for a
+    damaged memory, then and whenever the memory takes nothing any more: the process must end, for what it would go on
+    from is not on disk.
     """
 
     def __init__(
@@ -202,6 +207,7 @@ class Gateway:
         renewed: Callable[[], GatewaySeals | None] = lambda: None,
         stale_seconds: float = 86_400.0,
         welcomed: Callable[[float], None] = lambda at: None,
+        courier: Courier | None = None,
         alive: Callable[[], None] = lambda: None,
         crash_point: Callable[[str], None] = lambda name: None,
         cpu_seconds: Callable[[], float] | None = None,
@@ -235,6 +241,7 @@ class Gateway:
         self._renewed = renewed
         self._stale_seconds = stale_seconds
         self._tell_welcome = welcomed
+        self._courier = courier
         self._heard_at = monotonic()
         """When the coordinator was last heard, for certain and with news."""
         self._unbelieved_at: float | None = None
@@ -342,6 +349,8 @@ class Gateway:
                 self._born_again.start(now)
             case Disconnected() | ConnectFailed():
                 self._connected = False
+                if self._courier is not None:
+                    self._courier.disconnected()
                 log.warning("%s%s", event.reason, _retry_text(event.retry_in_seconds))
             case Denied():
                 log.error("the broker denies %s: %s", event.topic, event.reason)
@@ -388,11 +397,25 @@ class Gateway:
                 if self._shelf.add(message, now, self.bytes_received):
                     # Whether it can take part now or must say why not: the welcome brings the task again.
                     self.join_again(now, 0.0)
+            case Noted() | AlertOrders() | FleetLimits():
+                self._on_condition(message, now)
             case Missing():
                 for job in self._jobs.values():
                     job.on_missing(message)
             case _:
                 log.warning("dropped a %s on %s: not for a gateway", type(message).__name__, event.topic)
+
+    def _on_condition(self, message: Noted | AlertOrders | FleetLimits, now: float) -> None:
+        """Of machines, for the watch: what is on record, what people ordered, what is normal elsewhere."""
+        if self._courier is None:
+            return
+        match message:
+            case Noted():
+                self._courier.noted(message, now)
+            case AlertOrders():
+                self._courier.orders(message, now)
+            case FleetLimits():
+                self._courier.limits(message, now)
 
     # -- whom it believes --------------------------------------------------------------------------------------
 
@@ -459,6 +482,8 @@ class Gateway:
         if now >= self._look_at:
             self._look_at = now + self._look_every
             self._look_for_recordings()
+        if self._courier is not None and (told := self._courier.step(now)) is not None:
+            self.publish(Channel.CONDITION, told)
         for job in self._jobs.values():
             job.ask(now)
         for question in self._shelf.ask(now, self.bytes_received):
@@ -514,6 +539,8 @@ class Gateway:
         if arrived and not self._shelf.idle:
             self._shelf.resume(now, self.bytes_received, self.jitter())
         self._shelf.keep(model for job in self._jobs.values() for model in job.models)
+        if self._courier is not None:
+            self._courier.welcomed(message.condition, now)
         self._tell_welcome(message.now)
 
     def _adopt(self, assignment: Assignment) -> Job | None:

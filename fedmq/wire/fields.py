@@ -199,6 +199,7 @@ ABOUT: dict[str, About] = {
         " alert was raised, and value, in turn",
         float32=True,
     ),
+    "Measured.by": _protocol("whether the limit is the machine's own or the fleet's"),
     "MachineState.name": _name("the machine, as the plant calls it"),
     "MachineState.kind": _name("what it is, such as pump"),
     "MachineState.state": _data("whether it stands, starts, runs or stops: when production is on"),
