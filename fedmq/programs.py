@@ -184,7 +184,7 @@ def build_gateway(settings: GatewaySettings, alive: Callable[[], None] = lambda:
     from fedmq_edge_node.proving import prover
     from fedmq_edge_node.runtimes import available_engines, make_engine, make_preparation, unknown_engine
     from fedmq_edge_node.service import CRASH_POINTS, Gateway, will
-    from fedmq_edge_node.vitals import FileVitals, Reader, VitalsReader, lower_priority
+    from fedmq_edge_node.vitals import FileVitals, Reader, VitalsReader, cpu_seconds, lower_priority
 
     if settings.engine not in ("auto", *available_engines()):
         raise ValueError(unknown_engine(settings.engine))
@@ -229,6 +229,8 @@ def build_gateway(settings: GatewaySettings, alive: Callable[[], None] = lambda:
         alive=alive,
         courier=_courier(settings),
         crash_point=crash_point(CRASH_POINTS),
+        cpu_seconds=cpu_seconds,
+        beyond_bytes=lambda: session.bytes_beyond,
     )
 
 

@@ -43,6 +43,8 @@ from fedmq_coordinator import report
 from fedmq_coordinator.audit import AuditLog, Who, user_name
 from fedmq_coordinator.condition import alerts_of, machines_of
 from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.money import MONEY, from_bytes, price_of
+from fedmq_coordinator.report_view import EVERYTHING, View
 from fedmq_coordinator.tasks import VERBS, AlertWish, Wish, standing, state_of_affairs
 
 __all__ = [
@@ -125,7 +127,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome", tag_fiel
     order: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
-class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look", tag_field="ask", forbid_unknown_fields=True):
+class Look(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    tag="look",
+    tag_field="ask",
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+):
     """Something to read: how it goes, the savings, or as JSON how each task stands, the machines, the alerts."""
 
     what: Literal["status", "report", "tasks", "machines", "alerts"]
@@ -133,6 +143,11 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look", tag_field="ask
     """None: each."""
     form: Literal["text", "json", "csv", "html"] = "text"
     width: int = 80
+    view: View = EVERYTHING
+    """Of the report."""
+    price_per_gb: float | None = None
+    """In place of the one in the coordinator's settings; the currency, too."""
+    currency: Annotated[str, msgspec.Meta(max_length=16)] | None = None
 
 
 Request = Order | AlertOrder | Outcome | Look
@@ -356,7 +371,8 @@ def _look(ledger: Ledger, look: Look, now: float) -> str:
         from fedmq_coordinator.report_text import status
 
         return "\n".join(status(ledger, now, look.width, name) for name in names)
-    built = [report.build(ledger, name) for name in names]
+    price = price_of(from_bytes(ledger.get(MONEY)), per_gb=look.price_per_gb, currency=look.currency)
+    built = [report.build(ledger, name, view=look.view, price=price) for name in names]
     if len(built) > 1 and look.form in ("html", "csv"):
         raise ControlError(f"--task: name one for HTML or CSV, of {', '.join(known)}")
     match look.form:

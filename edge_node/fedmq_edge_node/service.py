@@ -29,6 +29,7 @@ from fedmq_models.bundle import Bundle, BundleError, start_of
 from fedmq_models.graph import GraphError
 from fedmq_protocol.condition import AlertOrders, Condition, FleetLimits, Noted
 from fedmq_protocol.messages import (
+    BEYOND_UNIT,
     MAX_TASKS,
     AskChunks,
     AskModel,
@@ -127,6 +128,10 @@ CHUNKS_LOOK_SECONDS = 0.05
 """While chunks wait for the connection, how often it is looked whether it takes more."""
 
 
+LAST_WORD_BEYOND = 9
+"""BEYOND_UNITs that the last word itself and the end of the connection come to, about: nobody counts after it. See
+bench/ip_bytes.py."""
+
 STALE = "stale"
 """The memory's key of an alert that stands."""
 
@@ -168,9 +173,11 @@ class Gateway:
     `tags` say what it is and what it watches. With `seals` it believes nothing that is not sealed; `renewed` gives
     others once there is another card. `courier` tells of the machines that a watch beside it judges. `welcomed` hears
     of every welcome, with the coordinator's time. `alive` is called as the loop turns, and now and then while something
-    is trained: who hears nothing of it for long may end the process. `crash_point` is called at each of `CRASH_POINTS`.
-    Raises SampleError where there are no readable recordings to begin with, StateError for a damaged memory, then and
-    whenever the memory takes nothing any more: the process must end, for what it would go on from is not on disk.
+    is trained: who hears nothing of it for long may end the process. `cpu_seconds` tells what the process has used, and
+    `beyond_bytes` what TCP/IP and TLS have put around the session's bytes: answers tell both. `crash_point` is called
+    at each of `CRASH_POINTS`. Raises SampleError where there are no readable recordings to begin with, StateError for a
+    damaged memory, then and whenever the memory takes nothing any more: the process must end, for what it would go on
+    from is not on disk.
     """
 
     def __init__(
@@ -203,6 +210,8 @@ class Gateway:
         courier: Courier | None = None,
         alive: Callable[[], None] = lambda: None,
         crash_point: Callable[[str], None] = lambda name: None,
+        cpu_seconds: Callable[[], float] | None = None,
+        beyond_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._name = name
         self._federation = federation
@@ -225,6 +234,8 @@ class Gateway:
         self._make_preparation = preparation
         self._engines = available_engines() if engines is None else engines
         self._alive = alive
+        self._cpu_seconds = cpu_seconds
+        self._beyond_bytes = beyond_bytes
         self._crash_point = crash_point
         self._seals = seals
         self._renewed = renewed
@@ -585,7 +596,13 @@ class Gateway:
         self._unfit_declined[plan.lineage] = plan.round_id
         self.publish(
             Channel.ANSWER,
-            Decline(round_id=plan.round_id, reason=Reason.TASK, sent=self.bytes_sent, received=self.bytes_received),
+            Decline(
+                round_id=plan.round_id,
+                reason=Reason.TASK,
+                sent=self.bytes_sent,
+                received=self.bytes_received,
+                beyond=self.beyond,
+            ),
         )
 
     def _end_jobs(self, message: Welcome) -> None:
@@ -690,6 +707,7 @@ class Gateway:
                 sensors=tuple(sensors),
                 root=None if self._seals is None else self._seals.root.version,
                 card=None if self._seals is None else self._seals.card,
+                beyond=self.beyond,
             )
             if not (held or sensors) or len(to_bytes(birth)) <= row.max_bytes:
                 return birth
@@ -698,7 +716,11 @@ class Gateway:
 
     def _leave_message(self) -> Leave:
         return Leave(
-            nonce=self._nonce, clean=True, sent=self._session.bytes_sent, received=self._session.bytes_received
+            nonce=self._nonce,
+            clean=True,
+            sent=self._session.bytes_sent,
+            received=self._session.bytes_received,
+            beyond=None if self.beyond is None else self.beyond + LAST_WORD_BEYOND,
         )
 
     def _broadcast_jitter(self) -> float:
@@ -724,6 +746,11 @@ class Gateway:
         return self._session.bytes_received
 
     @property
+    def beyond(self) -> int | None:
+        count = self._beyond_bytes()
+        return None if count is None else count // BEYOND_UNIT
+
+    @property
     def outstanding(self) -> int:
         return self._session.outstanding
 
@@ -737,6 +764,9 @@ class Gateway:
 
     def now(self) -> float:
         return self._monotonic()
+
+    def cpu_seconds(self) -> float | None:
+        return None if self._cpu_seconds is None else self._cpu_seconds()
 
     def alive(self) -> None:
         self._alive()

@@ -21,6 +21,7 @@ __all__ = [
     "SummaryError",
     "limit",
     "limit_of",
+    "lower_limit",
     "merged",
     "robust_bound",
     "stability_by_chance",
@@ -43,6 +44,14 @@ def limit(summary: Summary, rule: Rule) -> float:
     """From enough healthy windows. Raises ValueError without values."""
     median, high = summary.quantile(0.5), summary.quantile(rule.quantile)
     return max(high + rule.margin * (high - median), rule.least_factor * median, SMALLEST)
+
+
+def lower_limit(summary: Summary, rule: Rule) -> float | None:
+    """The same downwards, from enough healthy windows; None where so little is normal, too. Raises ValueError without
+    values."""
+    median, low = summary.quantile(0.5), summary.quantile(1 - rule.quantile)
+    found = min(low - rule.margin * (median - low), median / rule.least_factor)
+    return found if found > SMALLEST else None
 
 
 def limit_of(quantiles: Mapping[float, float], rule: Rule) -> float | None:

@@ -37,7 +37,15 @@ from fedmq_edge_node.alarms import Alarms, Cleared, Evidence, Kind, Outcome, Pol
 from fedmq_edge_node.condition import Condition, measure, zone
 from fedmq_edge_node.machines import Machine
 from fedmq_edge_node.operating import Operating, State, level_g
-from fedmq_edge_node.thresholds import Rule, Summary, limit, robust_bound, stability_by_chance, stability_index
+from fedmq_edge_node.thresholds import (
+    Rule,
+    Summary,
+    limit,
+    lower_limit,
+    robust_bound,
+    stability_by_chance,
+    stability_index,
+)
 from fedmq_edge_node.turning import Turn, Turning
 
 __all__ = [
@@ -120,6 +128,8 @@ class WatchPolicy(msgspec.Struct, frozen=True, kw_only=True):
     quantile: float = 0.99
     margin: float = 1.5
     least_factor: float = 1.5
+    lower_limits: bool = True
+    """Whether a machine that has become much quieter than it was is an anomaly, too."""
     healthy: str = "normal"
     fault_share: float = 0.7
     """Probability of a fault's class that is level 1."""
@@ -284,6 +294,7 @@ class Watcher:
         self._recent: dict[str, Summary] = {}
         self._limits: dict[str, float] = {}
         """Of what is done: it does not change."""
+        self._lower_limits: dict[str, float | None] = {}
         self._history: dict[str, _History] = {}
         self._held: dict[str, _Held] = {}
         self._turning: dict[str, Turning] = {}
@@ -387,7 +398,7 @@ class Watcher:
         marks = {self._measure_of(model) for model in models}
         gone = [key for key in self._normal if _is_score(key) and key.rpartition("\n")[2] not in marks]
         for key in gone:
-            for table in (self._normal, self._summaries, self._recent, self._limits):
+            for table in (self._normal, self._summaries, self._recent, self._limits, self._lower_limits):
                 table.pop(key, None)
         for sensor, every in self._candidates.items():
             self._candidates[sensor] = [
@@ -402,7 +413,15 @@ class Watcher:
         """The machine is another one from `at` on: windows before are left alone, and what is normal is learnt anew."""
         over = self._alarms.reset(at, self.machine.name)
         self._state = _State(baseline_at=at, event=event)
-        for table in (self._normal, self._summaries, self._recent, self._limits, self._history, self._held):
+        for table in (
+            self._normal,
+            self._summaries,
+            self._recent,
+            self._limits,
+            self._lower_limits,
+            self._history,
+            self._held,
+        ):
             table.clear()
         self._candidates.clear()
         self._turning.clear()
@@ -473,7 +492,7 @@ class Watcher:
             self._turning = {sensor: Turning(memory) for sensor, memory in turning.items()}
         if "candidates" in parts:
             self._candidates = msgspec.msgpack.decode(parts["candidates"], type=dict[str, list[_Candidate]])
-        for table in (self._summaries, self._recent, self._limits):
+        for table in (self._summaries, self._recent, self._limits, self._lower_limits):
             table.clear()
 
     # -- judging -----------------------------------------------------------------------------------------------
@@ -546,6 +565,12 @@ class Watcher:
             for name, value in values.items()
             if (learnt_limit := self._limit(keys[name])) is not None
         ]
+        if self.policy.lower_limits:
+            learnt += [
+                one
+                for name in _LEVELS
+                if name in values and (one := self._quieter(window, name, values[name], keys[name])) is not None
+            ]
         if learnt:
             yield reading("anomaly", learnt)
         if faults := list(self._faults(opinions)):
@@ -594,6 +619,27 @@ class Watcher:
             was_at=self._normal[key].first_at if key in self._normal else None,
             trend=tuple(history.points) if history is not None else (),
             by=by,
+        )
+
+    def _quieter(self, window: Window, name: str, value: float, key: str) -> Evidence | None:
+        """By how much less the machine shakes than is typical, once that is learnt: a decrease is a change as an
+        increase is (ISO 20816-1:2016, criterion II). A tooth that is gone meshes no more."""
+        normal = self._normal.get(key)
+        if normal is None or not normal.done:
+            return None
+        if key not in self._lower_limits:
+            self._lower_limits[key] = lower_limit(self._summary(key), self.policy.rule)
+        lowest, median = self._lower_limits[key], self._summary(key).quantile(0.5)
+        if lowest is None:
+            return None
+        quieter = f"quieter {name}"
+        return Evidence(
+            name=quieter,
+            value=median / max(value, median / MOST_QUIETER),
+            limit=max(median / lowest, self._state.allowed.get(_highest_key("anomaly", window.sensor, quieter), 0.0)),
+            unit="times less",
+            was=1.0,
+            was_at=normal.first_at,
         )
 
     def _line(self, window: Window, name: str, height: float, bound: float) -> Evidence:
@@ -742,6 +788,8 @@ class _MakeReading(Protocol):
 
 
 _BY_MODELS: tuple[Kind, ...] = ("fault", "life")
+_LEVELS = ("velocity", "acceleration")
+MOST_QUIETER = 100.0
 _LEARNS_FROM_DISMISSALS = ("anomaly", "defect")
 
 
