@@ -4,7 +4,7 @@ Owns both rules. Refuses to know how summaries and machines come here, and who i
 
 Limits are medians over *gateways* of each one's quantiles, and no quantiles of pooled counts: a gateway has one voice,
 however many windows it says it has seen. With n gateways, of which fewer than half lie, each median lies between values
-of honest ones, so nobody can loosen everybody's limit alone; docs/decisions/0020-limits-are-medians-over-gateways.md
+of honest ones, so nobody can loosen everybody's limit alone; docs/decisions/0017-limits-are-medians-over-gateways.md
 has the reasons.
 """
 
