@@ -211,6 +211,35 @@ def test_without_a_book_nothing_is_said_and_it_is_found_once_it_is_there(tmp_pat
     assert [machine.name for message in other.settle() for machine in message.machines] == ["pump-1"]
 
 
+def test_a_book_in_whose_place_another_one_lies_is_told_anew_without_a_restart(tmp_path: Path) -> None:
+    watch = WatchedMachines(tmp_path / "alerts.sqlite")
+    watch.stand()
+    watch.raise_alert()
+    other = far(watch)
+    other.courier.welcomed(None, other.now)
+    other.settle()
+    watch.book.close()
+    for path in tmp_path.glob("alerts.sqlite*"):
+        path.unlink()
+    again = WatchedMachines(tmp_path / "alerts.sqlite")
+    again.stand("pump-9")
+    again.raise_alert("pump-9")
+    said = other.settle()
+    assert [alert.machine for message in said for alert in message.alerts] == ["pump-9"]
+    assert [machine.name for message in said for machine in message.machines] == ["pump-9"]
+
+
+def test_a_damaged_book_keeps_no_gateway_from_its_work(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "alerts.sqlite"
+    path.write_bytes(b"this is no database, whatever its name says" * 100)
+    other = Far(Courier(path))
+    other.courier.welcomed(None, other.now)
+    other.courier.orders(AlertOrders(orders=(AlertOrder(key=KEY, book=b"book", alert=1, what="ack"),)), other.now)
+    other.courier.limits(FleetLimits(limits=()), other.now)
+    assert other.settle() == []
+    assert sum("nothing is told of machines" in record.getMessage() for record in caplog.records) == 1
+
+
 def test_an_order_is_carried_out_once_and_answered_each_time(watch: WatchedMachines) -> None:
     number = watch.raise_alert()
     other = far(watch)
