@@ -7,7 +7,6 @@ Heavy imports stand inside the functions: a gateway's process must not carry wha
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedmq import __version__
+from fedmq.logs import add_log_format, start_logging
 from fedmq.notify import Notifier
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         " newly on it. A list that does not pass is an error in the log, and the one before stays in force.",
     )
     _add_settings(guard, "broker.toml")
+    add_log_format(guard)
     guard.add_argument("--site", metavar="NAME", help="this is the broker of that site, as `fedmq broker site` made it")
     guard.set_defaults(run=_guard)
     site = actions.add_parser(
@@ -136,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(coordinator, "coordinator.toml")
     _add_check(coordinator)
+    add_log_format(coordinator)
     coordinator.add_argument(
         "--new-lineage", action="store_true", help="learn afresh: a new scaler and the seeded start; the ledger stays"
     )
@@ -155,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         "backup", type=Path, metavar="BACKUP", help="a copy of a state directory, or of its ledger with models beside"
     )
     _add_settings(recover, "coordinator.toml")
+    add_log_format(recover)
     recover.set_defaults(run=_recover)
 
     gateway = commands.add_parser(
@@ -165,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(gateway, "gateway.toml")
     _add_check(gateway)
+    add_log_format(gateway)
     gateway.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
     gateway.add_argument(
         "--show",
@@ -642,12 +646,6 @@ def _sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def _log(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-
-
 class _Stoppable(Protocol):
     stopping: bool
 
@@ -679,7 +677,7 @@ def _gateway(arguments: argparse.Namespace) -> None:
     settings = load(GatewaySettings, arguments.config, arguments.overrides)
     if arguments.check:
         return
-    _log(settings.log_level)
+    start_logging(settings.log_level, arguments.log_format, settings.log_format, gateway=settings.name)
     from fedmq.programs import build_gateway, show_gateway
 
     if arguments.show:
@@ -706,7 +704,7 @@ def _coordinator(arguments: argparse.Namespace) -> None:
     settings = load_coordinator(arguments.config, arguments.overrides)
     if arguments.check:
         return
-    _log(settings.log_level)
+    start_logging(settings.log_level, arguments.log_format, settings.log_format)
     notifier = Notifier()
     coordinator = build_coordinator(settings, new_lineage=arguments.new_lineage, alive=notifier.alive)
     _stop_on_signal(coordinator, notifier)
@@ -720,7 +718,7 @@ def _recover(arguments: argparse.Namespace) -> None:
     from fedmq_protocol.settings import load
 
     settings = load(CoordinatorSettings, arguments.config, arguments.overrides)
-    _log(settings.log_level)
+    start_logging(settings.log_level, arguments.log_format, settings.log_format)
     from fedmq.programs import recover
 
     for sentence in recover(settings, arguments.backup):
@@ -742,7 +740,7 @@ def _broker(arguments: argparse.Namespace) -> None:
 def _guard(arguments: argparse.Namespace) -> None:
     from fedmq.programs import run_guard
 
-    _log("info")
+    start_logging("info", arguments.log_format)
     run_guard(arguments)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 from fedmq_compression.pipeline import Decoded
+from fedmq_protocol.logs import about
 from fedmq_protocol.messages import (
     BlobRef,
     RoundKind,
@@ -577,9 +578,13 @@ class Run:
         )
         for name, absence in self._absences.items():
             if absence.left and (name not in before or absence.missed > before[name].missed):
-                log.warning(
-                    "%s was asked in vain in %d rounds in a row: set aside for %d", name, absence.missed, absence.left
-                )
+                with about(gateway=name):
+                    log.warning(
+                        "%s was asked in vain in %d rounds in a row: set aside for %d",
+                        name,
+                        absence.missed,
+                        absence.left,
+                    )
 
     def _training_loss(self, round_id: int) -> float:
         """Mean over the updates in the round's sum, by their weights there."""

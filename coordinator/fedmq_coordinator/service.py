@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+from fedmq_protocol.logs import about
 from fedmq_protocol.messages import (
     AskChunks,
     AskModel,
@@ -108,6 +109,14 @@ CRASH_POINTS = (
 """What `crash_point` is called with: around each durable step, and around each message, by its channel."""
 
 
+def _sender(text: str) -> str | None:
+    """The gateway that a topic names."""
+    try:
+        return parse(text).gateway
+    except ValueError:
+        return None
+
+
 def _rates(limits: LimitSettings, tasks: Sequence[TaskPlan]) -> Rates:
     """As the settings have it; a fleet with large models needs more at once."""
     parameters = [plan.task.model.parameters for plan in tasks]
@@ -174,18 +183,19 @@ class Coordinator:
             if plan.task.name in stopped:
                 log.info("task %r was stopped: its settings have no effect", plan.task.name)
                 continue
-            self._jobs[plan.task.name] = Job(
-                plan,
-                federation=federation,
-                limits=self._limits,
-                ledger=ledger,
-                models=models,
-                roster=self._roster,
-                outbox=self._outbox,
-                rates=self._rates,
-                now=now,
-                new_lineage=new_lineage,
-            )
+            with about(task=plan.task.name):
+                self._jobs[plan.task.name] = Job(
+                    plan,
+                    federation=federation,
+                    limits=self._limits,
+                    ledger=ledger,
+                    models=models,
+                    roster=self._roster,
+                    outbox=self._outbox,
+                    rates=self._rates,
+                    now=now,
+                    new_lineage=new_lineage,
+                )
         ledger.configure(names, now)
         self._welcomed: dict[str, Birth] = {}
         """The birth of each gateway that was answered."""
@@ -256,7 +266,8 @@ class Coordinator:
                 self._roster.dismissed(name, now)
         if self._connected:
             for job in self._jobs.values():
-                job.proceed(now)
+                with about(task=job.name, round=job.run.newest_round):
+                    job.proceed(now)
             if self._ledger.changed and (newest := self._ledger.newest_round()) != self._newest_round:
                 self._newest_round = newest
                 retention.fold(self._ledger, keep_rounds=self._limits.keep_rounds)
@@ -300,7 +311,8 @@ class Coordinator:
             case Dropped():
                 log.warning("%d messages were dropped because they came faster than they were read", event.messages)
             case Received():
-                self._receive(event, now)
+                with about(gateway=_sender(event.topic)):
+                    self._receive(event, now)
 
     def _receive(self, event: Received, now: float) -> None:
         channel = "?"
@@ -346,13 +358,15 @@ class Coordinator:
                     job.on_ask_model(gateway, message, now)
             case Trial():
                 for job in self._of_lineage(message.lineage, gateway):
-                    job.on_trial(gateway, message, now)
+                    with about(task=job.name):
+                        job.on_trial(gateway, message, now)
             case AskChunks():
                 if not any(job.on_ask_chunks(gateway, message, now) for job in self._jobs.values()):
                     log.info("%s asks for chunks of a transfer that is over", gateway)
             case Chunk():
                 for job in self._jobs.values():
-                    job.intake.on_chunk(gateway, message, now)
+                    with about(task=job.name):
+                        job.intake.on_chunk(gateway, message, now)
             case _:
                 log.warning("dropped a %s on %s: not for the coordinator", type(message).__name__, event.topic)
 
@@ -394,15 +408,16 @@ class Coordinator:
         if job is None:
             log.info("%s speaks of round %d, whose task is over", gateway, message.round_id)
             return
-        match message:
-            case Update():
-                job.intake.on_update(gateway, message, now)
-            case Decline():
-                job.intake.on_decline(gateway, message, now)
-            case Statistics():
-                job.intake.on_statistics(gateway, message, now)
-            case AskVerdict():
-                job.intake.on_ask_verdict(gateway, message)
+        with about(task=job.name, round=message.round_id):
+            match message:
+                case Update():
+                    job.intake.on_update(gateway, message, now)
+                case Decline():
+                    job.intake.on_decline(gateway, message, now)
+                case Statistics():
+                    job.intake.on_statistics(gateway, message, now)
+                case AskVerdict():
+                    job.intake.on_ask_verdict(gateway, message)
 
     def _of_round(self, round_id: int) -> Job | None:
         """Of a round that never was any job can say so."""
@@ -525,7 +540,8 @@ class Coordinator:
                 done = True
             except (OrderError, ModelError) as error:
                 result, done = str(error), False
-            log.log(logging.INFO if done else logging.ERROR, "%s %s: %s", order.verb, order.task, result)
+            with about(task=order.task):
+                log.log(logging.INFO if done else logging.ERROR, "%s %s: %s", order.verb, order.task, result)
             self._note_order(order, by, done, result)
             self._ledger.finish_order(order.id, at=now, done=done, result=result)
             if not done:

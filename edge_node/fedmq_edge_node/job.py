@@ -9,14 +9,16 @@ Every question is repeated with a doubling pause. What has come of a transfer ou
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import msgspec
 import numpy as np
+from fedmq_protocol.logs import about
 from fedmq_protocol.messages import (
     MIN_STATISTICS_WINDOWS,
     AskChunks,
@@ -202,6 +204,21 @@ class _Questions:
                 yield retry.at
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _told(method: Callable[Concatenate[Job, P], R]) -> Callable[Concatenate[Job, P], R]:
+    """Lines that are logged inside say of which task and of which round they are."""
+
+    @functools.wraps(method)
+    def inside(job: Job, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with about(task=job.task_name, round=job.newest_round):
+            return method(job, *args, **kwargs)
+
+    return inside
+
+
 class Job:
     """One task, from the state that is on disk."""
 
@@ -245,6 +262,14 @@ class Job:
         assert self._state.task is not None  # a job is made of an assignment, or of a state with its task
         return self._state.task
 
+    def task_name(self) -> str | None:
+        """None before it has joined."""
+        return None if self._state.task is None else self._state.task.name
+
+    def newest_round(self) -> int | None:
+        """That a plan has come for since the welcome."""
+        return None if self._newest is None else self._newest.round_id
+
     @property
     def models(self) -> list[ModelSpec]:
         """That of the task, and of the version in service, which may be another task's."""
@@ -273,6 +298,7 @@ class Job:
 
     # -- joining -----------------------------------------------------------------------------------------------
 
+    @_told
     def adopt(self, assignment: Assignment) -> None:
         """Take the assignment's word, durably. Raises ModelMismatch, and then all is as it was."""
         state = work.adopt(self._state, assignment, self._start(assignment.task or self.task))
@@ -292,6 +318,7 @@ class Job:
         # The same array where nothing is new: a state that is the same object is not written again.
         return known if start is not None and known is not None and np.array_equal(start, known) else start
 
+    @_told
     def welcomed(self, assignment: Assignment, now: float, *, arrived: bool) -> None:
         """Go by an assignment that was adopted; `arrived`: it is the first since the connection stands."""
         if arrived:
@@ -319,6 +346,7 @@ class Job:
 
     # -- what comes in -----------------------------------------------------------------------------------------
 
+    @_told
     def on_plan(self, plan: RoundPlan, now: float) -> bool:
         """Take a plan of this lineage; True where it speaks of a release that this gateway has not heard of."""
         newest = 0 if self._newest is None else self._newest.round_id
@@ -337,6 +365,7 @@ class Job:
         self._come_to_base(plan, now)
         return plan.release is not None and plan.release != self._releases
 
+    @_told
     def expect(self, plan: RoundPlan, now: float) -> bool:
         """Collect the delta that a plan names; False where there is none in chunks that leads on from here.
 
@@ -385,6 +414,7 @@ class Job:
         pending = self._state.pending
         return pending is not None and (receipt.round_id, receipt.counter) == (pending.round_id, pending.counter)
 
+    @_told
     def on_receipt(self, receipt: Receipt, now: float) -> None:
         if receipt.verdict is Verdict.UNKNOWN:
             self._send_pending(now)
@@ -392,12 +422,14 @@ class Job:
         self._save(work.settle(self._state, receipt))
         self._settled()
         if receipt.verdict is not Verdict.ACCEPTED:
-            log.warning("the update of round %d was not taken: %s", receipt.round_id, receipt.verdict.name.lower())
+            with about(round=receipt.round_id):
+                log.warning("the update of round %d was not taken: %s", receipt.round_id, receipt.verdict.name.lower())
 
     def _settled(self) -> None:
         self._ask.verdict.stop()
         self._upload = None
 
+    @_told
     def on_catch_up(self, message: CatchUp, now: float) -> None:
         """Take what this job has asked for; the rest is somebody else's, or from a version that is not at hand."""
         uses = [RELEASE] if self._is_release(message) else []
@@ -460,6 +492,7 @@ class Job:
         except TransferError as error:
             log.warning("dropped a transfer: %s", error)
 
+    @_told
     def on_chunk(self, chunk: Chunk, now: float) -> None:
         try:
             whole = self._downloads.add(chunk, now, self._host.bytes_received)
@@ -477,6 +510,7 @@ class Job:
                 if self._plan is not None and self._state.version < self._plan.base and self._ask.model.at is None:
                     self._come_to_base(self._plan, now)
 
+    @_told
     def on_missing(self, message: Missing) -> bool:
         """True where it is of this job's pending update."""
         pending = self._state.pending
@@ -513,6 +547,7 @@ class Job:
             due = min(due, max(now, self._fit_not_before))
         return due
 
+    @_told
     def ask(self, now: float) -> None:
         """Send on what waits, and put the questions that are due."""
         if self._upload is None and self._ask.idle and self._downloads.idle:
@@ -564,6 +599,7 @@ class Job:
         over = self._host.coordinator_time(now) > plan.closes_at or plan.kind is RoundKind.REST
         return not over and plan.round_id > self._state.answered and plan.draws(self._host.roster, self._host.name)
 
+    @_told
     def answer(self, now: float) -> bool:
         """Deal with the plan; True where that took a training."""
         plan = self._plan
@@ -760,6 +796,7 @@ class Job:
         self._candidate = _Candidate(release=self._release, steps=steps)
         self._ask.release.stop()
 
+    @_told
     def try_release(self) -> None:
         """Hold a released version that is at hand against the model in service."""
         candidate = self._candidate
@@ -837,6 +874,7 @@ class Job:
             self._windows = windows_mark(self._samples)
         return self._windows != own.windows
 
+    @_told
     def personalise(self, now: float) -> bool:
         """Go on with the personal model for a moment, where the gates are open; True where there was one to make."""
         if now < self._fit_not_before or not self._wants_personal():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fedmq.logs import add_log_format, start_logging
 
 if TYPE_CHECKING:
     from fedmq.release.installing import State
@@ -102,6 +103,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_settings(pull)
+    add_log_format(pull)
     pull.add_argument("--now", action="store_true", help="do not wait a random time first")
     pull.add_argument("--again", action="store_true", help="try a release that failed here once more")
     pull.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
@@ -183,7 +185,7 @@ def _pull(arguments: argparse.Namespace) -> None:
         print(document(ReleaseSettings), end="")
         return
     settings = load(ReleaseSettings, arguments.config, arguments.overrides)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging("info", arguments.log_format)
     from fedmq.programs import crash_point
     from fedmq.release.pulling import CRASH_POINTS, Pull, World
 

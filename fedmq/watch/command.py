@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
-import logging
 import os
 import signal
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+from fedmq.logs import add_log_format, start_logging
 
 if TYPE_CHECKING:
     from fedmq_edge_node.alertbook import Alert, Alertbook
@@ -56,6 +56,7 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         description="Runs beside bridge and gateway until it is stopped (SIGTERM). Killed at any moment, it goes on"
         " where it was: no alert is lost, and none raised twice.",
     )
+    add_log_format(run)
     run.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, such as watch.toml")
     run.add_argument(
         "--set",
@@ -151,11 +152,7 @@ def _run(arguments: argparse.Namespace) -> None:
         print(document(WatchSettings), end="")
         return
     settings = load(WatchSettings, arguments.config, arguments.overrides)
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    start_logging(settings.log_level, arguments.log_format, settings.log_format)
     from fedmq.watch.program import build_watch
 
     watch = build_watch(settings)

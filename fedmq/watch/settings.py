@@ -338,6 +338,14 @@ class WatchSettings(Table):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"
+    log_format: Annotated[
+        Literal["console", "json"] | None,
+        Meta(
+            examples=["json"],
+            description='How log lines look: "console" for people, "json" an object a line, for programs. Without it'
+            " the environment variable FEDMQ_LOG_FORMAT says so, else it is console.",
+        ),
+    ] = None
     judging: JudgingSettings = field(default_factory=JudgingSettings)
     mqtt: MqttSettings = field(default_factory=MqttSettings)
     webhook: Annotated[
