@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedmq import __version__
 from fedmq.logs import add_log_format, start_logging
+from fedmq.metrics.command import add_metrics
+from fedmq.metrics.command import add_parser as add_metrics_command
 from fedmq.notify import Notifier
 
 if TYPE_CHECKING:
@@ -138,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(coordinator, "coordinator.toml")
     _add_check(coordinator)
     add_log_format(coordinator)
+    add_metrics(coordinator)
     coordinator.add_argument(
         "--new-lineage", action="store_true", help="learn afresh: a new scaler and the seeded start; the ledger stays"
     )
@@ -169,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(gateway, "gateway.toml")
     _add_check(gateway)
     add_log_format(gateway)
+    add_metrics(gateway)
     gateway.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
     gateway.add_argument(
         "--show",
@@ -219,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
 
     from fedmq.auditing import add_parser as add_audit
 
+    add_metrics_command(commands)
     add_task(commands)
     add_audit(commands)
     from fedmq.bridge.command import add_label
@@ -678,17 +683,20 @@ def _gateway(arguments: argparse.Namespace) -> None:
     if arguments.check:
         return
     start_logging(settings.log_level, arguments.log_format, settings.log_format, gateway=settings.name)
+    from fedmq.metrics import running
     from fedmq.programs import build_gateway, show_gateway
 
     if arguments.show:
         for line in show_gateway(settings):
             print(line)
         return
+    running.check(settings.metrics)
     notifier = Notifier()
     gateway = build_gateway(settings, notifier.alive)
     _stop_on_signal(gateway, notifier)
-    notifier.ready()
-    gateway.run()
+    with running.of_gateway(settings, gateway):
+        notifier.ready()
+        gateway.run()
 
 
 def _coordinator(arguments: argparse.Namespace) -> None:
@@ -699,17 +707,20 @@ def _coordinator(arguments: argparse.Namespace) -> None:
     if arguments.example:
         print(document(CoordinatorSettings), end="")
         return
+    from fedmq.metrics import running
     from fedmq.programs import build_coordinator, load_coordinator, run_coordinator
 
     settings = load_coordinator(arguments.config, arguments.overrides)
     if arguments.check:
         return
     start_logging(settings.log_level, arguments.log_format, settings.log_format)
+    running.check(settings.metrics)
     notifier = Notifier()
     coordinator = build_coordinator(settings, new_lineage=arguments.new_lineage, alive=notifier.alive)
     _stop_on_signal(coordinator, notifier)
-    notifier.ready()
-    run_coordinator(coordinator, settings)
+    with running.of_coordinator(settings, coordinator):
+        notifier.ready()
+        run_coordinator(coordinator, settings)
 
 
 def _recover(arguments: argparse.Namespace) -> None:
@@ -815,18 +826,20 @@ def _status(arguments: argparse.Namespace) -> None:
     import json
     import time
 
-    from fedmq_coordinator.metrics import to_metrics
+    if arguments.prometheus:
+        from fedmq.metrics.gathering import by_control, by_ledger
 
-    if arguments.control is not None:
+        def parts() -> str:
+            place = arguments.state if arguments.control is None else arguments.control
+            return (by_ledger if arguments.control is None else by_control)(place)
+
+    elif arguments.control is not None:
         from fedmq_coordinator.control import Look, ask
 
         def parts() -> str:
-            form: Literal["json", "text"] = "json" if arguments.json or arguments.prometheus else "text"
+            form: Literal["json", "text"] = "json" if arguments.json else "text"
             look = Look(what="status", task=arguments.task, form=form, width=_control_width())
-            said = ask(arguments.control, look).text
-            if arguments.prometheus:
-                return to_metrics(json.loads(said))
-            return said + ("\n" if arguments.json else "")
+            return ask(arguments.control, look).text + ("\n" if arguments.json else "")
 
     else:
         from fedmq.programs import open_ledger
@@ -836,8 +849,6 @@ def _status(arguments: argparse.Namespace) -> None:
         from fedmq_coordinator.tasks import state_of_affairs
 
         def parts() -> str:
-            if arguments.prometheus:
-                return to_metrics(state_of_affairs(ledger, time.time()))
             if arguments.json:
                 return json.dumps(state_of_affairs(ledger, time.time()), indent=2) + "\n"
             names = _task_names(ledger, arguments.task)

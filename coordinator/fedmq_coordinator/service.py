@@ -219,6 +219,11 @@ class Coordinator:
         return self._jobs[name]
 
     @property
+    def connected(self) -> bool:
+        """With the broker; for any thread."""
+        return self._connected
+
+    @property
     def jobs(self) -> list[Job]:
         """Of all tasks that go on."""
         return list(self._jobs.values())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from fedmq_protocol.messages import MAX_TASKS, PersonalPolicy
+from fedmq_protocol.observing import MetricsSettings
 from fedmq_protocol.settings import ConnectionSettings, Table, named
 from fedmq_protocol.task import MAX_REMAINING, Recipe, Windowing
 from fedmq_protocol.topics import CHUNK_BYTES
@@ -25,6 +26,7 @@ __all__ = [
     "CodecSettings",
     "ControlSettings",
     "CoordinatorSettings",
+    "FleetMetricsSettings",
     "LimitSettings",
     "MoreTaskSettings",
     "PersonalSettings",
@@ -761,6 +763,21 @@ class ControlSettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FleetMetricsSettings(MetricsSettings):
+    """Figures for Prometheus: see docs/metrics.md. They need the extra "metrics"."""
+
+    gateways_most: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Gateways that have series of their own, by their place in the roster. Each costs Prometheus"
+            " some ten. The others are in every sum, and counted as fedmq_gateways_left_out.",
+        ),
+    ] = 200
+
+
+@dataclass(frozen=True, kw_only=True)
 class MoreTaskSettings(Table):
     """Settings of one more task on the same fleet. The coordinator's own settings name this file in `more_tasks`."""
 
@@ -838,6 +855,7 @@ class CoordinatorSettings(Table):
     personal: PersonalSettings = field(default_factory=PersonalSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
+    metrics: FleetMetricsSettings = field(default_factory=FleetMetricsSettings)
 
     def check(self) -> Iterator[tuple[str, str]]:
         yield from named("name", self.name)

@@ -50,6 +50,7 @@ from fedmq_protocol.transfer import TransferError, refer
 from numpy.typing import NDArray
 
 from fedmq_edge_node import work
+from fedmq_edge_node.figures import TaskFigures
 from fedmq_edge_node.memory import GatewayState, InService, Personal, StateError
 from fedmq_edge_node.personal import Fitting, Scorer, describe, scorer, windows_mark
 from fedmq_edge_node.runtimes import Engine, GraphStopped
@@ -269,6 +270,25 @@ class Job:
     def newest_round(self) -> int | None:
         """That a plan has come for since the welcome."""
         return None if self._newest is None else self._newest.round_id
+
+    def figures(self) -> TaskFigures | None:
+        """For any thread; None before it has joined."""
+        state, samples = self._state, self._samples
+        if state.task is None:
+            return None
+        by_class: dict[str, int] = {}
+        if samples is not None and state.task.objective == "classify":
+            counts = np.bincount(samples.train_y.astype(np.int64), minlength=len(state.task.classes))
+            by_class = dict(zip(state.task.classes, counts.tolist(), strict=False))
+        return TaskFigures(
+            name=state.task.name,
+            version=state.version,
+            in_service=None if state.in_service is None else state.in_service.version,
+            train_windows=None if samples is None else samples.train_windows,
+            held_windows=None if samples is None else samples.held_windows,
+            windows_by_class=by_class,
+            min_windows=state.task.min_windows,
+        )
 
     @property
     def models(self) -> list[ModelSpec]:

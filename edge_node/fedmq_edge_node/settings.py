@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from fedmq_protocol.observing import MetricsSettings
 from fedmq_protocol.settings import ConnectionSettings, Table, named
 from msgspec import Meta
 
@@ -189,6 +190,7 @@ class GatewaySettings(Table):
     bridge: BridgeSettings = field(default_factory=BridgeSettings)
     connection: ConnectionSettings = field(default_factory=ConnectionSettings)
     gates: Limits = field(default_factory=Limits)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
     def check(self) -> Iterator[tuple[str, str]]:
         yield from named("name", self.name)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from fedmq.logs import add_log_format, start_logging
+from fedmq.metrics.command import add_metrics
 
 __all__ = ["add_label", "add_parser"]
 
@@ -55,6 +56,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         " opened again; killed at any moment, it loses what came since its last flush and says so at its next start.",
     )
     add_log_format(run)
+    add_metrics(run)
     run.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, such as bridge.toml")
     run.add_argument(
         "--set",
@@ -141,7 +143,9 @@ def _run(arguments: argparse.Namespace) -> None:
     settings = load(BridgeSettings, arguments.config, arguments.overrides)
     start_logging(settings.log_level, arguments.log_format, settings.log_format)
     from fedmq.bridge.program import build_bridge
+    from fedmq.metrics import running
 
+    running.check(settings.metrics)
     bridge = build_bridge(settings)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -150,7 +154,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    bridge.run()
+    with running.of_bridge(settings, bridge):
+        bridge.run()
 
 
 def _probe(arguments: argparse.Namespace) -> int:

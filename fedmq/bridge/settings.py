@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from fedmq_firmware_bridge.polling import ModbusLine
 from fedmq_firmware_bridge.tables import TableError, build
+from fedmq_protocol.observing import MetricsSettings
 from fedmq_protocol.settings import Table
 from msgspec import Meta
 
@@ -322,6 +323,7 @@ class BridgeSettings(Table):
         ),
     ] = None
     mqtt: BrokerSettings = field(default_factory=BrokerSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     port: Annotated[
         tuple[PortSettings, ...],
         Meta(

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from fedmq.logs import add_log_format, start_logging
+from fedmq.metrics.command import add_metrics
 
 if TYPE_CHECKING:
     from fedmq_edge_node.alertbook import Alert, Alertbook
@@ -57,6 +58,7 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         " where it was: no alert is lost, and none raised twice.",
     )
     add_log_format(run)
+    add_metrics(run)
     run.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, such as watch.toml")
     run.add_argument(
         "--set",
@@ -71,7 +73,9 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     run.set_defaults(run=_run)
     status = verbs.add_parser("status", help="how each machine is, and what is not told yet")
     _add_book(status)
-    status.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    form = status.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    form.add_argument("--prometheus", action="store_true", help="print metrics as node_exporter's textfiles hold them")
     status.set_defaults(run=_status)
 
 
@@ -153,8 +157,10 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     settings = load(WatchSettings, arguments.config, arguments.overrides)
     start_logging(settings.log_level, arguments.log_format, settings.log_format)
+    from fedmq.metrics import running
     from fedmq.watch.program import build_watch
 
+    running.check(settings.metrics)
     watch = build_watch(settings)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -163,11 +169,17 @@ def _run(arguments: argparse.Namespace) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    watch.run(until_done=arguments.until_done)
+    with running.of_watch(settings):
+        watch.run(until_done=arguments.until_done)
 
 
 def _status(arguments: argparse.Namespace) -> None:
     book = _book(arguments)
+    if arguments.prometheus:
+        from fedmq.watch.showing import as_prometheus
+
+        print(as_prometheus(book.path), end="")
+        return
     standings = book.standings()
     if arguments.json:
         outbox = [{"output": one[0], "state": one[1], "messages": one[2], "error": one[3]} for one in book.outbox()]

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from fedmq_edge_node.alarms import Policy
 from fedmq_edge_node.watching import WatchPolicy
+from fedmq_protocol.observing import MetricsSettings
 from fedmq_protocol.settings import Table
 from msgspec import Meta
 
@@ -348,6 +349,7 @@ class WatchSettings(Table):
     ] = None
     judging: JudgingSettings = field(default_factory=JudgingSettings)
     mqtt: MqttSettings = field(default_factory=MqttSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     webhook: Annotated[
         tuple[WebhookSettings, ...],
         Meta(max_length=16, description="A web address that alerts are posted to as JSON; one such table for each."),
