@@ -765,6 +765,11 @@ def _width() -> int:
     return shutil.get_terminal_size().columns
 
 
+def _in_colour() -> bool:
+    """Where a person looks, and has not said otherwise (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def _report(arguments: argparse.Namespace) -> None:
     if arguments.control is not None:
         _report_by_socket(arguments)
@@ -838,21 +843,21 @@ def _status(arguments: argparse.Namespace) -> None:
 
         def parts() -> str:
             form: Literal["json", "text"] = "json" if arguments.json else "text"
-            look = Look(what="status", task=arguments.task, form=form, width=_control_width())
+            look = Look(what="status", task=arguments.task, form=form, width=_control_width(), colour=_in_colour())
             return ask(arguments.control, look).text + ("\n" if arguments.json else "")
 
     else:
         from fedmq.programs import open_ledger
 
         ledger = open_ledger(arguments.state)
-        from fedmq_coordinator.report_text import status
+        from fedmq_coordinator.status_text import status
         from fedmq_coordinator.tasks import state_of_affairs
 
         def parts() -> str:
             if arguments.json:
                 return json.dumps(state_of_affairs(ledger, time.time()), indent=2) + "\n"
             names = _task_names(ledger, arguments.task)
-            return "\n".join(status(ledger, time.time(), _width(), name) for name in names)
+            return "\n".join(status(ledger, time.time(), _width(), name, colour=_in_colour()) for name in names)
 
     while True:
         if arguments.watch and sys.stdout.isatty():

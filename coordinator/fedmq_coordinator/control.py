@@ -111,6 +111,8 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look", tag_field="ask
     """None: each."""
     form: Literal["text", "json", "csv", "html"] = "text"
     width: int = 80
+    colour: bool = False
+    """Of the status."""
 
 
 Request = Order | Outcome | Look
@@ -291,9 +293,9 @@ def _look(ledger: Ledger, look: Look, now: float) -> str:
     if look.task is None and len(known) > 1:
         names = list(known)
     if look.what == "status":
-        from fedmq_coordinator.report_text import status
+        from fedmq_coordinator.status_text import status
 
-        return "\n".join(status(ledger, now, look.width, name) for name in names)
+        return "\n".join(status(ledger, now, look.width, name, colour=look.colour) for name in names)
     built = [report.build(ledger, name) for name in names]
     if len(built) > 1 and look.form in ("html", "csv"):
         raise ControlError(f"--task: name one for HTML or CSV, of {', '.join(known)}")
