@@ -231,7 +231,7 @@ def replay(
     window = given.window
     rng = np.random.default_rng((given.seed, len(name), sum(name.encode())))
     learn, rest = part(healthy, 0.0, LEARNING_SHARE, "first"), part(healthy, LEARNING_SHARE, 1.0, "rest")
-    learning = (LEARNING_WINDOWS + 3) * window + machine.operating.dwell_seconds
+    learning = (LEARNING_WINDOWS + 3) * window + machine.operating.dwell_seconds + machine.operating.ramp_seconds
     quiet = given.quiet_seconds + window * float(rng.uniform())
     script = f"normal@first:{learning:.3f}s,normal@rest:{quiet:.3f}s"
     takes = [take(learn), take(rest)]
@@ -581,38 +581,57 @@ def transitions(given: Any) -> dict[str, Any]:
     for seed in range(given.machines):
         own = simulated_machine(seed)[0]
         cases.append((f"simulated {seed}", Machine(name="m", bearing="6205", speed_rpm=1770.0, iso_group=2), own))
-    print("| replay | speed measured | windows judged | of them in a transition or standing | alerts |")
-    print("|---|---|---|---|---|")
+    print(
+        "| replay | speed measured | windows judged | of them in a transition | learnt from | of them in a transition |"
+        " alerts |"
+    )
+    print("|---|---|---|---|---|---|---|")
     found = []
     for name, machine, recording in cases:
         for measured in (False, True):
             one = transition(machine, recording, given, measured)
-            told = f"{one['judged']} | {one['wrong']} | {one['alerts'] or 'none'}"
+            told = f"{one['judged']} | {one['wrong']} | {one['learnt']} | {one['taught']} | {one['alerts'] or 'none'}"
             print(f"| {name} | {'yes' if measured else 'no'} | {told} |", flush=True)
             found.append({"name": name, "measured": measured} | one)
     return {"transitions": found}
 
 
 def transition(machine: Machine, recording: Recording, given: Any, measured: bool) -> dict[str, Any]:
-    learn = round((LEARNING_WINDOWS + 3) * given.window + machine.operating.dwell_seconds)
+    settings = machine.operating
+    learn = round((LEARNING_WINDOWS + 3) * given.window + settings.dwell_seconds + settings.ramp_seconds)
     player = Player([take(recording)], parse_script(DAY.format(learn=learn)), rate_hz=recording.sampling_rate_hz)
     watcher = Watcher(machine, policy_for())
     alerts: Counter[str] = Counter()
-    judged = wrong = 0
+    judged = wrong = learnt = taught = 0
+    bands: Counter[str] = Counter()
     for one, begin in windows(player, given.window):
         speed = speed_at(player.spans, begin + given.window / 2)
         if measured:
             assert machine.shaft_hz is not None
             one = replace(one, speed_hz=machine.shaft_hz * speed)
         seen = watcher.step(one)
-        moving = any(
-            span.state != "running" and span.from_at < begin + given.window and span.to_at > begin
-            for span in player.spans
-        )
         judged += seen.used
-        wrong += seen.used and moving
+        wrong += seen.used and moves(player.spans, begin, given.window)
+        learnt += len(seen.learnt)
+        taught += sum(moves(player.spans, earlier, given.window) for earlier in seen.learnt)
+        bands[seen.band] += seen.used
         alerts.update(outcome.kind for outcome in seen.outcomes if isinstance(outcome, Raised))
-    return {"judged": judged, "wrong": wrong, "alerts": dict(alerts)}
+    return {
+        "judged": judged,
+        "wrong": wrong,
+        "learnt": learnt,
+        "taught": taught,
+        "bands": dict(bands),
+        "alerts": dict(alerts),
+    }
+
+
+def moves(spans: Sequence[Span], begin: float, seconds: float) -> bool:
+    """Whether the machine did anything else than run steadily at some moment of a window."""
+    return any(
+        span.state != "running" and span.from_at < begin + seconds - 1e-9 and span.to_at > begin + 1e-9
+        for span in spans
+    )
 
 
 def speed_at(spans: Sequence[Span], at: float) -> float:

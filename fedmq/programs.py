@@ -348,7 +348,7 @@ def build_coordinator(
     """A coordinator, not running yet. Raises ValueError for a ledger, a model or test data that cannot be used, and
     for a folder that another one works in."""
     from fedmq_compression import compiled
-    from fedmq_coordinator import folder
+    from fedmq_coordinator import folder, money
     from fedmq_coordinator.ledger import Ledger
     from fedmq_coordinator.models import ModelStore
     from fedmq_coordinator.service import CRASH_POINTS, Coordinator
@@ -358,12 +358,15 @@ def build_coordinator(
     tasks = task_plans(settings)
     crash = crash_point(CRASH_POINTS)
     lock = folder.hold(settings.state_dir)
+    ledger = Ledger(ledger_path(settings.state_dir))
+    # It becomes durable with the coordinator's first commit.
+    ledger.put(money.MONEY, money.to_bytes(settings.money.price))
     return Coordinator(
         federation=settings.connection.federation,
         tasks=tasks,
         limits=settings.limits,
         session=MqttSession(connection_of(settings.connection, settings.name)),
-        ledger=Ledger(ledger_path(settings.state_dir)),
+        ledger=ledger,
         models=ModelStore(settings.state_dir / "models", crash_point=crash),
         new_lineage=new_lineage,
         seals=_coordinator_seals(settings),

@@ -99,10 +99,14 @@ print(len([load(name) for name in included_maps()]))
 
 def test_the_wheel_holds_what_is_not_python_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assets = sorted(path.name for path in (ROOT / "coordinator" / "fedmq_coordinator" / "assets").iterdir())
-    assert assets
-    for asset in assets:
-        assert f"fedmq_coordinator/assets/{asset}" in names
+    for folder in ("assets", "web"):
+        place = ROOT / "coordinator" / "fedmq_coordinator"
+        assets = [path.relative_to(place) for path in (place / folder).rglob("*") if path.suffix not in (".py", ".pyc")]
+        shipped = [asset.as_posix() for asset in assets if (place / asset).is_file()]
+        assert shipped
+        for asset in shipped:
+            assert f"fedmq_coordinator/{asset}" in names
+    assert "fedmq_coordinator/web/vendor/uplot/LICENSE" in names
     maps = ROOT / "firmware_bridge" / "fedmq_firmware_bridge" / "maps"
     shipped = sorted(path.name for path in maps.iterdir())
     assert shipped

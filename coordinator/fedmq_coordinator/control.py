@@ -41,11 +41,13 @@ from fedmq_protocol.secrets import writable_by_others
 
 from fedmq_coordinator import report
 from fedmq_coordinator.audit import AuditLog, Who, user_name
+from fedmq_coordinator.condition import alerts_of, machines_of
 from fedmq_coordinator.ledger import Ledger
-from fedmq_coordinator.tasks import VERBS, Wish, standing, state_of_affairs
+from fedmq_coordinator.tasks import VERBS, AlertWish, Wish, standing, state_of_affairs
 
 __all__ = [
     "SOCKET",
+    "AlertOrder",
     "Answer",
     "Control",
     "ControlError",
@@ -56,6 +58,7 @@ __all__ = [
     "Server",
     "ask",
     "is_there",
+    "place_alert_order",
     "place_order",
 ]
 
@@ -73,6 +76,9 @@ REQUEST_SECONDS = 5.0
 """From connecting to the end of the request."""
 ANSWER_SECONDS = 30.0
 """To take an answer: a report of many rounds may be long."""
+
+MOST_ALERT_ORDERS = 64
+"""That wait for one gateway."""
 
 REFUSALS_AN_HOUR = 60
 """Of one user, that the audit log keeps: whoever is refused shall not be able to fill the disk."""
@@ -97,6 +103,22 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order", tag_field="a
     wish: Wish
 
 
+class AlertOrder(
+    msgspec.Struct, frozen=True, kw_only=True, tag="alert-order", tag_field="ask", forbid_unknown_fields=True
+):
+    """Tell a gateway's watch what an alert of its is. The answer has the number of the order, which is done once the
+    gateway says so: ask for its `Outcome`, or see `ledger.orders_of_alert`."""
+
+    gateway: Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
+    alert: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+    """Its number at that gateway."""
+    what: Literal["ack", "confirm", "dismiss"]
+    fault: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    """Of a confirmation, such as inner_race."""
+    on_behalf: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    """Who says so, where that is somebody else than who asks: a person at a page that a program serves."""
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome", tag_field="ask", forbid_unknown_fields=True):
     """What came of an order."""
 
@@ -104,9 +126,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome", tag_fiel
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look", tag_field="ask", forbid_unknown_fields=True):
-    """Something to read: how it goes, the savings, or how each task stands (always JSON)."""
+    """Something to read: how it goes, the savings, or as JSON how each task stands, the machines, the alerts."""
 
-    what: Literal["status", "report", "tasks"]
+    what: Literal["status", "report", "tasks", "machines", "alerts"]
     task: str | None = None
     """None: each."""
     form: Literal["text", "json", "csv", "html"] = "text"
@@ -115,7 +137,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look", tag_field="ask
     """Of the status."""
 
 
-Request = Order | Outcome | Look
+Request = Order | AlertOrder | Outcome | Look
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -196,6 +218,35 @@ def place_order(ledger: Ledger, audit: AuditLog, who: Who, task: str, wish: Wish
     return number
 
 
+def place_alert_order(ledger: Ledger, audit: AuditLog, who: Who, order: AlertOrder, now: float) -> int:
+    """Put an order for a gateway's watch into the ledger, and on disk; returns its number. Raises ControlError for one
+    that makes no sense by what is on record, and AuditError, before anything is changed."""
+    place = f"{order.gateway}/{order.alert}"
+    alert = ledger.alert(order.gateway, order.alert)
+    if alert is None:
+        raise ControlError(f"no alert {place} is on record: `fedmq alert list` names those that there are")
+    if (order.what == "confirm") != bool(order.fault):
+        raise ControlError("expected a fault with confirm, and with nothing else")
+    if not order.fault.isprintable() or not order.on_behalf.isprintable():
+        raise ControlError("expected printable texts for the fault, and for who says so")
+    if sum(row.task.startswith(f"{order.gateway}/") for row in ledger.alert_orders_waiting()) >= MOST_ALERT_ORDERS:
+        raise ControlError(
+            f"{MOST_ALERT_ORDERS} orders wait for {order.gateway} already: is it connected, and does it run its watch?"
+        )
+    said_by = f"{order.on_behalf} by {who.user}" if order.on_behalf else who.user
+    action, told = f"order {order.what}", f": {order.fault}" if order.fault else ""
+    behalf = f" for {order.on_behalf}" if order.on_behalf else ""
+    audit.record(who=who, action=action, subject=f"alert {place}", outcome=f"ordered{told}{behalf}")
+    wish = AlertWish(book=alert.book, fault=order.fault, said_by=said_by[:64], by=who)
+    try:
+        number = ledger.order(order.what, place, wish.write(), now)
+        ledger.commit()
+    except ValueError as error:
+        audit.record(who=who, action=action, subject=f"alert {place}", outcome=f"not taken: {error}")
+        raise
+    return number
+
+
 class Control:
     """Answers requests from the ledger's file, whoever brings them. Its own door to the file, for any thread."""
 
@@ -214,7 +265,7 @@ class Control:
             request = _request(line)
             if role is None:
                 self._refuse(who, _action(request), _subject(request), "neither an operator nor a viewer")
-            if role == "viewer" and isinstance(request, Order):
+            if role == "viewer" and isinstance(request, Order | AlertOrder):
                 self._refuse(who, _action(request), _subject(request), "a viewer, and orders are for operators")
             return self._carry_out(request, who)
         except (ValueError, ImportError) as error:
@@ -226,6 +277,9 @@ class Control:
                 with contextlib.closing(Ledger(self._ledger, visit=True)) as ledger:
                     number = place_order(ledger, self._audit, who, request.task, request.wish, self._clock())
                 return Answer(order=number)
+            case AlertOrder():
+                with contextlib.closing(Ledger(self._ledger, visit=True)) as ledger:
+                    return Answer(order=place_alert_order(ledger, self._audit, who, request, self._clock()))
             case Outcome():
                 with contextlib.closing(Ledger(self._ledger, read_only=True)) as ledger:
                     order = ledger.get_order(request.order)
@@ -264,6 +318,8 @@ def _action(request: Request) -> str:
     match request:
         case Order():
             return f"order {request.wish.verb}"
+        case AlertOrder():
+            return f"order {request.what}"
         case Outcome():
             return "look at an order"
         case Look():
@@ -274,6 +330,8 @@ def _subject(request: Request) -> str:
     match request:
         case Order():
             return f"task {request.task}"
+        case AlertOrder():
+            return f"alert {request.gateway}/{request.alert}"
         case Outcome():
             return f"order {request.order}"
         case Look():
@@ -286,6 +344,10 @@ def _look(ledger: Ledger, look: Look, now: float) -> str:
         with ledger.snapshot():
             gateways = ledger.gateways()
             return msgspec.json.encode([standing(ledger.book(row.name), gateways) for row in ledger.tasks()]).decode()
+    if look.what in ("machines", "alerts"):
+        with ledger.snapshot():
+            rows = machines_of(ledger) if look.what == "machines" else alerts_of(ledger)
+        return msgspec.json.encode(rows).decode()
     if look.what == "status" and look.form == "json":
         return msgspec.json.encode(state_of_affairs(ledger, now)).decode()
     names: list[str | None] = [look.task]

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import msgspec
 from fedmq_protocol.state import DATABASE, PlaceError, check_place, make_place
 
+from fedmq_coordinator.condition import Alert, Drift, Limit, Machine, Proposal, Summed, Watch
 from fedmq_coordinator.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, SchemaError
 
 __all__ = [
@@ -299,6 +300,9 @@ class Folded(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Of theirs, each in whole 1/10,000: sums of whole numbers do not depend on their order."""
     conflicts: int = 0
 
+
+_ALERT_VERBS = "('ack', 'confirm', 'dismiss')"
+"""Of orders that are for a gateway's watch, and done when that says so."""
 
 _BOOLEANS = {"present", "final", "owed", "configured", "forced", "done"}
 
@@ -654,7 +658,8 @@ class Ledger(_Records):
         )
 
     def orders_waiting(self) -> list[Order]:
-        return self._select(Order, "orders", "WHERE done_at IS NULL ORDER BY id")
+        """Of tasks."""
+        return self._select(Order, "orders", f"WHERE done_at IS NULL AND verb NOT IN {_ALERT_VERBS} ORDER BY id")
 
     def get_order(self, number: int) -> Order | None:
         return next(iter(self._select(Order, "orders", "WHERE id = ?", (number,))), None)
@@ -670,6 +675,134 @@ class Ledger(_Records):
             return False
         self._seen = seen
         return True
+
+    def orders_of_alert(self, gateway: str, number: int) -> list[Order]:
+        """What people have ordered of an alert (ack, confirm, dismiss), oldest first; `done` is None until the gateway
+        has said what came of it."""
+        place = f"{gateway}/{number}"
+        return self._select(Order, "orders", f"WHERE task = ? AND verb IN {_ALERT_VERBS} ORDER BY id", (place,))
+
+    def alert_orders_waiting(self) -> list[Order]:
+        """Of all gateways, as they came."""
+        return self._select(Order, "orders", f"WHERE done_at IS NULL AND verb IN {_ALERT_VERBS} ORDER BY id")
+
+    # -- the fleet's machines ------------------------------------------------------------------------------------
+
+    def watches(self) -> list[Watch]:
+        """Gateways that have told of machines, by name."""
+        return self._select(Watch, "watches", "ORDER BY gateway")
+
+    def watch_of(self, gateway: str) -> Watch | None:
+        return next(iter(self._select(Watch, "watches", "WHERE gateway = ?", (gateway,))), None)
+
+    def save_watch(self, watch: Watch) -> None:
+        self.insert("watches", watch, replace=True)
+
+    def machines(self, gateway: str | None = None) -> list[Machine]:
+        """Of all gateways or one, by gateway and name."""
+        clause = "WHERE (?1 IS NULL OR gateway = ?1) ORDER BY gateway, name"
+        return self._select(Machine, "machines", clause, (gateway,))
+
+    def machine(self, gateway: str, name: str) -> Machine | None:
+        return next(iter(self._select(Machine, "machines", "WHERE gateway = ? AND name = ?", (gateway, name))), None)
+
+    def save_machine(self, machine: Machine) -> None:
+        self.insert("machines", machine, replace=True)
+
+    def forget_machine(self, gateway: str, name: str) -> None:
+        self.write("DELETE FROM machines WHERE gateway = ? AND name = ?", (gateway, name))
+
+    def forget_told(self, gateway: str) -> None:
+        """Machines and summaries of a gateway, which are told anew; alerts stay."""
+        for table in ("machines", "summaries"):
+            self.write(f"DELETE FROM {table} WHERE gateway = ?", (gateway,))  # noqa: S608 - a name of ours
+
+    def alerts(
+        self,
+        *,
+        gateway: str | None = None,
+        machine: str | None = None,
+        states: Sequence[str] | None = None,
+        since: float | None = None,
+        last: int | None = None,
+    ) -> list[Alert]:
+        """Newest first by when they were raised; `since` is that time at least, `last` how many at most.
+
+        `condition.WAITING` are the states in which nobody has said yet what it was.
+        """
+        wanted = "1" if states is None else f"state IN ({', '.join('?' * len(states))})"
+        limit = -1 if last is None else last
+        return self._select(
+            Alert,
+            "alerts",
+            f"WHERE (?1 IS NULL OR gateway = ?1) AND (?2 IS NULL OR machine = ?2) AND (?3 IS NULL OR opened_at >= ?3)"
+            f" AND {wanted} ORDER BY opened_at DESC, gateway, number DESC LIMIT {limit}",
+            (gateway, machine, since, *(states or ())),
+        )
+
+    def alert(self, gateway: str, number: int) -> Alert | None:
+        """Of the gateway's book in force."""
+        clause = "WHERE gateway = ?1 AND number = ?2 AND book = (SELECT book FROM watches WHERE watches.gateway = ?1)"
+        return next(iter(self._select(Alert, "alerts", clause, (gateway, number))), None)
+
+    def count_alerts(self) -> dict[tuple[str, str], int]:
+        """How many there are, by state and severity."""
+        rows = self._execute("SELECT state, severity, count(*) FROM alerts GROUP BY state, severity ORDER BY 1, 2")
+        return {(str(state), str(severity)): int(count) for state, severity, count in rows}
+
+    def save_alert(self, alert: Alert) -> None:
+        self.insert("alerts", alert, replace=True)
+
+    def lose_alerts(self, gateway: str, book: bytes, state: str, waiting: Sequence[str]) -> None:
+        """Of a gateway's other books: nobody can say any more what they were."""
+        marks = ", ".join("?" * len(waiting))
+        self.write(
+            f"UPDATE alerts SET state = ? WHERE gateway = ? AND book != ? AND state IN ({marks})",  # noqa: S608
+            (state, gateway, book, *waiting),
+        )
+
+    def trim_alerts(self, gateway: str, most: int, waiting: Sequence[str]) -> None:
+        """Keep so many of a gateway: the decided go before those that wait, the oldest first."""
+        marks = ", ".join("?" * len(waiting))
+        self.write(
+            "DELETE FROM alerts WHERE rowid IN (SELECT rowid FROM alerts WHERE gateway = ?"  # noqa: S608
+            f" ORDER BY state IN ({marks}) DESC, opened_at DESC, number DESC LIMIT -1 OFFSET ?)",
+            (gateway, *waiting, most),
+        )
+
+    def summaries(self, gateway: str | None = None) -> list[Summed]:
+        """What is normal, of all gateways or one, by kind of machine, band and measure."""
+        clause = "WHERE (?1 IS NULL OR gateway = ?1) ORDER BY kind, band, measure, gateway"
+        return self._select(Summed, "summaries", clause, (gateway,))
+
+    def save_summary(self, summary: Summed) -> None:
+        self.insert("summaries", summary, replace=True)
+
+    def forget_summary(self, gateway: str, kind: str, band: str, measure: str) -> None:
+        self.write(
+            "DELETE FROM summaries WHERE gateway = ? AND kind = ? AND band = ? AND measure = ?",
+            (gateway, kind, band, measure),
+        )
+
+    def merged_limits(self) -> list[Limit]:
+        """The fleet's limits in force, by kind of machine, band and measure."""
+        return self._select(Limit, "merged", "ORDER BY kind, band, measure")
+
+    def save_merged(self, limits: Sequence[Limit]) -> None:
+        """These and no others are in force."""
+        self.write("DELETE FROM merged")
+        for limit in limits:
+            self.insert("merged", limit)
+
+    def fleet_drifts(self) -> list[Drift]:
+        """Kinds of machines of which many have drifted, by kind."""
+        return self._select(Drift, "fleet_drift", "ORDER BY kind")
+
+    def save_fleet_drifts(self, drifts: Sequence[Drift]) -> None:
+        """These and no others."""
+        self.write("DELETE FROM fleet_drift")
+        for drift in drifts:
+            self.insert("fleet_drift", drift)
 
     # -- state that belongs to no task -------------------------------------------------------------------------
 
@@ -813,6 +946,14 @@ class Book(_Records):
 
     def forget(self, key: str) -> None:
         self.ledger.write("DELETE FROM state WHERE task = ? AND key = ?", (self.number, key))
+
+    def proposal(self) -> Proposal | None:
+        """Whether the task should be trained anew because many machines have drifted, and what became of that."""
+        value = self.get("proposal")
+        return None if value is None else msgspec.json.decode(value, type=Proposal)
+
+    def save_proposal(self, proposal: Proposal) -> None:
+        self.put("proposal", msgspec.json.encode(proposal))
 
     # -- rounds ------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The report as one HTML page that needs nothing else: no server, no network, and for its figures no script either.
 
-Owns the page; every figure comes from `report`. Charts are drawn by uPlot 1.6.32 (MIT; `assets/`, inlined), and
+Owns the page; every figure comes from `report`. Charts are drawn by uPlot 1.6.32 (MIT; `web/vendor/`, inlined), and
 what they show stands in tables as well. What came from a gateway or the ledger is escaped wherever it stands, and
 the page's own policy lets no script run but its two, by their digests, and nothing be fetched.
 """
@@ -21,7 +21,7 @@ from fedmq_coordinator.report import GatewayLine, Report, RoundLine, Tail, Traff
 
 __all__ = ["to_html"]
 
-UPLOT = "uplot-1.6.32"
+UPLOT = "vendor/uplot"
 
 ROUNDS_SHOWN = 1_000
 """Rows of the table of rounds, the latest; the charts show all."""
@@ -39,7 +39,7 @@ _NO_HEAD = _Cell('<td aria-hidden="true"></td>')
 
 def to_html(report: Report) -> str:
     """The whole page, UTF-8."""
-    library, own = _asset(f"{UPLOT}.min.js"), _asset("report.js")
+    library, own = _asset(f"{UPLOT}/uPlot.iife.min.js", "web"), _asset("report.js")
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src {_source(library)} {_source(own)}; base-uri 'none'; form-action 'none'"
@@ -51,8 +51,8 @@ def to_html(report: Report) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<link rel="icon" href="data:,">',
         "<title>Bandwidth report of a federation</title>",
-        f"<!-- The charts are drawn by uPlot.\n{_asset(f'{UPLOT}-LICENSE.txt')}-->",
-        f"<style>{_asset(f'{UPLOT}.min.css')}\n{_asset('report.css')}</style>",
+        f"<!-- The charts are drawn by uPlot.\n{_asset(f'{UPLOT}/LICENSE', 'web')}-->",
+        f"<style>{_asset(f'{UPLOT}/uPlot.min.css', 'web')}\n{_asset('report.css')}</style>",
         "</head><body>",
         *_head(report),
     ]
@@ -412,5 +412,5 @@ def _source(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def _asset(name: str) -> str:
-    return resources.files("fedmq_coordinator").joinpath("assets", name).read_text(encoding="utf-8")
+def _asset(name: str, folder: str = "assets") -> str:
+    return resources.files("fedmq_coordinator").joinpath(folder, name).read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ import msgspec
 
 __all__ = ["MIGRATIONS", "SCHEMA", "SCHEMA_VERSION", "SchemaError"]
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 Execute: TypeAlias = Callable[..., Any]
 """A statement and its values; gives a cursor."""
@@ -41,8 +41,8 @@ CREATE TABLE state (
 CREATE TABLE orders (                     -- what people told the running coordinator to do, and what came of it
     id INTEGER PRIMARY KEY,
     at REAL NOT NULL,
-    verb TEXT NOT NULL,                   -- pause | resume | stop | promote | rollback | set-aside | readmit
-    task TEXT NOT NULL,                   -- its name, as it was given
+    verb TEXT NOT NULL,                   -- pause | resume | stop | … of a task; ack | confirm | dismiss of an alert
+    task TEXT NOT NULL,                   -- its name, as it was given; of an alert's GATEWAY/NUMBER
     details BLOB NOT NULL,                -- MessagePack, by name
     done_at REAL,                         -- NULL: not carried out yet
     done INTEGER,                         -- 0: it could not be
@@ -231,6 +231,79 @@ CREATE TABLE refused (                    -- junk, counted by topic channel and 
     bytes INTEGER NOT NULL,
     PRIMARY KEY (channel, reason)
 ) STRICT;
+CREATE TABLE watches (                    -- of each gateway with a watch: how far it has told of its machines
+    gateway TEXT PRIMARY KEY,
+    book BLOB NOT NULL,                   -- which alertbook: another one counts from 1 again
+    cursor INTEGER NOT NULL,              -- changes of alerts up to this one are on record
+    heard_at REAL NOT NULL,
+    limits BLOB NOT NULL,                 -- mark of the fleet's limits that it has; empty: none
+    messages INTEGER NOT NULL,            -- that told of machines,
+    bytes INTEGER NOT NULL                -- and what they came to, without MQTT's own
+) STRICT;
+CREATE TABLE machines (                   -- as each was when it was last told of
+    gateway TEXT NOT NULL,
+    name TEXT NOT NULL,
+    kind TEXT NOT NULL,                   -- pump, motor, …
+    state TEXT NOT NULL,                  -- stopped | starting | running | stopping
+    zone TEXT,                            -- A to D of ISO 20816-3; NULL: it is not judged by zones
+    learnt_pct INTEGER NOT NULL,          -- 100: its normal is learnt
+    level REAL NOT NULL,                  -- the highest of its kinds of alert; 1.0 is the limit
+    at REAL NOT NULL,                     -- of the last window that was judged
+    drift TEXT NOT NULL,                  -- measures with sustained drift, one a line
+    event TEXT,                           -- what made it another machine,
+    baseline_at REAL,                     -- and when
+    heard_at REAL NOT NULL,
+    mark BLOB NOT NULL,                   -- of what was told
+    PRIMARY KEY (gateway, name)
+) STRICT;
+CREATE TABLE alerts (                     -- as each was when it was last told of
+    gateway TEXT NOT NULL,
+    book BLOB NOT NULL,
+    number INTEGER NOT NULL,              -- in that book
+    machine TEXT NOT NULL,
+    sensor TEXT NOT NULL,
+    kind TEXT NOT NULL,                   -- vibration | defect | anomaly | fault | life
+    state TEXT NOT NULL,                  -- open | acknowledged | confirmed | dismissed | cleared | lost
+    severity TEXT NOT NULL,               -- warning | alarm
+    level REAL NOT NULL,                  -- the highest that is known; 1.0 is the limit
+    label TEXT,                           -- the fault that it names itself
+    verdict TEXT,                         -- the fault that somebody confirmed
+    opened_at REAL NOT NULL,
+    from_at REAL NOT NULL,
+    to_at REAL,                           -- NULL while its cause is there
+    heard_at REAL NOT NULL,
+    coded_evidence BLOB NOT NULL,         -- MessagePack
+    PRIMARY KEY (gateway, book, number)
+) STRICT;
+CREATE INDEX alerts_by_time ON alerts (opened_at);
+CREATE TABLE summaries (                  -- what is normal at a gateway's machines of a kind: quantiles' counts
+    gateway TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    band TEXT NOT NULL,                   -- of speed and load
+    measure TEXT NOT NULL,
+    count INTEGER NOT NULL,               -- of windows
+    heard_at REAL NOT NULL,
+    sketch BLOB NOT NULL,                 -- DDSketch
+    mark BLOB NOT NULL,
+    PRIMARY KEY (gateway, kind, band, measure)
+) STRICT;
+CREATE TABLE merged (                     -- the fleet's limits in force: medians over gateways
+    kind TEXT NOT NULL,
+    band TEXT NOT NULL,
+    measure TEXT NOT NULL,
+    gateways INTEGER NOT NULL,            -- that they are of
+    at REAL NOT NULL,
+    quantiles BLOB NOT NULL,              -- little-endian float32
+    PRIMARY KEY (kind, band, measure)
+) STRICT;
+CREATE TABLE fleet_drift (                -- of a kind of machines of which many have drifted
+    kind TEXT PRIMARY KEY,
+    since REAL NOT NULL,
+    machines INTEGER NOT NULL,
+    drifting INTEGER NOT NULL,
+    gateways INTEGER NOT NULL,            -- that have such ones
+    measures TEXT NOT NULL                -- which, one a line
+) STRICT;
 """
 
 _FROM_3 = """
@@ -337,7 +410,89 @@ def _from_5(execute: Execute) -> None:
     _run_all(execute, _FROM_5)
 
 
-MIGRATIONS: dict[int, Callable[[Execute], None]] = {3: _from_3, 4: _from_4, 5: _from_5}
+_FROM_6 = """
+CREATE TABLE watches (
+    gateway TEXT PRIMARY KEY,
+    book BLOB NOT NULL,
+    cursor INTEGER NOT NULL,
+    heard_at REAL NOT NULL,
+    limits BLOB NOT NULL,
+    messages INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
+) STRICT;
+CREATE TABLE machines (
+    gateway TEXT NOT NULL,
+    name TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,
+    zone TEXT,
+    learnt_pct INTEGER NOT NULL,
+    level REAL NOT NULL,
+    at REAL NOT NULL,
+    drift TEXT NOT NULL,
+    event TEXT,
+    baseline_at REAL,
+    heard_at REAL NOT NULL,
+    mark BLOB NOT NULL,
+    PRIMARY KEY (gateway, name)
+) STRICT;
+CREATE TABLE alerts (
+    gateway TEXT NOT NULL,
+    book BLOB NOT NULL,
+    number INTEGER NOT NULL,
+    machine TEXT NOT NULL,
+    sensor TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,
+    severity TEXT NOT NULL,
+    level REAL NOT NULL,
+    label TEXT,
+    verdict TEXT,
+    opened_at REAL NOT NULL,
+    from_at REAL NOT NULL,
+    to_at REAL,
+    heard_at REAL NOT NULL,
+    coded_evidence BLOB NOT NULL,
+    PRIMARY KEY (gateway, book, number)
+) STRICT;
+CREATE INDEX alerts_by_time ON alerts (opened_at);
+CREATE TABLE summaries (
+    gateway TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    band TEXT NOT NULL,
+    measure TEXT NOT NULL,
+    count INTEGER NOT NULL,
+    heard_at REAL NOT NULL,
+    sketch BLOB NOT NULL,
+    mark BLOB NOT NULL,
+    PRIMARY KEY (gateway, kind, band, measure)
+) STRICT;
+CREATE TABLE merged (
+    kind TEXT NOT NULL,
+    band TEXT NOT NULL,
+    measure TEXT NOT NULL,
+    gateways INTEGER NOT NULL,
+    at REAL NOT NULL,
+    quantiles BLOB NOT NULL,
+    PRIMARY KEY (kind, band, measure)
+) STRICT;
+CREATE TABLE fleet_drift (
+    kind TEXT PRIMARY KEY,
+    since REAL NOT NULL,
+    machines INTEGER NOT NULL,
+    drifting INTEGER NOT NULL,
+    gateways INTEGER NOT NULL,
+    measures TEXT NOT NULL
+) STRICT;
+"""
+
+
+def _from_6(execute: Execute) -> None:
+    """No gateway told of its machines."""
+    _run_all(execute, _FROM_6)
+
+
+MIGRATIONS: dict[int, Callable[[Execute], None]] = {3: _from_3, 4: _from_4, 5: _from_5, 6: _from_6}
 """What takes a file of this schema to the next one, within a transaction."""
 
 

@@ -20,6 +20,7 @@ from fedmq_protocol.topics import CHUNK_BYTES
 from msgspec import Meta
 
 from fedmq_coordinator.aggregate import rule_named
+from fedmq_coordinator.money import CURRENCY, DEFAULT, MOST_PER_GB, Price
 from fedmq_coordinator.schedule import Pace
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "CoordinatorSettings",
     "FleetMetricsSettings",
     "LimitSettings",
+    "MoneySettings",
     "MoreTaskSettings",
     "PersonalSettings",
     "RecipeSettings",
@@ -778,6 +780,32 @@ class FleetMetricsSettings(MetricsSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MoneySettings(Table):
+    """What the report and the dashboard reckon in money with. Changing this starts nothing anew."""
+
+    per_gb: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=MOST_PER_GB,
+            description="Price of a gigabyte (10^9 bytes) of the gateways' mobile data, up or down alike.",
+        ),
+    ] = DEFAULT.per_gb
+    currency: Annotated[
+        str,
+        Meta(
+            pattern=CURRENCY,
+            extra={"expected": "three capital letters, such as EUR"},
+            description="What the price is in: a code of ISO 4217. Nothing is converted.",
+        ),
+    ] = DEFAULT.currency
+
+    @property
+    def price(self) -> Price:
+        return Price(per_gb=self.per_gb, currency=self.currency)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MoreTaskSettings(Table):
     """Settings of one more task on the same fleet. The coordinator's own settings name this file in `more_tasks`."""
 
@@ -856,6 +884,7 @@ class CoordinatorSettings(Table):
     limits: LimitSettings = field(default_factory=LimitSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     metrics: FleetMetricsSettings = field(default_factory=FleetMetricsSettings)
+    money: MoneySettings = field(default_factory=MoneySettings)
 
     def check(self) -> Iterator[tuple[str, str]]:
         yield from named("name", self.name)

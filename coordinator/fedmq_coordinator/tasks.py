@@ -24,7 +24,7 @@ from fedmq_coordinator.ledger import Release as ReleaseRow
 if TYPE_CHECKING:
     from fedmq_coordinator.job import Job
 
-__all__ = ["VERBS", "OrderError", "Wish", "in_canary", "release_for", "standing", "state_of_affairs"]
+__all__ = ["VERBS", "AlertWish", "OrderError", "Wish", "in_canary", "release_for", "standing", "state_of_affairs"]
 
 VERBS = ("pause", "resume", "stop", "promote", "rollback", "set-aside", "readmit")
 
@@ -203,6 +203,28 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise OrderError(f"{self.gateway!r} is neither set aside nor flagged; those that are: {named}")
         job.run.readmit(self.gateway, now)
         return f"{self.gateway} takes part again, and its flag is lifted"
+
+
+class AlertWish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is ordered of an alert, beside the verb and its place."""
+
+    book: bytes
+    """Of the gateway: another book's alert of this number is another alert."""
+    fault: str = ""
+    said_by: str = ""
+    """Who said so, for the gateway's book."""
+    by: Who | None = None
+
+    @classmethod
+    def read(cls, order: Order) -> AlertWish:
+        """Raises OrderError."""
+        try:
+            return msgspec.msgpack.decode(order.details, type=cls)
+        except msgspec.MsgspecError as error:
+            raise OrderError(f"order {order.id} cannot be read: {error}") from error
+
+    def write(self) -> bytes:
+        return msgspec.msgpack.encode(self)
 
 
 def standing(book: Book, gateways: Sequence[Gateway]) -> dict[str, Any]:

@@ -388,7 +388,7 @@ class Alertbook:
             _check_text("fault", fault)
             if fault.startswith(".") or "/" in fault:
                 raise BookError(f"fault: expected a name that could be a folder's, got {fault!r}")
-            known = self._faults()
+            known = self.faults()
             if known and fault not in known:
                 raise BookError(
                     f"fault: expected one of {', '.join(known)} (the watch's setting faults), got {fault!r}"
@@ -454,7 +454,8 @@ class Alertbook:
         with self._transaction():
             self._put_meta("faults", msgspec.json.encode(faults).decode())
 
-    def _faults(self) -> list[str]:
+    def faults(self) -> list[str]:
+        """What a verdict may name; empty: anything."""
         row = self._execute("SELECT value FROM meta WHERE key = 'faults'").fetchone()
         return [] if row is None else msgspec.json.decode(row[0], type=list[str])
 

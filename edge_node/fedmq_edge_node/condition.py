@@ -66,6 +66,8 @@ class Condition:
     highest."""
     shaft_hz: float | None = None
     """Turns a second that the lines were looked for by: as found in the vibration, else as it was told."""
+    shaft_found: bool = False
+    """Whether the shaft's own lines say so; a measured speed is not looked for."""
 
     @property
     def complete(self) -> bool:
@@ -98,9 +100,11 @@ def measure(
     velocity, band_hz = _velocity(centred, rate_hz)
     defects: dict[str, float] = {}
     sidebands: dict[str, float] = {}
+    found_hz: float | None = None
     if bearing is not None and shaft_hz and centred.shape[1] / rate_hz * shaft_hz >= LEAST_TURNS:
         if not speed_measured:
-            shaft_hz = _turning_hz(centred, rate_hz, shaft_hz)
+            found_hz = _turning_hz(centred, rate_hz, shaft_hz)
+            shaft_hz = found_hz or shaft_hz
         every = [_defects(channel, rate_hz, shaft_hz, bearing) for channel in centred]
         defects = {where: max(one[where] for one, _ in every) for where in every[0][0]}
         sidebands = {where: max(one[where] for _, one in every) for where in every[0][1]}
@@ -113,6 +117,7 @@ def measure(
         defects=defects,
         sidebands=sidebands,
         shaft_hz=shaft_hz,
+        shaft_found=found_hz is not None,
     )
 
 
@@ -193,8 +198,8 @@ def _defects(
     return defects, sidebands
 
 
-def _turning_hz(centred: NDArray[np.float64], rate_hz: float, stated_hz: float) -> float:
-    """How fast the shaft turns, from its first lines in the vibration itself; as stated where these do not stand out.
+def _turning_hz(centred: NDArray[np.float64], rate_hz: float, stated_hz: float) -> float | None:
+    """How fast the shaft turns, from its first lines in the vibration itself; None where these do not stand out.
 
     A motor slips with its load: between idling and full load a 4-pole motor loses 2 to 4 % of its speed, which would
     carry a bearing's lines out of where they are looked for, and the shaft's own ones in.
@@ -202,7 +207,7 @@ def _turning_hz(centred: NDArray[np.float64], rate_hz: float, stated_hz: float) 
     line_hz = rate_hz / centred.shape[1]
     orders_hz = np.arange(1, SHAFT_ORDERS + 1) * stated_hz
     if orders_hz[-1] * (1 + SPEED_ERROR) > rate_hz / 2.56:
-        return stated_hz
+        return None
     errors = np.arange(-SPEED_ERROR, SPEED_ERROR, line_hz / orders_hz[-1] / 4)
     window = _hann(centred.shape[1])
     found = [
@@ -213,7 +218,7 @@ def _turning_hz(centred: NDArray[np.float64], rate_hz: float, stated_hz: float) 
     ]
     heights = np.max(found, axis=0)
     if heights.max() < SHAFT_HEIGHT:
-        return stated_hz
+        return None
     # Several speeds fall on the same lines: the middle one.
     return stated_hz * (1 + float(errors[heights >= 0.999 * heights.max()].mean()))
 

@@ -9,8 +9,9 @@ level come in. Refuses to know what is judged in which state; its rules:
   between it does what it did.
 - Every change takes `dwell_seconds`. A machine that is seen for the first time is STARTING first: nobody knows how
   long it has run.
-- A window is steady when it is about as loud, and as fast, as the one before, and no ramp led to it: a change over the
-  last `ramp_seconds` in many small steps is a machine that speeds up, slows down or takes on load. After one sudden
+- A window is steady when it is about as loud, and as fast (measured, or by its lines: `turning`), as the one before,
+  when its speed does not change within it, and no ramp led to it: a change over the last `ramp_seconds` in many small
+  steps is a machine that speeds up, slows down or takes on load. After one sudden
   step one window is left out, not more: a fault that breaks out is such a step, and must not be hidden.
 - What the machine's own quiet and running levels are is set, or learnt from a histogram of levels (the lowest cluster,
   with nothing above it for a while, is quiet). A quiet level above `quiet_at_most_g` is not believed: a machine
@@ -91,7 +92,11 @@ class OperatingSettings(Table):
     ] = 40.0
     steady_speed_pct: Annotated[
         float,
-        Meta(gt=0, le=100, description="Change of a measured speed that is no transient, in per cent."),
+        Meta(
+            gt=0,
+            le=100,
+            description="Change of speed, measured or told by the vibration, that is no transient. In per cent.",
+        ),
     ] = 3.0
     ramp_seconds: Annotated[
         float,
@@ -107,7 +112,8 @@ class OperatingSettings(Table):
         Meta(
             max_length=16,
             examples=[[1000, 1500]],
-            description="Edges between bands of speed, in turns a minute: each band has thresholds of its own.",
+            description="Edges between bands of speed, in turns a minute: each band has thresholds of its own. Without"
+            " them bands are 10 % wide about the speed at which normal was learnt first.",
         ),
     ] = ()
     load_bands: Annotated[
@@ -163,6 +169,8 @@ class _Seen(NamedTuple):
     """Natural logarithm of the level."""
     speed: float | None
     """Natural logarithm of the speed."""
+    turned: float | None = None
+    """The same of the ratio of speeds that the vibration tells."""
 
 
 class Operating:
@@ -196,10 +204,19 @@ class Operating:
         """Whether the last window may train and be scored."""
         return self._state is State.RUNNING and self._steady
 
-    def step(self, at: float, level_g: float, speed_hz: float | None = None) -> State:
+    def step(
+        self,
+        at: float,
+        level_g: float,
+        speed_hz: float | None = None,
+        *,
+        turned: float | None = None,
+        moving: bool = False,
+    ) -> State:
         """The next window, which ends at `at` (seconds): its RMS in g about its mean, and its measured speed.
 
-        Raises ValueError for a level that is none.
+        `turned`: the natural logarithm of its speed over some other one, the same for all windows, by `turning`;
+        `moving`: whether its speed changed meanwhile. Raises ValueError for a level that is none.
         """
         if not (math.isfinite(level_g) and level_g >= 0):
             raise ValueError(f"level_g: expected a finite number of at least 0, got {level_g}")
@@ -207,8 +224,9 @@ class Operating:
         on = self._is_on(level_g, speed_hz)
         if first or on != self._on:
             self._since = at
-        seen = _Seen(at, math.log(max(level_g, LOWEST_G)), speed_hz and math.log(max(speed_hz, LOWEST_G)))
-        self._steady = not first and on == self._on and self._is_steady(seen)
+        speed = speed_hz and math.log(max(speed_hz, LOWEST_G))
+        seen = _Seen(at, math.log(max(level_g, LOWEST_G)), speed, None if moving else turned)
+        self._steady = not first and not moving and on == self._on and self._is_steady(seen)
         self._on = on
         self._keep(seen)
         self._learn(level_g)
@@ -279,8 +297,10 @@ class Operating:
         level_limit = math.log(1 + settings.steady_level_pct / 100)
         if not _settled([one.level for one in recent], level_limit):
             return False
-        speeds = [one.speed for one in recent if one.speed is not None]
-        return len(speeds) < 2 or _settled(speeds, math.log(1 + settings.steady_speed_pct / 100))
+        speed_limit = math.log(1 + settings.steady_speed_pct / 100)
+        measured = [one.speed for one in recent if one.speed is not None]
+        turned = [one.turned for one in recent if one.turned is not None]
+        return all(len(every) < 2 or _settled(every, speed_limit) for every in (measured, turned))
 
     def _keep(self, seen: _Seen) -> None:
         settings = self._settings

@@ -7,13 +7,16 @@ Pure: windows come in the order of their time, and everything that must survive 
 
 The rules kept here:
 
-- Only steady running windows are judged, and only those teach what is normal. A sudden change leaves one window in
-  doubt: it counts, late, if the next one is like it (a fault that broke out), and is dropped if not (a run-up).
+- Only steady running windows are judged. A sudden change leaves one window in doubt: it counts, late, if the next one
+  is like it (a fault that broke out), and is dropped if not (a run-up).
+- Only those teach what is normal, and late: once the machine has run on steadily for `ramp_seconds`. A slow ramp, and a
+  fault that grows, are told from chance only when they have gone on for some time.
 - Normal is learnt for each sensor, band of speed and load, and measure; a model's score for each version of the model
-  too. It is learnt once, until there are enough windows over a long enough time, and stands then: what creeps is not
-  followed.
+  too. Bands of speed are set, or follow from the speed that is measured or that the vibration tells (`turning`). It is
+  learnt once, until there are enough windows over a long enough time, and stands then: what creeps is not followed.
 - What is suspected is never learnt from, also while learning: zones and bearing lines hold from the first window on,
   and from the `ROBUST_FROM`-th a robust bound over what has been learnt so far.
+- A bearing's lines count only where the speed that they are looked for by is measured, or the vibration confirms it.
 - An event (`baseline`) starts all of it anew for this machine alone.
 - A dismissed alert raises the learnt limits, or that of the bearing line, that it went by to what was seen meanwhile,
   and has the version of the model that named the fault not name it again here. Nothing else does; a zone limit is moved
@@ -30,11 +33,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmq_edge_node.alarms import Alarms, Cleared, Evidence, Kind, Outcome, Policy, Reading
+from fedmq_edge_node.alarms import Alarms, Cleared, Evidence, Kind, Outcome, Policy, Raised, Reading
 from fedmq_edge_node.condition import Condition, measure, zone
 from fedmq_edge_node.machines import Machine
 from fedmq_edge_node.operating import Operating, State, level_g
 from fedmq_edge_node.thresholds import Rule, Summary, limit, robust_bound, stability_by_chance, stability_index
+from fedmq_edge_node.turning import Turn, Turning
 
 __all__ = [
     "ROBUST_FROM",
@@ -169,8 +173,8 @@ class Seen:
     readings: tuple[Reading, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
     learning: Learning | None = None
-    learnt: bool = False
-    """Whether the window was taken as normal."""
+    learnt: tuple[float, ...] = ()
+    """Begins of the windows that were taken as normal with this one: earlier ones."""
     drift: tuple[Drift, ...] = ()
 
 
@@ -213,6 +217,21 @@ class _Held(msgspec.Struct, frozen=True, kw_only=True):
     readings: tuple[Reading, ...]
 
 
+class _Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """A window that is normal if the machine runs on steadily for a while."""
+
+    from_at: float
+    to_at: float
+    band: str
+    values: dict[str, float]
+    turn: Turn | None
+    """None where the reference of speed needs no more of them."""
+    shaft_hz: float | None
+    """As measured, or found in the vibration."""
+    void: bool = False
+    """Something came that says it was not; until its time is over it counts for what is suspect all the same."""
+
+
 class Watcher:
     """One machine's. `step` takes its windows in the order of their ends."""
 
@@ -231,21 +250,31 @@ class Watcher:
         """Of what is done: it does not change."""
         self._history: dict[str, _History] = {}
         self._held: dict[str, _Held] = {}
+        self._turning: dict[str, Turning] = {}
+        self._candidates: dict[str, list[_Candidate]] = {}
 
     # -- what comes in -----------------------------------------------------------------------------------------
 
     def step(self, window: Window) -> Seen:
         """Raises ValueError for a signal that cannot be measured."""
         operating = self._operating.setdefault(window.sensor, Operating(self.machine.operating))
-        state = operating.step(window.to_at, level_g(window.signal), window.speed_hz)
+        turning = self._turning.setdefault(window.sensor, Turning())
+        turn = turning.step(window.signal, window.rate_hz, window.speed_hz)
+        state = operating.step(
+            window.to_at, level_g(window.signal), window.speed_hz, turned=turn.ratio, moving=turn.moving
+        )
         held = self._held.pop(window.sensor, None)
-        if window.from_at < self._state.baseline_at or state is not State.RUNNING:
+        if not operating.usable:
+            # Neither did what led to it run steadily.
+            self._void(window.sensor)
+        if window.from_at < self._state.baseline_at or state is not State.RUNNING or turn.moving:
             return Seen(at=window.to_at, sensor=window.sensor, state=state, used=False)
-        band = operating.band(self._speed(window), window.load)
+        band = self._band(window, operating, turning)
+        told_hz = turning.shaft_hz() if window.speed_hz is None else window.speed_hz
         condition = measure(
             window.signal,
             window.rate_hz,
-            self._speed(window),
+            told_hz or self.machine.shaft_hz,
             self.machine.geometry,
             speed_measured=window.speed_hz is not None,
         )
@@ -256,7 +285,8 @@ class Watcher:
         }
         values = self._values(condition, opinions)
         keys = {name: self._key(window.sensor, band, name) for name in values}
-        readings = tuple(self._readings(window, condition, opinions, values, keys))
+        confirmed = told_hz is not None or condition.shaft_found
+        readings = tuple(self._readings(window, condition, opinions, values, keys, confirmed))
         if not operating.usable:
             self._held[window.sensor] = _Held(speed_hz=window.speed_hz, readings=readings)
             return Seen(at=window.to_at, sensor=window.sensor, state=state, used=False, band=band, condition=condition)
@@ -267,12 +297,24 @@ class Watcher:
         suspect = self._alarms.suspect() or any(reading.level >= 1.0 for reading in readings)
         for reading in (*late, *readings):
             self._note_highest(reading)
-        drift: tuple[Drift, ...] = ()
+        if any(isinstance(outcome, Raised) for outcome in outcomes):
+            # What led to an alert is not normal, even where it reached no limit yet.
+            self._void(window.sensor)
+        learnt, drift = self._learn_late(window)
         if not suspect:
-            drift = self._learn(window, band, values, keys)
+            self._candidates.setdefault(window.sensor, []).append(
+                _Candidate(
+                    from_at=window.from_at,
+                    to_at=window.to_at,
+                    band=band,
+                    values=values,
+                    turn=turn if turning.learns else None,
+                    shaft_hz=condition.shaft_hz if condition.shaft_found else window.speed_hz,
+                )
+            )
         for name, value in values.items():
             self._remember(window, name, value)
-        for name, height in condition.defects.items():
+        for name, height in condition.defects.items() if confirmed else ():
             self._remember(window, f"{name} line", height)
         return Seen(
             at=window.to_at,
@@ -287,7 +329,7 @@ class Watcher:
             readings=readings,
             outcomes=outcomes,
             learning=self._learning(window.sensor, band),
-            learnt=not suspect,
+            learnt=learnt,
             drift=drift,
         )
 
@@ -301,6 +343,14 @@ class Watcher:
         for key in gone:
             for table in (self._normal, self._summaries, self._recent, self._limits):
                 table.pop(key, None)
+        for sensor, every in self._candidates.items():
+            self._candidates[sensor] = [
+                msgspec.structs.replace(
+                    one,
+                    values={name: value for name, value in one.values.items() if not _is_score(name) or name in marks},
+                )
+                for one in every
+            ]
 
     def baseline(self, at: float, event: str) -> list[Cleared]:
         """The machine is another one from `at` on: windows before are left alone, and what is normal is learnt anew."""
@@ -308,6 +358,8 @@ class Watcher:
         self._state = _State(baseline_at=at, event=event)
         for table in (self._normal, self._summaries, self._recent, self._limits, self._history, self._held):
             table.clear()
+        self._candidates.clear()
+        self._turning.clear()
         return over
 
     def verdict(self, kind: Kind, *, fault: str | None, label: str | None = None) -> None:
@@ -348,6 +400,8 @@ class Watcher:
             "operating": msgspec.json.encode(operating),
             "history": msgspec.msgpack.encode(self._history),
             "held": msgspec.msgpack.encode(self._held),
+            "turning": msgspec.msgpack.encode({sensor: one.dump() for sensor, one in self._turning.items()}),
+            "candidates": msgspec.msgpack.encode(self._candidates),
         } | {f"normal\n{key}": msgspec.msgpack.encode(normal) for key, normal in self._normal.items()}
 
     def load(self, parts: Mapping[str, bytes]) -> None:
@@ -367,13 +421,24 @@ class Watcher:
             if key.startswith("normal\n")
         }
         self._held = msgspec.msgpack.decode(parts["held"], type=dict[str, _Held])
+        # A book of an earlier version has neither.
+        if "turning" in parts:
+            turning = msgspec.msgpack.decode(parts["turning"], type=dict[str, bytes])
+            self._turning = {sensor: Turning(memory) for sensor, memory in turning.items()}
+        if "candidates" in parts:
+            self._candidates = msgspec.msgpack.decode(parts["candidates"], type=dict[str, list[_Candidate]])
         for table in (self._summaries, self._recent, self._limits):
             table.clear()
 
     # -- judging -----------------------------------------------------------------------------------------------
 
-    def _speed(self, window: Window) -> float | None:
-        return window.speed_hz if window.speed_hz is not None else self.machine.shaft_hz
+    def _band(self, window: Window, operating: Operating, turning: Turning) -> str:
+        """As it is set; bands of speed that nobody set follow from how it turns against how it turned."""
+        if self.machine.operating.speed_bands_rpm:
+            told_hz = turning.shaft_hz() if window.speed_hz is None else window.speed_hz
+            return operating.band(told_hz or self.machine.shaft_hz, window.load)
+        parts = [part for part in (turning.band(), operating.band(None, window.load)) if part != "all"]
+        return " ".join(parts) or "all"
 
     def _values(self, condition: Condition, opinions: Mapping[str, Opinion]) -> dict[str, float]:
         values = {
@@ -397,6 +462,7 @@ class Watcher:
         opinions: Mapping[str, Opinion],
         values: Mapping[str, float],
         keys: Mapping[str, str],
+        confirmed: bool,
     ) -> Iterable[Reading]:
         def reading(kind: Kind, evidence: Iterable[Evidence], label: str | None = None) -> Reading:
             ordered = tuple(sorted(evidence, key=lambda one: -one.level))
@@ -419,7 +485,7 @@ class Watcher:
                 "vibration",
                 [self._evidence(window, "velocity", values["velocity"], limits.b_c, keys["velocity"])],
             )
-        if condition.defects:
+        if condition.defects and confirmed:
             worst = max(condition.defects, key=lambda name: condition.defects[name])
             found = []
             for name, height in condition.defects.items():
@@ -494,35 +560,52 @@ class Watcher:
     def _limit(self, key: str) -> float | None:
         """Learnt, or as good as can be had so far; None where nothing can be said yet."""
         normal = self._normal.get(key)
-        if normal is None:
-            return None
         allowed = self._state.allowed.get(_highest_key("anomaly", *key.split("\n")[::2]), 0.0)
-        if normal.done:
+        if normal is not None and normal.done:
             if key not in self._limits:
                 self._limits[key] = limit(self._summary(key), self.policy.rule)
             return max(self._limits[key], allowed)
-        summary = self._summary(key)
+        sensor, band, name = key.split("\n")
+        waiting = [one for one in self._candidates.get(sensor, ()) if one.band == band]
+        summary = self._summary(key).seen(*(one.values[name] for one in waiting if name in one.values))
         if summary.count < ROBUST_FROM:
             return None
         return max(robust_bound(summary, self.policy.rule), allowed)
 
-    def _learn(
-        self, window: Window, band: str, values: Mapping[str, float], keys: Mapping[str, str]
-    ) -> tuple[Drift, ...]:
+    def _learn_late(self, window: Window) -> tuple[tuple[float, ...], tuple[Drift, ...]]:
+        """Windows after which the sensor's machine has run on steadily for long enough, and what drifted by them."""
+        settled = window.to_at - self.machine.operating.ramp_seconds
+        every = self._candidates.get(window.sensor, [])
+        due = [one for one in every if one.to_at <= settled]
+        self._candidates[window.sensor] = every[len(due) :]
+        normal = [one for one in due if not one.void]
+        drifts: list[Drift] = []
+        for one in normal:
+            if one.turn is not None:
+                self._turning[window.sensor].learn(one.turn, one.shaft_hz)
+            drifts += self._learn(window.sensor, one)
+        return tuple(one.from_at for one in normal), tuple(drifts)
+
+    def _void(self, sensor: str) -> None:
+        self._candidates[sensor] = [
+            msgspec.structs.replace(one, void=True, turn=None) for one in self._candidates.get(sensor, ())
+        ]
+
+    def _learn(self, sensor: str, one: _Candidate) -> Iterable[Drift]:
         drifts = []
-        for name, value in values.items():
-            key = keys[name]
-            normal = self._normal.setdefault(key, _Normal(first_at=window.from_at))
+        for name, value in one.values.items():
+            key = self._key(sensor, one.band, name)
+            normal = self._normal.setdefault(key, _Normal(first_at=one.from_at))
             if normal.done:
-                drift = self._drift(window, band, name, key, value)
+                drift = self._drift(sensor, one, name, key, value)
                 drifts += [drift] if drift is not None else []
                 continue
             summary = self._summaries[key] = self._summary(key).seen(value)
-            long_enough = window.to_at - normal.first_at >= self.policy.learning_seconds
+            long_enough = one.to_at - normal.first_at >= self.policy.learning_seconds
             normal.done = summary.count >= self.policy.learning_windows and long_enough
-        return tuple(drifts)
+        return drifts
 
-    def _drift(self, window: Window, band: str, name: str, key: str, value: float) -> Drift | None:
+    def _drift(self, sensor: str, one: _Candidate, name: str, key: str, value: float) -> Drift | None:
         normal = self._normal[key]
         if key not in self._recent:
             self._recent[key] = Summary.from_bytes(normal.recent)
@@ -537,10 +620,10 @@ class Watcher:
         if normal.drifting != DRIFT_EPOCHS:
             return None
         return Drift(
-            at=window.to_at,
+            at=one.to_at,
             machine=self.machine.name,
-            sensor=window.sensor,
-            band=band,
+            sensor=sensor,
+            band=one.band,
             measure=name.partition(" of version ")[0],
             index=index,
             was=then.quantile(0.5),

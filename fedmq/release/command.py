@@ -104,6 +104,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     _add_settings(pull)
     add_log_format(pull)
+    pull.add_argument("--check", action="store_true", help="only read the settings, say what is wrong, and end")
     pull.add_argument("--now", action="store_true", help="do not wait a random time first")
     pull.add_argument("--again", action="store_true", help="try a release that failed here once more")
     pull.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
@@ -185,6 +186,8 @@ def _pull(arguments: argparse.Namespace) -> None:
         print(document(ReleaseSettings), end="")
         return
     settings = load(ReleaseSettings, arguments.config, arguments.overrides)
+    if arguments.check:
+        return
     start_logging("info", arguments.log_format)
     from fedmq.programs import crash_point
     from fedmq.release.pulling import CRASH_POINTS, Pull, World

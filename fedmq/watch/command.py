@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import time
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -25,6 +27,37 @@ _WATCH_EPILOG = """\
 examples:
   fedmq watch run --config watch.toml                            until it is stopped (SIGTERM)
   fedmq watch status --book /var/lib/fedmq/watch/alerts.sqlite   how each machine is, and what is not told yet
+"""
+
+_STATUS_EPILOG = """\
+examples:
+  fedmq watch status --book /var/lib/fedmq/watch/alerts.sqlite
+  fedmq watch status --config watch.toml               also machines that nothing has been judged of, and why
+  fedmq watch status --config watch.toml --machine pump-3
+
+A line says what the machine did in its last window, when that was, its zone and velocity, and how much of what is
+normal for it has been learnt. Until it is learnt ISO zones, bearing lines and a wide bound hold.
+"""
+
+_LIST_EPILOG = """\
+examples:
+  fedmq alert list --book /var/lib/fedmq/watch/alerts.sqlite       what waits for somebody
+  fedmq alert list --machine pump-3 --all                          all that there has been of one machine
+"""
+
+_SHOW_EPILOG = """\
+examples:
+  fedmq alert show 12
+
+Below its first lines stands what was at its limit: the value, the limit, what is typical since when, and the trend from
+then until now. Then what has happened to it, and who did that.
+"""
+
+_EVENT_EPILOG = """\
+examples:
+  fedmq machine event pump-3 bearing-changed                  just now
+  fedmq machine event pump-3 bearing-changed --at 08:00       this morning
+  fedmq machine event fan-1 sensor-moved --at 2026-11-29T16:30
 """
 
 _ALERT_EPILOG = """\
@@ -68,14 +101,28 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         metavar="KEY=VALUE",
         help="override a setting, such as --set poll_seconds=1; may be given several times",
     )
+    run.add_argument("--check", action="store_true", help="only read the settings, say what is wrong, and end")
     run.add_argument("--until-done", action="store_true", help="end once all is judged and told that can be told now")
     run.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
     run.set_defaults(run=_run)
-    status = verbs.add_parser("status", help="how each machine is, and what is not told yet")
+    status = verbs.add_parser(
+        "status",
+        help="how each machine is, and what is not told yet",
+        description="How each machine is, also while the watch runs; which alerts wait; what has not been told.",
+        epilog=_STATUS_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     _add_book(status)
     form = status.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of lines")
     form.add_argument("--prometheus", action="store_true", help="print metrics as node_exporter's textfiles hold them")
+    status.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the watch's settings: its book is taken, and machines that nothing has been judged of are told, with why",
+    )
+    status.add_argument("--machine", metavar="NAME", help="this machine only")
     status.set_defaults(run=_status)
 
 
@@ -89,7 +136,13 @@ def add_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = alert.add_subparsers(dest="verb", required=True, metavar="VERB")
-    listed = verbs.add_parser("list", help="alerts, newest first")
+    listed = verbs.add_parser(
+        "list",
+        help="alerts, newest first",
+        description="A line for each alert, the newest first: its number, since when, the machine, and what it says.",
+        epilog=_LIST_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     listed.add_argument("--machine", metavar="NAME", help="of this machine only")
     listed.add_argument("--all", action="store_true", help="confirmed, dismissed and cleared ones too")
     listed.add_argument("--json", action="store_true", help="print JSON instead of lines")
@@ -101,7 +154,13 @@ def add_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         ("confirm", "it was this fault; its windows are labelled so"),
         ("dismiss", "it was nothing; its windows are labelled healthy"),
     ):
-        one = verbs.add_parser(verb, help=words)
+        one = verbs.add_parser(
+            verb,
+            help=words,
+            description=f"{words[0].upper()}{words[1:]}.",
+            epilog=_SHOW_EPILOG if verb == "show" else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         one.add_argument("alert", type=int, metavar="ALERT", help="its number")
         if verb == "confirm":
             one.add_argument("fault", metavar="KIND", help="such as inner_race; best a class of the task")
@@ -118,6 +177,8 @@ def add_event(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="the machine is another one since: learn anew what is normal for it",
         description="Starts a new baseline of this machine alone: its limits are learnt anew, and windows from before"
         " leave training (those of confirmed faults stay, unless the sensor has moved).",
+        epilog=_EVENT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     event.add_argument("machine", metavar="MACHINE", help="its name")
     event.add_argument("event", choices=_EVENTS, metavar="EVENT", help=", ".join(_EVENTS))
@@ -132,7 +193,7 @@ def _add_book(parser: argparse.ArgumentParser) -> None:
         "--book",
         type=Path,
         metavar="FILE",
-        help=f"alerts.sqlite in the watch's state_dir (default: the environment's {_BOOK})",
+        help=f"alerts.sqlite in the watch's state_dir, or that folder (default: the environment's {_BOOK})",
     )
 
 
@@ -141,8 +202,11 @@ def _book(arguments: argparse.Namespace) -> Alertbook:
 
     path = arguments.book or (Path(os.environ[_BOOK]) if os.environ.get(_BOOK) else None)
     if path is None:
-        raise ValueError(f"expected --book FILE, or {_BOOK} in the environment: alerts.sqlite in the watch's state_dir")
-    return Alertbook.existing(path)
+        raise ValueError(
+            f"expected --book FILE, or {_BOOK} in the environment: alerts.sqlite in the watch's state_dir, such as"
+            " --book /var/lib/fedmq/watch/alerts.sqlite"
+        )
+    return Alertbook.existing(path / "alerts.sqlite" if path.is_dir() else path)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -155,7 +219,11 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.example:
         print(document(WatchSettings), end="")
         return
+    if arguments.config is None and not arguments.overrides:
+        raise ValueError("expected --config FILE; `fedmq watch run --example` prints one to begin with")
     settings = load(WatchSettings, arguments.config, arguments.overrides)
+    if arguments.check:
+        return
     start_logging(settings.log_level, arguments.log_format, settings.log_format)
     from fedmq.metrics import running
     from fedmq.watch.program import build_watch
@@ -174,27 +242,70 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> None:
-    book = _book(arguments)
+    unjudged: dict[str, str] = {}
+    if arguments.config is not None:
+        from fedmq_protocol.settings import load
+
+        from fedmq.watch.settings import WatchSettings
+        from fedmq.watch.unjudged import why_unjudged
+
+        settings = load(WatchSettings, arguments.config, [])
+        arguments.book = arguments.book or settings.book
+        book = _book(arguments)
+        unjudged = why_unjudged(settings, set(book.standings()))
+    else:
+        book = _book(arguments)
     if arguments.prometheus:
         from fedmq.watch.showing import as_prometheus
 
         print(as_prometheus(book.path), end="")
         return
     standings = book.standings()
+    if arguments.machine is not None:
+        _check_known(arguments.machine, [*standings, *unjudged])
+        standings = {name: one for name, one in standings.items() if name == arguments.machine}
+        unjudged = {name: why for name, why in unjudged.items() if name == arguments.machine}
     if arguments.json:
         outbox = [{"output": one[0], "state": one[1], "messages": one[2], "error": one[3]} for one in book.outbox()]
-        print(json.dumps({"machines": standings, "outbox": outbox}, indent=1))
+        print(
+            json.dumps(
+                {"machines": standings, "outbox": outbox} | ({"unjudged": unjudged} if unjudged else {}), indent=1
+            )
+        )
         return
-    if not standings:
-        print("nothing has been judged yet")
+    if not standings and not unjudged:
+        print(
+            "nothing has been judged yet: does `fedmq watch run` run, and has the bridge samples of a machine that is"
+            " in the machines' file, by the same name? `fedmq watch status --config watch.toml` says what it lacks"
+        )
+    if len(standings) > 1:
+        print(_summary(standings, book))
     for name, one in standings.items():
         print(f"{name}: {_standing(one)}")
         for alert in book.alerts(machine=name, states=("open", "acknowledged")):
             print(f"  alert {alert.id}: {_line(alert)}")
         for step in book.happenings(name)[:3]:
             print(f"  {_shown(step.at)} {step.what} by {step.who}: {step.text}")
+    for name, why in unjudged.items():
+        print(f"{name}: not judged yet: {why}")
     for output, state, count, error in book.outbox():
         print(f"{output}: {count} {state}" + (f" ({error})" if error else ""))
+
+
+def _summary(standings: dict[str, dict[str, Any]], book: Alertbook) -> str:
+    states = Counter(str(one["state"]) for one in standings.values())
+    told = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    learnt = sum(bool(one.get("learning", {}).get("done")) for one in standings.values())
+    waiting = len(book.alerts(states=("open", "acknowledged", "cleared")))
+    alerts = (
+        "no alert waits" if not waiting else f"{waiting} alert{'s wait' if waiting > 1 else ' waits'} for a verdict"
+    )
+    return f"{len(standings)} machines: {told}; what is normal is learnt of {learnt}; {alerts}"
+
+
+def _check_known(machine: str, known: Sequence[str]) -> None:
+    if machine not in known:
+        raise ValueError(f"no machine {machine!r} has been judged; there are {', '.join(known) or 'none yet'}")
 
 
 def _standing(one: dict[str, Any]) -> str:
@@ -205,7 +316,8 @@ def _standing(one: dict[str, Any]) -> str:
         parts.append(f"{one['values']['velocity']:.2f} mm/s")
     learning = one.get("learning")
     if learning is not None:
-        parts.append("normal is learnt" if learning["done"] else f"learning {learning['windows']}/{learning['wanted']}")
+        windows = f"learning what is normal: {learning['windows']:,} of {learning['wanted']:,} windows"
+        parts.append("normal is learnt" if learning["done"] else windows)
     if one.get("event"):
         parts.append(f"since {one['event']} on {_shown(one['baseline_at'])}")
     return ", ".join(parts)
@@ -215,7 +327,10 @@ def _list(arguments: argparse.Namespace) -> None:
     from fedmq_edge_node.alertbook import STATES
 
     states = STATES if arguments.all else ("open", "acknowledged", "cleared")
-    alerts = _book(arguments).alerts(machine=arguments.machine, states=states)
+    book = _book(arguments)
+    if arguments.machine is not None:
+        _check_known(arguments.machine, list(book.standings()))
+    alerts = book.alerts(machine=arguments.machine, states=states)
     if arguments.json:
         import msgspec
 
@@ -240,12 +355,18 @@ def _show(arguments: argparse.Namespace) -> None:
     book = _book(arguments)
     alert = book.alert(arguments.alert)
     print(f"alert {alert.id} of {alert.machine} ({alert.sensor}): {_line(alert)}")
-    print(f"from {_shown(alert.from_at)}, told {_shown(alert.opened_at)}")
+    print(f"began {_shown(alert.from_at)}, raised {_shown(alert.opened_at)}")
     for one in alert.evidence:
         print(f"  {evidence_line(one)}")
     for step in book.steps(alert.id):
         level = f" at {step.level:.2f}" if step.level else ""
         print(f"{_shown(step.at)}  {step.what}{level} by {step.who}" + (f": {step.text}" if step.text else ""))
+    if alert.state in ("open", "acknowledged", "cleared"):
+        ack = f"`fedmq alert ack {alert.id}` when somebody is on it; " if alert.state == "open" else ""
+        faults = "|".join(book.faults()) or "KIND"
+        print(
+            f"next: {ack}`fedmq alert confirm {alert.id} {faults}` or `dismiss {alert.id}` when it is known what it was"
+        )
 
 
 def _say(arguments: argparse.Namespace) -> None:
@@ -256,6 +377,10 @@ def _say(arguments: argparse.Namespace) -> None:
     else:
         alert = book.decide(arguments.alert, getattr(arguments, "fault", None), who=who, at=at)
     print(f"alert {alert.id} of {alert.machine}: {_line(alert)}")
+    if arguments.verb == "confirm":
+        print(f"the watch labels its windows {arguments.fault} at its next look; the next round learns from them")
+    elif arguments.verb == "dismiss":
+        print("the watch labels its windows healthy at its next look, and lets this machine be as it was then")
 
 
 def _event(arguments: argparse.Namespace) -> None:
@@ -267,8 +392,8 @@ def _event(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--at: expected a time that has been, got {arguments.at}")
     book = _book(arguments)
     known = book.standings()
-    if known and arguments.machine not in known:
-        raise ValueError(f"no machine {arguments.machine!r} has been judged; there are {', '.join(known)}")
+    if known:
+        _check_known(arguments.machine, list(known))
     book.event(
         arguments.machine, arguments.event, who=arguments.who or getpass.getuser(), at=at, noted_at=now.timestamp()
     )

@@ -34,6 +34,17 @@ examples:
   fedmq machine bearings                       type numbers whose geometry is known
 """
 
+_LIST_EPILOG = """\
+examples:
+  fedmq machine list --machines /etc/fedmq/machines.toml
+  fedmq machine list --json
+"""
+
+_SHOW_EPILOG = """\
+examples:
+  fedmq machine show pump-3 --machines /etc/fedmq/machines.toml
+"""
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     machine = commands.add_parser(
@@ -47,12 +58,26 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     verbs = machine.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_add(verbs)
 
-    listed = verbs.add_parser("list", help="every machine, a line each")
+    listed = verbs.add_parser(
+        "list",
+        help="every machine, a line each",
+        description="Every machine of the file: what it is, and the limits that follow. How each is now says\n"
+        "`fedmq watch status`.",
+        epilog=_LIST_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     _add_place(listed)
     listed.add_argument("--json", action="store_true", help="print JSON instead of a table")
     listed.set_defaults(run=_list)
 
-    show = verbs.add_parser("show", help="one machine, with its bearing's defect frequencies and its limits")
+    show = verbs.add_parser(
+        "show",
+        help="one machine, with its bearing's defect frequencies and its limits",
+        description="What follows from what is stated of a machine, with nothing measured: the zones of its velocity,\n"
+        "and how often a defect of its bearing would be struck.",
+        epilog=_SHOW_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     show.add_argument("name", metavar="NAME", help="of the machine")
     _add_place(show)
     show.add_argument("--json", action="store_true", help="print JSON instead of text")
@@ -125,7 +150,7 @@ def _add(arguments: argparse.Namespace) -> None:
         print(document(Machines), end="")
         return
     if arguments.name is None:
-        raise ValueError("add: expected a NAME for the machine")
+        raise ValueError("add: expected a NAME for the machine, as the bridge's settings call it, such as pump-3")
     keys = ("name", "kind", "site", "tags", "sensors", "speed_rpm", "bearing", "iso_group", "foundation", "limits_mm_s")
     given = {key: value for key in keys if (value := getattr(arguments, key)) is not None}
     machine = add_machine(arguments.machines, given, arguments.overrides)
@@ -208,10 +233,19 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _list(arguments: argparse.Namespace) -> None:
+def _machines(path: Path) -> dict[str, Machine]:
     from fedmq_edge_node.machines import load_machines
 
-    machines = load_machines(arguments.machines)
+    if not path.exists():
+        raise ValueError(
+            f"{path}: expected the machines' file, found none: `fedmq machine add NAME` makes it, or name another one"
+            " with --machines"
+        )
+    return load_machines(path)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    machines = _machines(arguments.machines)
     if arguments.json:
         print(json.dumps([_as_json(machine) for machine in machines.values()], indent=2))
         return
@@ -238,9 +272,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    from fedmq_edge_node.machines import load_machines
-
-    machines = load_machines(arguments.machines)
+    machines = _machines(arguments.machines)
     if arguments.name not in machines:
         known = ", ".join(machines) or "none"
         raise ValueError(f'there is no machine "{arguments.name}" in {arguments.machines}; there is {known}')

@@ -30,6 +30,9 @@ __all__ = ["Models", "build_watch", "obey"]
 
 log = logging.getLogger("fedmq.watch")
 
+RUN_SECONDS = 5.0
+"""For one batch of somebody's own model: judging waits for it."""
+
 
 def build_watch(settings: WatchSettings) -> Watch:
     """A watch, not running yet. Raises ValueError for a store, a book or machines that cannot be used."""
@@ -156,9 +159,10 @@ class Models:
         self._seen: tuple[Any, ...] | None = None
 
     def __call__(self) -> Sequence[Model] | None:
+        from fedmq_edge_node.bundles import Shelf
         from fedmq_edge_node.memory import Memory, StateError
         from fedmq_edge_node.opinions import in_service
-        from fedmq_edge_node.runtimes import make_engine
+        from fedmq_edge_node.runtimes import make_engine, make_preparation
 
         if self._memory is None:
             return None
@@ -168,14 +172,26 @@ class Models:
         try:
             memory = Memory(self._memory)
             try:
-                states = memory.load()
+                # It is the gateway's: looked at, and nothing written.
+                shelf = Shelf(get=memory.get, put=_unwritten, drop=_unwritten)
+                found = in_service(
+                    memory.load(),
+                    lambda task, bundle: make_engine(task.model, self._engine, bundle, RUN_SECONDS),
+                    self._tasks,
+                    bundles=shelf.find,
+                    preparation=lambda bundle: make_preparation(bundle, self._engine, RUN_SECONDS),
+                )
             finally:
                 memory.close()
         except StateError as error:
             log.warning("the models in service cannot be read, and the last ones go on: %s", error)
             return None
         self._seen = seen
-        return in_service(states, lambda task: make_engine(task.model, self._engine), self._tasks)
+        return found
+
+
+def _unwritten(*what: object) -> None:
+    raise AssertionError("the watch writes nothing to a gateway's memory")
 
 
 def _look(path: Path) -> tuple[int, int] | None:

@@ -186,7 +186,8 @@ def play_into(
                 f"{max(after) - from_at:,.1f} s after its beginning"
             )
         firmware = Firmware(player, name=sensor, boot=1 + int(from_at) % 0xFFFF)
-        native = Native(source="replay", machine=machine)
+        # One store may hold many machines that were replayed: each has a line of its own, as in a plant.
+        native = Native(source=f"replay {machine}", machine=machine)
         at = 0.0
         bridge = Bridge(
             sources=[_Line(native)],

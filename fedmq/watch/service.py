@@ -8,7 +8,8 @@ Owns the order of things. What is judged how is `watching`'s, what is durable is
 3. Windows, in the order of their time. News is written at once, in one transaction with how far each sensor has been
    judged; progress without news every `commit_seconds`.
 4. Recordings of alerts are kept.
-5. What waits to be told is told.
+5. What waits to be told is told: to the site's broker here, which is never waited for; to web and mail servers by a
+   thread each (`telling`), so that a slow one holds no judging up.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from fedmq_firmware_bridge.store import SET_ASIDE, UNLABELLED, Store, StoreError
 from fedmq.watch.feeding import feed
 from fedmq.watch.kept import ASIDE, Kept
 from fedmq.watch.outputs import MqttOutput, Output, deliver, state_of
+from fedmq.watch.telling import Teller
 
 __all__ = ["CRASH_POINTS", "Watch"]
 
@@ -43,7 +45,10 @@ EVER = 0.0
 
 
 class Watch:
-    """`run` until `stopping`; or `turn` after turn, as tests and replays do. Raises StoreError without a store."""
+    """`run` until `stopping`; or `turn` after turn, as tests do, which tells every output itself, one by one.
+
+    Raises StoreError without a store.
+    """
 
     def __init__(
         self,
@@ -78,6 +83,8 @@ class Watch:
         self._commit_seconds = commit_seconds
         self._models = models
         self._outputs = tuple(outputs)
+        self._tellers: list[Teller] = []
+        """While it runs, of the outputs that may take their time."""
         self._unix = unix
         self._monotonic = monotonic
         self._crash_point = crash_point
@@ -105,6 +112,12 @@ class Watch:
         for output in self._outputs:
             if isinstance(output, MqttOutput):
                 output.start()
+            else:
+                self._tellers.append(
+                    Teller(self._book.path, output, unix=self._unix, crash_point=self._crash_point),
+                )
+        for teller in self._tellers:
+            teller.start()
         try:
             while not self.stopping:
                 busy = self.turn()
@@ -114,6 +127,9 @@ class Watch:
                 self._wait(0.0 if busy else self._poll_seconds)
             self._commit()
         finally:
+            for teller in self._tellers:
+                teller.stop()
+            self._tellers.clear()
             for output in self._outputs:
                 if isinstance(output, MqttOutput):
                     output.stop()
@@ -121,7 +137,11 @@ class Watch:
     def _finish(self) -> None:
         """What is due now is sent; what waits for a limit or another try stays in the book."""
         until = self._monotonic() + FINISH_SECONDS
-        while self._monotonic() < until and any(self._book.due(output.name, self._unix()) for output in self._outputs):
+        looks = [(teller, teller.look()) for teller in self._tellers]
+        while self._monotonic() < until and (
+            any(self._book.due(output.name, self._unix()) for output in self._outputs)
+            or not all(teller.looked(number) for teller, number in looks)
+        ):
             self._tell()
             self._wait(0.05)
 
@@ -292,7 +312,11 @@ class Watch:
         for output in self._outputs:
             if isinstance(output, MqttOutput):
                 output.listen(0.0)
-        deliver(self._book, self._outputs, self._unix(), self._crash_point)
+        told = [teller.output for teller in self._tellers]
+        mine = [output for output in self._outputs if output not in told]
+        deliver(self._book, mine, self._unix(), self._crash_point)
+        for teller in self._tellers:
+            teller.look()
         for output in self._outputs:
             if isinstance(output, MqttOutput):
                 for name, one in self._standings.items():

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 import msgspec
 from msgspec import Meta
 
+from fedmq_protocol.condition import AlertOrders, Condition, FleetLimits, Noted
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.task import MAX_LEVEL, MAX_PARAMETERS, Task
 from fedmq_protocol.topics import Channel, Direction, TopicSpec
@@ -492,6 +493,8 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=11
     """Seconds over which the fleet's gateways spread out when all come back at once: each waits for a random part."""
     tasks: Annotated[tuple[Assignment, ...], Meta(max_length=MAX_TASKS)]
     """Every task that this gateway takes part in; one that it holds and that is not here is over for it."""
+    condition: Noted | None = None
+    """What is on record of its machines; None where it has told of none."""
 
     def __post_init__(self) -> None:
         # Also false for what is not a number; the end is the year 2514, before calendars of 32 or 64 bits object.
@@ -553,6 +556,10 @@ Message: TypeAlias = (
     | Missing
     | CatchUp
     | Roots
+    | Condition
+    | Noted
+    | AlertOrders
+    | FleetLimits
 )
 
 _HOMES: dict[tuple[Direction, Channel], Any] = {
@@ -562,9 +569,11 @@ _HOMES: dict[tuple[Direction, Channel], Any] = {
     (Direction.UP, Channel.ASK): AskVerdict | AskModel | AskChunks,
     (Direction.UP, Channel.CHUNK): Chunk,
     (Direction.UP, Channel.TRIAL): Trial,
+    (Direction.UP, Channel.CONDITION): Condition,
     (Direction.CMD, Channel.WELCOME): Welcome | Roots,
     (Direction.CMD, Channel.RECEIPT): Receipt | Missing,
     (Direction.CMD, Channel.CHUNK): Chunk,
+    (Direction.CMD, Channel.CONDITION): Noted | AlertOrders | FleetLimits,
     (Direction.DOWN, Channel.PLAN): RoundPlan,
     (Direction.DOWN, Channel.CHUNK): Chunk,
     (Direction.DOWN, Channel.MODEL): CatchUp | Chunk,

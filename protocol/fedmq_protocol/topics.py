@@ -53,6 +53,7 @@ class Channel(Enum):
     ASK = "ask"
     CHUNK = "chunk"
     TRIAL = "trial"
+    CONDITION = "condition"
     WELCOME = "welcome"
     RECEIPT = "receipt"
     PLAN = "plan"
@@ -129,6 +130,14 @@ TABLE: tuple[TopicSpec, ...] = (
         about="how a released version did beside the one in service",
     ),
     TopicSpec(
+        direction=Direction.UP,
+        channel=Channel.CONDITION,
+        qos=1,
+        retained=False,
+        max_bytes=16 * 1024,
+        about="how a gateway's machines are, its alerts and what is normal, where it has a watch",
+    ),
+    TopicSpec(
         direction=Direction.CMD,
         channel=Channel.WELCOME,
         qos=1,
@@ -151,6 +160,14 @@ TABLE: tuple[TopicSpec, ...] = (
         retained=False,
         max_bytes=_CHUNK_MESSAGE,
         about="a piece that this gateway asked for again",
+    ),
+    TopicSpec(
+        direction=Direction.CMD,
+        channel=Channel.CONDITION,
+        qos=1,
+        retained=False,
+        max_bytes=16 * 1024,
+        about="what is on record of its machines, orders for its alerts, and the fleet's limits",
     ),
     TopicSpec(
         direction=Direction.DOWN,

@@ -40,8 +40,16 @@ def stopped_at(directory: Path, version: int) -> Plant:
     return plant
 
 
+def turn_back_to_6(db: sqlite3.Connection) -> None:
+    """Without what schema 7 has brought."""
+    for table in ("watches", "machines", "alerts", "summaries", "merged", "fleet_drift"):
+        db.execute(f"DROP TABLE {table}")
+    db.execute("PRAGMA user_version = 6")
+
+
 def turn_back_to_5(db: sqlite3.Connection) -> None:
-    """Without what schema 6 has brought."""
+    """Without what schema 6 has brought, and later ones."""
+    turn_back_to_6(db)
     db.execute("DROP INDEX updates_of_gateway")
     for column in ("norm", "cosine", "conflicts"):
         db.execute(f"ALTER TABLE answers DROP COLUMN {column}")
@@ -159,6 +167,18 @@ def test_a_run_of_schema_5_goes_on_and_its_updates_are_compared_from_then_on(tmp
     assert all(cosine is not None for version in (3, 4, 5) for cosine in cosines[version])
 
 
+def test_a_ledger_of_schema_6_takes_what_gateways_tell_of_machines(tmp_path: Path) -> None:
+    stopped_at(tmp_path, 1)
+    path = tmp_path / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        turn_back_to_6(db)
+        db.commit()
+    ledger = Ledger(path)
+    assert (ledger.machines(), ledger.alerts(), ledger.summaries(), ledger.watches()) == ([], [], [], [])
+    assert ledger.book("story").proposal() is None
+    ledger.close()
+
+
 def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     stopped_at(tmp_path, 1)
     path = tmp_path / "ledger.sqlite"
@@ -168,7 +188,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> Non
         db.commit()
     before = rows(path, "SELECT sql FROM sqlite_master"), rows(path, "SELECT * FROM state")
 
-    with pytest.raises(LedgerError, match=r"cannot bring .*ledger\.sqlite from schema 3 to 6: its task cannot be read"):
+    with pytest.raises(LedgerError, match=r"cannot bring .*ledger\.sqlite from schema 3 to 7: its task cannot be read"):
         Ledger(path)
 
     assert (rows(path, "SELECT sql FROM sqlite_master"), rows(path, "SELECT * FROM state")) == before
@@ -187,7 +207,7 @@ def test_who_does_not_own_the_file_leaves_it_to_its_coordinator(tmp_path: Path, 
     assert rows(path, "PRAGMA user_version") == [(3,)]
 
 
-@pytest.mark.parametrize(("version", "age"), [(7, "newer"), (2, "older")])
+@pytest.mark.parametrize(("version", "age"), [(8, "newer"), (2, "older")])
 def test_a_schema_that_nobody_here_can_read_is_refused(tmp_path: Path, version: int, age: str) -> None:
     path = tmp_path / "ledger.sqlite"
     Ledger(path).close()

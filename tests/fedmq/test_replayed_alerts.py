@@ -96,9 +96,34 @@ def test_stops_and_starts_raise_nothing_and_teach_nothing() -> None:
     for window, one in seen:
         if any(span.from_at < window.to_at and window.from_at < span.to_at for span in still):
             assert not one.used, window.from_at
-            assert not one.learnt, window.from_at
+    moving = [span for span in spans if span.state != "running"]
+    learnt = [begin for _, one in seen for begin in one.learnt]
+    assert learnt
+    for begin in learnt:
+        assert not any(span.from_at < begin + WINDOW_SECONDS and begin < span.to_at for span in moving), begin
     # It works on behind them.
     assert all(one.used for _, one in seen[-10:])
+
+
+def test_other_speeds_that_nothing_measures_raise_nothing_and_are_learnt_apart() -> None:
+    script = (
+        f"healthy:{LEARNING_SECONDS + 15}s,speed=0.8:10s,healthy:60s,speed=1:10s,healthy:40s,speed=1.15:5s,healthy:60s,"
+        "speed=1:5s,healthy:30s"
+    )
+    seen, spans = watched(simulated_machine(7, seconds=60.0), script)
+    assert not raised(seen)
+    learnt = [begin for _, one in seen for begin in one.learnt]
+    for span in spans:
+        inside = [begin for begin in learnt if span.from_at < begin + WINDOW_SECONDS and begin < span.to_at]
+        assert bool(inside) is (span.state == "running" and span.to_at != spans[-1].to_at), span
+    bands = {one.band for window, one in seen if one.used}
+    assert bands == {"all", "0.83 x speed", "1.10 x speed"}
+    # A fault at another speed is told there, too: by the bearing's lines, which turn with the shaft.
+    more = f"healthy:{LEARNING_SECONDS + 15}s,speed=0.9:5s,healthy:45s,outer_race:8s"
+    seen, spans = watched(simulated_machine(7, seconds=60.0), more)
+    assert not raised(seen, before=spans[-1].from_at)
+    assert {outcome.kind for outcome in raised(seen)} >= {"defect"}
+    assert [outcome.label for outcome in raised(seen) if outcome.kind == "defect"] == ["outer race"]
 
 
 def test_a_fault_that_came_while_it_stood_is_told_once_it_runs() -> None:

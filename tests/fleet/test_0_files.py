@@ -22,8 +22,15 @@ UNITS = {
     "broker": ["fedmq-broker-guard.service", "fedmq-firewall.service"],
     "coordinator": ["fedmq-coordinator.service"],
     "firmware_bridge": ["fedmq-bridge.service"],
-    "gateway": ["fedmq-gateway.service", "fedmq-renew.service", "fedmq-enrol.service", "fedmq-identity.service"],
+    "gateway": [
+        "fedmq-gateway.service",
+        "fedmq-renew.service",
+        "fedmq-enrol.service",
+        "fedmq-identity.service",
+        "fedmq-release.service",
+    ],
     "monitoring": ["fedmq-metrics.service"],
+    "watch": ["fedmq-watch.service"],
 }
 
 

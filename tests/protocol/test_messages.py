@@ -10,6 +10,21 @@ from typing import Any
 
 import msgspec
 import pytest
+from fedmq_protocol.condition import (
+    AlertOrder,
+    AlertOrders,
+    AlertState,
+    Condition,
+    Done,
+    FleetLimit,
+    FleetLimits,
+    MachineState,
+    Measured,
+    Noted,
+    SummaryOf,
+    to_quantiles,
+    to_trend,
+)
 from fedmq_protocol.messages import (
     MAX_MISSING,
     AskChunks,
@@ -59,6 +74,8 @@ WELCOME = spec(Direction.CMD, Channel.WELCOME)
 RECEIPT = spec(Direction.CMD, Channel.RECEIPT)
 PLAN = spec(Direction.DOWN, Channel.PLAN)
 MODEL = spec(Direction.DOWN, Channel.MODEL)
+CONDITION = spec(Direction.UP, Channel.CONDITION)
+TOLD = spec(Direction.CMD, Channel.CONDITION)
 CHUNKS = (spec(Direction.UP, Channel.CHUNK), spec(Direction.CMD, Channel.CHUNK), spec(Direction.DOWN, Channel.CHUNK))
 
 TASK = Task(
@@ -122,6 +139,36 @@ GREETING = Welcome(
     ),
 )
 
+ALERT = AlertState(
+    number=12,
+    machine="pump-3",
+    kind="defect",
+    state="open",
+    severity="alarm",
+    level=161,
+    sensor="pump-3-de",
+    label="outer race",
+    verdict=None,
+    opened_at=1_790_000_000,
+    from_at=1_789_999_980,
+    to_at=None,
+    evidence=(Measured(name="outer race line", value=5.6, limit=3.5, was=1.2, trend=to_trend([(5.0, 1.0)], 9.0)),),
+)
+CONDITION_OF = Condition(
+    counter=4,
+    book=b"book",
+    since=7,
+    upto=9,
+    alerts=(ALERT,),
+    machines=(MachineState(name="pump-3", kind="pump", state="running", zone="B", learnt_pct=40, level=161, at=5),),
+    gone=("fan-1",),
+    summaries=(SummaryOf(kind="pump", band="all", measure="acceleration", sketch=b"counts"),),
+    done=(Done(key=bytes(8), done=True),),
+    limits=bytes(8),
+)
+NOTED = Noted(book=b"book", cursor=9, check=bytes(8), counter=4)
+LIMIT = FleetLimit(kind="pump", band="all", measure="kurtosis", gateways=5, quantiles=to_quantiles([3, 3, 4, 4, 5]))
+
 EVERY: list[tuple[Message, tuple[Any, ...]]] = [
     (BIRTH, (STATUS,)),
     (Leave(nonce=bytes(8), clean=True, sent=5, received=6), (STATUS,)),
@@ -139,6 +186,10 @@ EVERY: list[tuple[Message, tuple[Any, ...]]] = [
     (CatchUp(lineage=1, kind=CatchUpKind.CHAIN, start=3, number=40, model=bytes(8), body=REF), (MODEL,)),
     (Trial(lineage=1, version=12, in_service=10, windows=40, metric=9_800, before=9_900), (TRIAL,)),
     (Roots(nonce=bytes(8), roots=(bytes(100), bytes(200))), (WELCOME,)),
+    (CONDITION_OF, (CONDITION,)),
+    (NOTED, (TOLD,)),
+    (AlertOrders(orders=(AlertOrder(key=bytes(8), book=b"book", alert=12, what="ack", who="ann", at=9),)), (TOLD,)),
+    (FleetLimits(limits=(LIMIT,)), (TOLD,)),
 ]
 VARIANTS: list[tuple[Message, Any]] = [
     (msgspec.structs.replace(UPDATE, payload=REF, evaluation=None), ANSWER),
@@ -146,6 +197,7 @@ VARIANTS: list[tuple[Message, Any]] = [
     (msgspec.structs.replace(ROUND, delta=None, kind=RoundKind.REST, drawn=0, scaler=bytes(64)), PLAN),
     (msgspec.structs.replace(GREETING, tasks=(Assignment(lineage=1, counter=7), *GREETING.tasks)), WELCOME),
     (Leave(nonce=bytes(8), clean=False), STATUS),
+    (msgspec.structs.replace(GREETING, condition=NOTED), WELCOME),
 ]
 
 

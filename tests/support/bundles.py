@@ -34,6 +34,26 @@ def bundle_of(model: ModelSpec, **changes: Any) -> Bundle:
     )
 
 
+def regressor_of(model: ModelSpec) -> Bundle:
+    """The graphs of a built-in regressor as a bundle, whose targets are a column, as PyTorch has them."""
+    bundle = bundle_of(model)
+    graph = bundle.grad
+    first = len(graph.inputs) + len(graph.constants)
+
+    def moved(number: int) -> int:
+        return first if number == 2 else number + (number >= first)
+
+    nodes = [msgspec.structs.replace(node, inputs=tuple(map(moved, node.inputs))) for node in graph.nodes]
+    grad = msgspec.structs.replace(
+        graph,
+        inputs=(*graph.inputs[:2], ("y", Tensor("float32", (BATCH, 1))), *graph.inputs[3:]),
+        nodes=(Node("Reshape", (2,), {"shape": (BATCH,)}), *nodes),
+        outputs=tuple(map(moved, graph.outputs)),
+    )
+    manifest = msgspec.structs.replace(bundle.manifest, loss="squared_error")
+    return msgspec.structs.replace(bundle, grad=grad, manifest=manifest)
+
+
 def with_values(bundle: Bundle, seed: int = 7) -> Bundle:
     """The same that starts from parameters which somebody has trained, or at least which no task's seed draws."""
     values = np.random.default_rng(seed).normal(size=bundle.manifest.length) / 4

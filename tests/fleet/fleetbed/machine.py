@@ -159,6 +159,8 @@ class Machine:
             "--register=no",
             "--keep-unit",
             f"--network-namespace-path=/run/netns/{self._namespace}",
+            # Of that namespace: a firewall is the machine's own.
+            "--capability=CAP_NET_ADMIN",
             "--resolv-conf=off",
             "--link-journal=no",
             "--console=pipe",

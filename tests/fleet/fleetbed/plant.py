@@ -131,7 +131,7 @@ class Plant:
             if change:
                 change(tree)
         words = [f"--platform={tag}_{MACHINE}" for tag in ("manylinux2014", "manylinux_2_28")]
-        command = [sys.executable, str(tree / "scripts/wheelhouse.py"), str(target), "coordinator", *words]
+        command = [sys.executable, str(tree / "scripts/wheelhouse.py"), str(target), "bridge", "coordinator", *words]
         done = subprocess.run([*command, f"--python-version={PYTHON}"], capture_output=True, text=True, check=False)
         if done.returncode:
             raise MachineError(f"wheelhouse: expected wheels in {target}:\n{done.stdout}{done.stderr}")
