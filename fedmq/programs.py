@@ -373,6 +373,7 @@ def build_coordinator(
         crash_point=crash,
         holds=lock,
         audit=audit_log(settings.state_dir),
+        publish=settings.publish,
         alive=alive,
     )
 

@@ -845,6 +845,11 @@ class Ledger(_Records):
     def wires(self) -> list[Wire]:
         return self._select(Wire, "wire", "ORDER BY gateway, reported_at")
 
+    def wire_totals(self) -> tuple[int, int]:
+        """Bytes sent and received by all gateways, as far as they have told."""
+        row = self._execute("SELECT total(sent), total(received) FROM wire").fetchone()
+        return int(row[0]), int(row[1])
+
     def save_wire(self, wire: Wire) -> None:
         """Cumulative: an older report that arrives late never lowers a newer one."""
         self.write(

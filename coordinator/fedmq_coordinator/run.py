@@ -53,6 +53,7 @@ from fedmq_coordinator.roster import Members
 from fedmq_coordinator.rounds import Round, verdict_name
 from fedmq_coordinator.schedule import may_resume, next_opening, reason_to_rest, rounds_tonight
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
+from fedmq_coordinator.summary import round_summary
 from fedmq_coordinator.watch import Watch
 
 __all__ = ["Run", "Score"]
@@ -619,20 +620,15 @@ class Run:
     def _tell_tools(self, round_: Round, outcome: str) -> None:
         """The small JSON topic for Telegraf, Node-RED and the like."""
         row = self._ledger.round(round_.plan.round_id)
-        body = {
-            "task": self._line.task.name,
-            "round": round_.plan.round_id,
-            "kind": round_.plan.kind.name.lower(),
-            "outcome": outcome,
-            "version": self._line.version,
-            "updates": len(round_.updates),
-            "of_earlier_rounds": round_.others,
-            "declines": len(round_.declines),
-            "asked": len(round_.asked),
-            "flagged": len(self.watch.flagged),
-            "metric": row.metric if row is not None else None,
-            "seconds": row.closed_at - row.opened_at if row is not None and row.closed_at is not None else None,
-        }
+        body = round_summary(
+            round_,
+            row,
+            task=self._line.task.name,
+            outcome=outcome,
+            version=self._line.version,
+            flagged=len(self.watch.flagged),
+            metric_name=(self._ledger.get("metric_name") or b"metric").decode("utf-8", "replace"),
+        )
         self._outbox.report(body)
 
     def _plan(self, kind: RoundKind, round_id: int, drawn: int | Slot, closes_at: int) -> RoundPlan:

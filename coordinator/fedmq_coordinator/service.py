@@ -60,7 +60,8 @@ from fedmq_coordinator.models import ModelError, ModelStore
 from fedmq_coordinator.outbox import Outbox
 from fedmq_coordinator.rates import Rates
 from fedmq_coordinator.roster import SENSORS_OF, Roster
-from fedmq_coordinator.settings import LimitSettings
+from fedmq_coordinator.settings import LimitSettings, PublishSettings
+from fedmq_coordinator.summary import fleet_summary
 from fedmq_coordinator.tasks import OrderError, Wish
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ CRASH_POINTS = (
             Channel.CHUNK,
             Channel.MODEL,
             Channel.REPORT,
+            Channel.FLEET,
         )
         for when in ("before", "after")
     ),
@@ -155,6 +157,7 @@ class Coordinator:
         crash_point: Callable[[str], None] = lambda name: None,
         holds: object = None,
         audit: AuditLog | None = None,
+        publish: PublishSettings | None = None,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
         names = [plan.task.name for plan in tasks]
@@ -171,7 +174,9 @@ class Coordinator:
         self._audit = audit
         models.crash_point = crash_point
         self._seals = seals
-        self._outbox = Outbox(federation, seals)
+        self._publish = publish or PublishSettings()
+        self._fleet_at = -math.inf
+        self._outbox = Outbox(federation, seals, reports=self._publish.rounds)
         self._said_plan_at = 0.0
         now = clock()
         self._roster = Roster(ledger, windowing=tasks[0].task.windowing)
@@ -277,6 +282,7 @@ class Coordinator:
                 self._newest_round = newest
                 retention.fold(self._ledger, keep_rounds=self._limits.keep_rounds)
             self._show_a_head(now)
+            self._tell_of_fleet(now)
         self._count_refused(now)
         self._commit()
         for said in self._outbox.take():
@@ -485,6 +491,13 @@ class Coordinator:
                 job.run.publish_plan(plan, now)
                 return
         self._welcome_all(now)
+
+    def _tell_of_fleet(self, now: float) -> None:
+        """For people's tools, where the settings ask for it. Sums of the ledger alone: the loop waits for them."""
+        every = self._publish.fleet_seconds
+        if every is not None and not 0 <= now - self._fleet_at < every:
+            self._fleet_at = now
+            self._outbox.fleet(fleet_summary(self._ledger, self._roster.all(), list(self._jobs.values()), now))
 
     def _note_sensors(self, name: str, birth: Birth) -> None:
         """For people who look: nothing is decided by it."""

@@ -32,6 +32,7 @@ __all__ = [
     "MoneySettings",
     "MoreTaskSettings",
     "PersonalSettings",
+    "PublishSettings",
     "RecipeSettings",
     "RoundSettings",
     "TaskSettings",
@@ -765,6 +766,25 @@ class ControlSettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishSettings(Table):
+    """What is told to people's tools at the broker, such as Telegraf and Node-RED: see docs/metrics.md."""
+
+    rounds: Annotated[
+        bool, Meta(description="Whether each closed round is published on down/report: a JSON of 400 bytes, retained.")
+    ] = True
+    fleet_seconds: Annotated[
+        float | None,
+        Meta(
+            ge=1,
+            le=86_400,
+            examples=[60],
+            description="How often the state of the fleet is published on down/fleet: a JSON of some 500 bytes and 200"
+            " for each task more, retained. Without it, never.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class FleetMetricsSettings(MetricsSettings):
     """Figures for Prometheus: see docs/metrics.md. They need the extra "metrics"."""
 
@@ -884,6 +904,7 @@ class CoordinatorSettings(Table):
     limits: LimitSettings = field(default_factory=LimitSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     metrics: FleetMetricsSettings = field(default_factory=FleetMetricsSettings)
+    publish: PublishSettings = field(default_factory=PublishSettings)
     money: MoneySettings = field(default_factory=MoneySettings)
 
     def check(self) -> Iterator[tuple[str, str]]:
