@@ -244,7 +244,9 @@ def _fleet(state: Mapping[str, Any], reports: Sequence[Report], gateways_most: i
     yield from _both(WIRE, Traffic(up=state["wire"]["sent"], down=state["wire"]["received"]))
     if reports:
         # Of the fleet, whichever report says it: junk belongs to no task, and the signal to all.
-        yield Sample(metric=RAW, value=reports[0].raw_bytes)
+        raw = reports[0].raw_bytes
+        if raw is not None:
+            yield Sample(metric=RAW, value=raw)
         junk: Counter[str] = Counter()
         junk_bytes: Counter[str] = Counter()
         for refused in reports[0].refused:
