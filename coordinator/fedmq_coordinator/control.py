@@ -39,7 +39,7 @@ from typing import Annotated, Literal, Self
 import msgspec
 from fedmq_protocol.secrets import writable_by_others
 
-from fedmq_coordinator import report
+from fedmq_coordinator import report, tallies
 from fedmq_coordinator.audit import AuditLog, Who, user_name
 from fedmq_coordinator.condition import alerts_of, machines_of
 from fedmq_coordinator.ledger import Ledger
@@ -128,7 +128,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome", tag_fiel
 class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look", tag_field="ask", forbid_unknown_fields=True):
     """Something to read: how it goes, the savings, or as JSON how each task stands, the machines, the alerts."""
 
-    what: Literal["status", "report", "tasks", "machines", "alerts"]
+    what: Literal["status", "report", "tasks", "tallies", "machines", "alerts"]
     task: str | None = None
     """None: each."""
     form: Literal["text", "json", "csv", "html"] = "text"
@@ -348,6 +348,8 @@ def _look(ledger: Ledger, look: Look, now: float) -> str:
         with ledger.snapshot():
             rows = machines_of(ledger) if look.what == "machines" else alerts_of(ledger)
         return msgspec.json.encode(rows).decode()
+    if look.what == "tallies":
+        return msgspec.json.encode(tallies.build(ledger)).decode()
     if look.what == "status" and look.form == "json":
         return msgspec.json.encode(state_of_affairs(ledger, now)).decode()
     names: list[str | None] = [look.task]

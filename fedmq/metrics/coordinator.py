@@ -1,6 +1,6 @@
-"""The figures of a coordinator: rounds, answers, bytes, model and fleet, from what `report` and `tasks` say. Pure.
+"""The figures of a coordinator: rounds, answers, bytes, model and fleet, from what `tallies` and `tasks` say. Pure.
 
-Bytes are those of the report, and so they agree with it to the last byte. Single gateways have series of their own up
+Bytes are those of the report, to the last one. Single gateways have series of their own up
 to a number, by their place in the roster, so that the same ones keep theirs; how many have none is a figure, and every
 sum counts all of them.
 """
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedmq_coordinator.report import Report, RoundLine, Traffic
+from fedmq_coordinator.report import Traffic
+from fedmq_coordinator.tallies import FleetTally, TaskTally
 from fedmq_protocol.messages import CatchUpKind, Verdict
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.topics import Channel
@@ -143,16 +144,13 @@ class Live:
                 yield Sample(metric=metric, value=float(value))
 
 
-def samples(
-    state: Mapping[str, Any], reports: Sequence[Report], gateways_most: int = GATEWAYS_MOST
-) -> Iterator[Sample]:
-    """`state` as `state_of_affairs` gives it, with the report of each task."""
+def samples(state: Mapping[str, Any], tally: FleetTally, gateways_most: int = GATEWAYS_MOST) -> Iterator[Sample]:
+    """`state` as `state_of_affairs` gives it."""
     for task in state["tasks"]:
         yield from _task(task)
-    for report in reports:
-        if report.task:
-            yield from _report(report)
-    yield from _fleet(state, reports, gateways_most)
+    for told in tally.tasks:
+        yield from _tally(told)
+    yield from _fleet(state, tally, gateways_most)
 
 
 def _task(task: Mapping[str, Any]) -> Iterator[Sample]:
@@ -170,97 +168,69 @@ def _task(task: Mapping[str, Any]) -> Iterator[Sample]:
     yield Sample(metric=DECLINED, value=round_["declined"], labels=name)
 
 
-def _report(report: Report) -> Iterator[Sample]:
-    task = report.task
-    closed = [line for line in report.rounds if line.closed_at is not None]
-    outcomes = Counter(word(line.outcome, OUTCOMES) for line in closed)
+def _tally(told: TaskTally) -> Iterator[Sample]:
+    task = told.task
+    outcomes: Counter[str] = Counter()
+    for outcome, count in told.outcomes.items():
+        outcomes[word(outcome, OUTCOMES)] += count
     for outcome in sorted({*OUTCOMES, *outcomes}):
         yield Sample(metric=ROUNDS, value=outcomes[outcome], labels=(task, outcome))
-    yield from _closings(task, closed)
-    seconds = [line.seconds for line in closed if line.seconds is not None]
-    yield Sample(metric=DURATION, value=histogram(seconds, ROUND_SECONDS), labels=(task,))
-    yield from _answers(report)
-    yield Sample(metric=OWED, value=report.owed, labels=(task,))
-    for metric, traffic in ((TASK_WIRE, report.wire), (PAYLOAD, report.payload), (DENSE, report.dense)):
+    for metric, at in ((CLOSED, told.closed_at), (APPLIED, told.applied_at)):
+        if at is not None:
+            yield Sample(metric=metric, value=at, labels=(task,))
+    yield Sample(metric=DURATION, value=histogram(told.seconds, ROUND_SECONDS), labels=(task,))
+    yield from _answers(told)
+    yield Sample(metric=OWED, value=told.owed, labels=(task,))
+    for metric, traffic in ((TASK_WIRE, told.wire), (PAYLOAD, told.payload), (DENSE, told.dense)):
         yield from _both(metric, traffic, task)
-    for against, factor in (("dense", report.factors.dense_over_wire), ("raw", report.factors.raw_over_wire)):
-        if factor is not None:
-            yield Sample(metric=SAVED, value=factor, labels=(task, against))
-    yield from _score(report)
-    for catch_up in report.catch_ups:
-        labels = (task, word(catch_up.kind, CATCH_UPS))
-        yield Sample(metric=CATCH_UP, value=catch_up.published, labels=labels)
-        yield Sample(metric=CATCH_UP_BYTES, value=catch_up.bytes, labels=labels)
-    yield Sample(metric=ASIDE, value=len(report.set_aside), labels=(task,))
-    yield Sample(metric=FLAGGED, value=len(report.flagged), labels=(task,))
+    yield from _score(told)
+    for kind, (published, size) in told.catch_ups.items():
+        labels = (task, word(kind, CATCH_UPS))
+        yield Sample(metric=CATCH_UP, value=published, labels=labels)
+        yield Sample(metric=CATCH_UP_BYTES, value=size, labels=labels)
+    yield Sample(metric=ASIDE, value=told.set_aside, labels=(task,))
+    yield Sample(metric=FLAGGED, value=told.flagged, labels=(task,))
 
 
-def _closings(task: str, closed: Sequence[RoundLine]) -> Iterator[Sample]:
-    applied = [line for line in closed if line.outcome == "applied"]
-    for metric, lines in ((CLOSED, closed), (APPLIED, applied)):
-        if lines and lines[-1].closed_at is not None:
-            yield Sample(metric=metric, value=lines[-1].closed_at, labels=(task,))
-
-
-def _answers(report: Report) -> Iterator[Sample]:
-    accepted = sum(line.accepted for line in report.gateways)
-    declined = sum(line.declined for line in report.gateways)
-    others: Counter[tuple[str, str]] = Counter()
-    for line in report.verdicts:
-        others[word(line.kind, KINDS), word(line.verdict, VERDICTS)] += line.answers
-    refused = sum(count for (kind, _), count in others.items() if kind != "decline")
-    statistics = sum(line.answered for line in report.gateways) - accepted - declined - refused
-    others["update", "accepted"] = accepted
-    others["statistics", "accepted"] = statistics
-    for (kind, verdict), count in sorted(others.items()):
-        if kind != "decline":
-            yield Sample(metric=ANSWERS, value=count, labels=(report.task, kind, verdict))
-    # A decline is never refused.
-    yield Sample(metric=ANSWERS, value=declined, labels=(report.task, "decline", "accepted"))
+def _answers(told: TaskTally) -> Iterator[Sample]:
+    # Each kind is there from the first scrape on, so that its growth shows.
+    answers: Counter[tuple[str, str]] = Counter({(kind, "accepted"): 0 for kind in KINDS})
+    for name, count in told.answers.items():
+        kind, _, verdict = name.partition(",")
+        answers[word(kind, KINDS), word(verdict, VERDICTS)] += count
+    for (kind, verdict), count in sorted(answers.items()):
+        yield Sample(metric=ANSWERS, value=count, labels=(told.task, kind, verdict))
     reasons = Counter(dict.fromkeys(REASONS, 0))
-    for reason, count in report.declines.items():
+    for reason, count in told.declines.items():
         reasons[word(reason, REASONS)] += count
     for reason, count in sorted(reasons.items()):
-        yield Sample(metric=DECLINES, value=count, labels=(report.task, reason))
+        yield Sample(metric=DECLINES, value=count, labels=(told.task, reason))
 
 
-def _score(report: Report) -> Iterator[Sample]:
-    scored = next((line for line in reversed(report.rounds) if line.metric is not None), None)
-    if scored is None or scored.metric is None:
+def _score(told: TaskTally) -> Iterator[Sample]:
+    if told.metric is None:
         return
-    source = word(scored.metric_source or "", SOURCES)
-    yield Sample(
-        metric=SCORE, value=scored.metric, labels=(report.task, word(report.metric_name, METRIC_NAMES), source)
-    )
-    if scored.loss is not None:
-        yield Sample(metric=LOSS, value=scored.loss, labels=(report.task, source))
+    source = word(told.metric_source or "", SOURCES)
+    name = word(told.metric_name, METRIC_NAMES)
+    yield Sample(metric=SCORE, value=told.metric, labels=(told.task, name, source))
+    if told.loss is not None:
+        yield Sample(metric=LOSS, value=told.loss, labels=(told.task, source))
 
 
-def _fleet(state: Mapping[str, Any], reports: Sequence[Report], gateways_most: int) -> Iterator[Sample]:
+def _fleet(state: Mapping[str, Any], tally: FleetTally, gateways_most: int) -> Iterator[Sample]:
     gateways = state["gateways"]
     present = sum(gateway["present"] for gateway in gateways)
     yield Sample(metric=GATEWAYS, value=present, labels=("present",))
     yield Sample(metric=GATEWAYS, value=len(gateways) - present, labels=("absent",))
     yield from _both(WIRE, Traffic(up=state["wire"]["sent"], down=state["wire"]["received"]))
-    if reports:
-        # Of the fleet, whichever report says it: junk belongs to no task, and the signal to all.
-        raw = reports[0].raw_bytes
-        if raw is not None:
-            yield Sample(metric=RAW, value=raw)
-        junk: Counter[str] = Counter()
-        junk_bytes: Counter[str] = Counter()
-        for refused in reports[0].refused:
-            junk[word(refused.channel, CHANNELS)] += refused.messages
-            junk_bytes[word(refused.channel, CHANNELS)] += refused.bytes
-        for channel in sorted({"answer", "status", *junk}):
-            yield Sample(metric=REFUSED, value=junk[channel], labels=(channel,))
-            yield Sample(metric=REFUSED_BYTES, value=junk_bytes[channel], labels=(channel,))
+    yield Sample(metric=RAW, value=tally.raw_bytes)
+    yield from _junk(tally)
+    yield from _savings(tally)
     updates: Counter[str] = Counter()
     declines: Counter[str] = Counter()
-    for report in reports:
-        for line in report.gateways:
-            updates[line.name] += line.accepted
-            declines[line.name] += line.declined
+    for told in tally.tasks:
+        updates.update(told.updates_of)
+        declines.update(told.declines_of)
     shown = gateways[:gateways_most]
     yield Sample(metric=LEFT_OUT, value=len(gateways) - len(shown))
     for gateway in shown:
@@ -273,6 +243,25 @@ def _fleet(state: Mapping[str, Any], reports: Sequence[Report], gateways_most: i
         yield Sample(metric=GATEWAY_DECLINES, value=declines[name], labels=(name,))
         yield from _both(GATEWAY_WIRE, Traffic(up=gateway["sent"], down=gateway["received"]), name)
         yield Sample(metric=SOFTWARE, value=1, labels=(name, _version(gateway["software"])))
+
+
+def _junk(tally: FleetTally) -> Iterator[Sample]:
+    junk: dict[str, tuple[int, int]] = {"answer": (0, 0), "status": (0, 0)}
+    for channel, (messages, size) in tally.refused.items():
+        shown = word(channel, CHANNELS)
+        before = junk.get(shown, (0, 0))
+        junk[shown] = (before[0] + messages, before[1] + size)
+    for channel, (messages, size) in sorted(junk.items()):
+        yield Sample(metric=REFUSED, value=messages, labels=(channel,))
+        yield Sample(metric=REFUSED_BYTES, value=size, labels=(channel,))
+
+
+def _savings(tally: FleetTally) -> Iterator[Sample]:
+    """As the report has them: dense float32 and the raw signal, each over what the task's rounds took on the wire."""
+    for told in tally.tasks:
+        for against, instead in (("dense", told.dense.total), ("raw", tally.raw_bytes)):
+            if told.wire.total and instead:
+                yield Sample(metric=SAVED, value=instead / told.wire.total, labels=(told.task, against))
 
 
 def _both(metric: Metric, traffic: Traffic, *labels: str) -> Iterator[Sample]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from fedmq_coordinator import report
 from fedmq_coordinator.control import Look, ask
 from fedmq_coordinator.ledger import Ledger
-from fedmq_coordinator.report import Report
+from fedmq_coordinator.tallies import FleetTally
+from fedmq_coordinator.tallies import build as tally_of
 from fedmq_coordinator.tasks import state_of_affairs
 
 from fedmq.metrics.coordinator import GATEWAYS_MOST, Live, samples
@@ -33,8 +33,8 @@ def by_control(socket: Path) -> str:
     """The same, from what the coordinator says by its control socket. Raises MissingExtraError, ControlError."""
     require()
     state = msgspec.json.decode(ask(socket, Look(what="status", form="json")).text, type=dict[str, Any])
-    said = msgspec.json.decode(ask(socket, Look(what="report", form="json")).text, type=list[Report] | Report)
-    return to_text(samples(state, [said] if isinstance(said, Report) else said))
+    tally = msgspec.json.decode(ask(socket, Look(what="tallies", form="json")).text, type=FleetTally)
+    return to_text(samples(state, tally))
 
 
 class FromLedger:
@@ -76,10 +76,7 @@ class FromLedger:
         return self._state_dir / "ledger.sqlite"
 
     def _samples(self, ledger: Ledger) -> Iterator[Sample]:
-        state = state_of_affairs(ledger, time.time())
-        names = [row.name for row in ledger.tasks()]
-        reports = [report.build(ledger, name) for name in names] or [report.build(ledger)]
-        yield from samples(state, reports, self._gateways_most)
+        yield from samples(state_of_affairs(ledger, time.time()), tally_of(ledger), self._gateways_most)
 
     def _ledger_bytes(self) -> int:
         """With what SQLite keeps beside the file."""
