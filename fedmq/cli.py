@@ -24,6 +24,7 @@ from fedmq.notify import Notifier
 
 if TYPE_CHECKING:
     from fedmq_coordinator.ledger import Ledger
+    from fedmq_coordinator.report_view import View
 
 __all__ = ["main"]
 
@@ -46,6 +47,14 @@ examples:
   fedmq simulate --faults all --schedules 100      a federation in virtual time, and everything that can go wrong
 """
 
+
+_REPORT_EPILOG = """\
+examples:
+  fedmq report --state /var/lib/fedmq/coordinator --html savings.html
+  fedmq report --state DIR --since 7d --by site                what each site used and saved in a week
+  fedmq report --state DIR --since 2026-11-01 --until 2026-12-01 --by gateway --csv november.csv
+  fedmq report --control SOCKET --gateway pump-3 --price-per-gb 4.50 --currency CHF
+"""
 
 _RECOVER_EPILOG = """\
 example:
@@ -191,8 +200,11 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="bandwidth savings, from the coordinator's ledger",
-        description="Bytes per round, per gateway and in total, against dense float32 and against uploading the raw "
-        "signal; declines by reason; accuracy by round. Reads the ledger alone, also while the coordinator runs.",
+        description="What was saved or lost, in bytes and money: in all, per round, gateway and site, against\n"
+        "uploading the raw signal and against dense float32; declines by reason; accuracy by round. Reads the\n"
+        "ledger alone, also while the coordinator runs.",
+        epilog=_REPORT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_place(report)
     report.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -205,6 +217,29 @@ def _parser() -> argparse.ArgumentParser:
         help="write metrics and bytes as CSV, one line a round; print it where no FILE is named",
     )
     report.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page with charts")
+    ago = "90m, 36h, 7d or 2w ago, or a date or time (UTC) such as 2026-11-01 or 2026-11-01T06:00"
+    report.add_argument("--since", metavar="WHEN", help=f"only rounds that opened since then: {ago}")
+    report.add_argument("--until", metavar="WHEN", help="only rounds that opened before then, said in the same way")
+    for option, about in (
+        ("gateway", "only this gateway"),
+        ("site", "only gateways of this site: those with the tag site:NAME"),
+        ("tag", "only gateways with this tag"),
+    ):
+        more = f"{about}; may be given several times"
+        report.add_argument(f"--{option}", action="append", default=[], metavar="NAME", help=more)
+    report.add_argument(
+        "--by",
+        choices=("round", "gateway", "site", "tag"),
+        default="round",
+        help="what the lines of the CSV are, and the table of the text (default: round, and a text with everything)",
+    )
+    report.add_argument(
+        "--price-per-gb",
+        type=float,
+        metavar="PRICE",
+        help="of the gateways' data (default: money.per_gb of the coordinator's settings)",
+    )
+    report.add_argument("--currency", metavar="CODE", help="of the price, such as EUR (default: money.currency)")
     report.add_argument("--task", metavar="NAME", help="of this task alone (default: of each)")
     report.set_defaults(run=_report)
 
@@ -777,13 +812,16 @@ def _report(arguments: argparse.Namespace) -> None:
     from fedmq.programs import open_ledger
 
     ledger = open_ledger(arguments.state)
-    from fedmq_coordinator import report
+    from fedmq_coordinator import money, report
     from fedmq_coordinator.report_text import to_text
 
     names = _task_names(ledger, arguments.task)
     if len(names) > 1 and (arguments.html is not None or arguments.csv is not None):
         raise ValueError(f"--task: name one for HTML or CSV, of {', '.join(filter(None, names))}")
-    every = [report.build(ledger, name) for name in names]
+    view = _view(arguments)
+    kept = money.from_bytes(ledger.get(money.MONEY))
+    price = money.price_of(kept, per_gb=arguments.price_per_gb, currency=arguments.currency)
+    every = [report.build(ledger, name, view=view, price=price) for name in names]
     built = every[0]
     if arguments.html is not None:
         from fedmq_coordinator.report_html import to_html
@@ -805,8 +843,18 @@ def _report_by_socket(arguments: argparse.Namespace) -> None:
     """The coordinator makes it, as it makes it for itself."""
     from fedmq_coordinator.control import Look, ask
 
+    view = _view(arguments)
+
     def made(form: Literal["text", "json", "csv", "html"]) -> str:
-        look = Look(what="report", task=arguments.task, form=form, width=_control_width())
+        look = Look(
+            what="report",
+            task=arguments.task,
+            form=form,
+            width=_control_width(),
+            view=view,
+            price_per_gb=arguments.price_per_gb,
+            currency=arguments.currency,
+        )
         return ask(arguments.control, look).text
 
     if arguments.html is not None:
@@ -821,6 +869,31 @@ def _report_by_socket(arguments: argparse.Namespace) -> None:
         print(made("csv"), end="")
     elif arguments.html is None and arguments.csv is None:
         print(made("text"), end="")
+
+
+def _view(arguments: argparse.Namespace) -> View:
+    """The part of the ledger that the command line names. Raises ValueError."""
+    import time
+
+    from fedmq_coordinator.report_view import View, moment
+
+    now = time.time()
+
+    def when(option: str) -> float | None:
+        text = getattr(arguments, option)
+        try:
+            return None if text is None else moment(text, now)
+        except ValueError as error:
+            raise ValueError(f"--{option}: {error}") from None
+
+    return View(
+        since=when("since"),
+        until=when("until"),
+        gateways=tuple(arguments.gateway),
+        sites=tuple(arguments.site),
+        tags=tuple(arguments.tag),
+        by=arguments.by,
+    )
 
 
 def _control_width() -> int:

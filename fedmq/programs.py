@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         RoundSettings,
         TaskSettings,
     )
+    from fedmq_edge_node.courier import Courier
     from fedmq_edge_node.memory import Memory
     from fedmq_edge_node.runtimes import Engine
     from fedmq_edge_node.samples import Targets
@@ -185,7 +186,7 @@ def build_gateway(settings: GatewaySettings, alive: Callable[[], None] = lambda:
     from fedmq_edge_node.proving import prover
     from fedmq_edge_node.runtimes import available_engines, make_engine, make_preparation, unknown_engine
     from fedmq_edge_node.service import CRASH_POINTS, Gateway, will
-    from fedmq_edge_node.vitals import lower_priority
+    from fedmq_edge_node.vitals import cpu_seconds, lower_priority
 
     if settings.engine not in ("auto", *available_engines()):
         raise ValueError(unknown_engine(settings.engine))
@@ -226,8 +227,19 @@ def build_gateway(settings: GatewaySettings, alive: Callable[[], None] = lambda:
             settings.state_dir, welcome.Welcomed(software=f"fedmq {__version__}", boot=nonce.hex(), at=at)
         ),
         alive=alive,
+        courier=_courier(settings),
         crash_point=crash_point(CRASH_POINTS),
+        cpu_seconds=cpu_seconds,
+        beyond_bytes=lambda: session.bytes_beyond,
     )
+
+
+def _courier(settings: GatewaySettings) -> Courier | None:
+    if settings.watch_state is None:
+        return None
+    from fedmq_edge_node.courier import Courier
+
+    return Courier(settings.watch_state / "alerts.sqlite", every_seconds=settings.watch_seconds)
 
 
 def vitals_reader(settings: GatewaySettings) -> Reader:
@@ -365,6 +377,8 @@ def build_coordinator(
         federation=settings.connection.federation,
         tasks=tasks,
         limits=settings.limits,
+        fleet=settings.fleet,
+        drift=settings.drift,
         session=MqttSession(connection_of(settings.connection, settings.name)),
         ledger=ledger,
         models=ModelStore(settings.state_dir / "models", crash_point=crash),

@@ -43,6 +43,8 @@ from fedmq_coordinator import report, tallies
 from fedmq_coordinator.audit import AuditLog, Who, user_name
 from fedmq_coordinator.condition import alerts_of, machines_of
 from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.money import MONEY, from_bytes, price_of
+from fedmq_coordinator.report_view import EVERYTHING, View
 from fedmq_coordinator.tasks import VERBS, AlertWish, Wish, standing, state_of_affairs
 
 __all__ = [
@@ -125,7 +127,15 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, tag="outcome", tag_fiel
     order: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
-class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look", tag_field="ask", forbid_unknown_fields=True):
+class Look(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    tag="look",
+    tag_field="ask",
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+):
     """Something to read: how it goes, the savings, or as JSON how each task stands, the machines, the alerts."""
 
     what: Literal["status", "report", "tasks", "tallies", "machines", "alerts"]
@@ -135,6 +145,11 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, tag="look", tag_field="ask
     width: int = 80
     colour: bool = False
     """Of the status."""
+    view: View = EVERYTHING
+    """Of the report."""
+    price_per_gb: float | None = None
+    """In place of the one in the coordinator's settings; the currency, too."""
+    currency: Annotated[str, msgspec.Meta(max_length=16)] | None = None
 
 
 Request = Order | AlertOrder | Outcome | Look
@@ -360,7 +375,8 @@ def _look(ledger: Ledger, look: Look, now: float) -> str:
         from fedmq_coordinator.status_text import status
 
         return "\n".join(status(ledger, now, look.width, name, colour=look.colour) for name in names)
-    built = [report.build(ledger, name) for name in names]
+    price = price_of(from_bytes(ledger.get(MONEY)), per_gb=look.price_per_gb, currency=look.currency)
+    built = [report.build(ledger, name, view=look.view, price=price) for name in names]
     if len(built) > 1 and look.form in ("html", "csv"):
         raise ControlError(f"--task: name one for HTML or CSV, of {', '.join(known)}")
     match look.form:

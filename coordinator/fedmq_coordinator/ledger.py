@@ -142,6 +142,10 @@ class Answer:
     """With the sum of the others in the same version."""
     conflicts: int = 0
     """How often other bytes came for the same round."""
+    beyond: int | None = None
+    """As `Wire` has it, just before the answer was sent."""
+    cpu: int | None = None
+    """CPU time that the gateway's process spent on it, in 1/100 s."""
 
     @property
     def late(self) -> bool:
@@ -157,6 +161,8 @@ class Wire:
     received: int
     reported_at: float
     final: bool
+    beyond: int | None = None
+    """Bytes that TCP/IP and TLS have put around both, as the gateway's system counts; None where it cannot tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +283,8 @@ class Mark:
     received: int
     joined_sent: int
     joined_received: int
+    beyond: int = 0
+    joined_beyond: int = 0
 
 
 class Folded(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -299,6 +307,14 @@ class Folded(msgspec.Struct, kw_only=True, omit_defaults=True):
     cosine_sum: int = 0
     """Of theirs, each in whole 1/10,000: sums of whole numbers do not depend on their order."""
     conflicts: int = 0
+    beyond: int = 0
+    """Of TCP/IP and TLS around the socket bytes, where the gateways told it."""
+    untold: int = 0
+    """Answers of gateways that did not tell that."""
+    cpu: int = 0
+    """CPU time in 1/100 s, of the answers that told it."""
+    cpu_told: int = 0
+    """How many these are."""
 
 
 _ALERT_VERBS = "('ack', 'confirm', 'dismiss')"
@@ -867,10 +883,28 @@ class Ledger(_Records):
     def save_wire(self, wire: Wire) -> None:
         """Cumulative: an older report that arrives late never lowers a newer one."""
         self.write(
-            "INSERT INTO wire VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (gateway, nonce) DO UPDATE SET"
+            "INSERT INTO wire (gateway, nonce, sent, received, reported_at, final, beyond) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (gateway, nonce) DO UPDATE SET"
             " sent = max(sent, excluded.sent), received = max(received, excluded.received),"
-            " reported_at = max(reported_at, excluded.reported_at), final = max(final, excluded.final)",
-            (wire.gateway, wire.nonce, wire.sent, wire.received, wire.reported_at, int(wire.final)),
+            " reported_at = max(reported_at, excluded.reported_at), final = max(final, excluded.final),"
+            " beyond = coalesce(max(beyond, excluded.beyond), beyond, excluded.beyond)",
+            (wire.gateway, wire.nonce, wire.sent, wire.received, wire.reported_at, int(wire.final), wire.beyond),
+        )
+
+    def gathered(self) -> list[tuple[str, float, int]]:
+        """(gateway, when it began, bytes): by how much the signal that each holds has grown, day by day."""
+        rows = self._execute("SELECT gateway, at, bytes FROM gathered ORDER BY gateway, day")
+        try:
+            return [(str(gateway), float(at), int(size)) for gateway, at, size in rows.fetchall()]
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def gather(self, gateway: str, size: int, at: float) -> None:
+        """The signal that a gateway holds has grown by so many bytes."""
+        self.write(
+            "INSERT INTO gathered VALUES (?, ?, ?, ?) ON CONFLICT (gateway, day) DO UPDATE SET"
+            " bytes = bytes + excluded.bytes",
+            (gateway, int(at // 86_400), at, size),
         )
 
     def refused(self) -> list[tuple[str, str, int, int]]:

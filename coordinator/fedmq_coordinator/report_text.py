@@ -12,12 +12,15 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from fedmq_coordinator.money import amount
 from fedmq_coordinator.report import (
     GatewayLine,
+    GroupLine,
     PersonalLine,
     Report,
     RoundLine,
     Traffic,
+    ip_told,
     many,
     size,
 )
@@ -45,17 +48,30 @@ def to_text(report: Report, width: int = 80, *, title: bool = False) -> str:
     """
     page = _Page(width)
     page.heading("Bandwidth report" if not title else f"Bandwidth report of task {report.task}")
-    page.lines(report.findings, bullet="-")
-    if not report.rounds:
+    if report.view.told():
+        page.lines([f"Only {report.view.told()}."])
+    page.lines(report.sentences, bullet="")
+    if report.gaps:
+        page.lines(report.gaps, bullet="!")
+    if not report.rounds and not report.gateways:
         return page.text()
+    if report.view.by != "round":
+        _by(page, report)
+        return page.text()
+    page.heading("In detail")
+    page.lines(report.findings, bullet="-")
     page.heading("Totals")
     page.table(("", "up", "down", "together", "against wire"), _totals(report), left=(0,))
     page.lines(_totals_notes(report))
+    cpu = report.cpu_seconds is not None
     page.heading("Rounds" + _latest(len(report.rounds), ROUNDS_SHOWN))
+    head = ("round", "answers", "no", "wire up", "wire down", "payload", report.metric_name, "loss", "seconds")
     page.table(
-        ("round", "answers", "no", "wire up", "wire down", "payload", report.metric_name, "loss", "seconds", ""),
-        [_round_row(*pair) for pair in zip([None, *report.rounds], report.rounds, strict=False)][-ROUNDS_SHOWN:],
-        left=(9,),
+        (*head, *(("CPU s",) if cpu else ()), ""),
+        [_round_row(*pair, cpu=cpu) for pair in zip([None, *report.rounds], report.rounds, strict=False)][
+            -ROUNDS_SHOWN:
+        ],
+        left=(len(head) + cpu,),
     )
     page.lines(["answers: accepted updates (or statistics) of gateways drawn; no: declines, with the reasons below."])
     if any(line.level for line in report.rounds):
@@ -63,8 +79,8 @@ def to_text(report: Report, width: int = 80, *, title: bool = False) -> str:
     page.heading("Gateways" + _largest(len(report.gateways), GATEWAYS_SHOWN))
     largest = sorted(report.gateways, key=lambda g: -g.wire.total)[:GATEWAYS_SHOWN]
     page.table(
-        ("gateway", "rounds", "no", "wire up", "wire down", "joining", "dense", "raw"),
-        [_gateway_row(line) for line in largest],
+        ("gateway", "rounds", "no", "wire up", "wire down", "IP level", "dense", "raw", *(("CPU s",) if cpu else ())),
+        [_gateway_row(line, cpu=cpu) for line in largest],
         left=(0,),
     )
     _otherwise(page, report)
@@ -77,7 +93,7 @@ def to_text(report: Report, width: int = 80, *, title: bool = False) -> str:
 
 
 def _totals(report: Report) -> list[tuple[str, ...]]:
-    wire = report.wire.total
+    wire, raw = report.wire.total, report.raw_bytes or 0
 
     def row(name: str, traffic: Traffic) -> tuple[str, ...]:
         return (name, size(traffic.up), size(traffic.down), size(traffic.total), _times(traffic.total, wire))
@@ -87,9 +103,8 @@ def _totals(report: Report) -> list[tuple[str, ...]]:
         row("  of it joining", report.joining),
         row("payload alone", report.payload),
         row("dense float32", report.dense),
-        ("raw signal, once", size(report.raw_bytes), "", size(report.raw_bytes), _times(report.raw_bytes, wire)),
-        ("IP level, estimate", "", "", size(report.ip.tcp), _times(report.ip.tcp, wire)),
-        ("  with TLS, estimate", "", "", size(report.ip.tls), _times(report.ip.tls, wire)),
+        ("raw signal, once", size(raw), "", size(raw), _times(raw, wire)),
+        (f"IP level, {ip_told(report.ip)}", "", "", size(report.ip.bytes), _times(report.ip.bytes, wire)),
     ]
 
 
@@ -101,10 +116,37 @@ def _totals_notes(report: Report) -> list[str]:
         notes.append(f"Wire bytes of one gateway in one round, median: {report.wire_per_gateway_round_median:,.0f} B.")
     if report.seconds_median is not None:
         notes.append(f"Seconds of a round, median: {report.seconds_median:,.1f}.")
+    if report.cpu_seconds is not None:
+        notes.append(f"CPU seconds of the gateways, all rounds together: {report.cpu_seconds:,.1f}.")
     return notes
 
 
-def _round_row(before: RoundLine | None, line: RoundLine) -> tuple[str, ...]:
+def _by(page: _Page, report: Report) -> None:
+    """One table alone, of gateways, sites or tags."""
+    head = ("up", "down", "IP level", "cost", "dense", "raw", "CPU s")
+
+    def cells(line: GatewayLine | GroupLine) -> tuple[str, ...]:
+        return (
+            size(line.wire.up),
+            size(line.wire.down),
+            size(line.ip_bytes),
+            amount(line.money, report.price.currency),
+            size(line.dense.total),
+            "" if line.raw_bytes is None else size(line.raw_bytes),
+            _number(line.cpu_seconds, 1),
+        )
+
+    if report.view.by == "gateway":
+        page.heading("Gateways")
+        largest = sorted(report.gateways, key=lambda g: -g.ip_bytes)
+        page.table(("gateway", *head), [(line.name, *cells(line)) for line in largest], left=(0,))
+        return
+    page.heading({"site": "Sites", "tag": "Tags"}[report.view.by])
+    rows = [(group.name or "(none)", f"{group.gateways:,}", *cells(group)) for group in report.groups]
+    page.table((report.view.by, "gateways", *head), rows, left=(0,))
+
+
+def _round_row(before: RoundLine | None, line: RoundLine, *, cpu: bool) -> tuple[str, ...]:
     done = line.accepted if line.kind != "statistics" else line.answered - line.declined
     remark = {"applied": "", "open": "open", "below quorum": "below"}.get(line.outcome, line.outcome)
     level = f"level {line.level}" if line.level != (0 if before is None else before.level) else ""
@@ -118,20 +160,22 @@ def _round_row(before: RoundLine | None, line: RoundLine) -> tuple[str, ...]:
         _number(line.metric, 3),
         _number(line.loss, 3),
         _number(line.seconds, 1),
+        *((_number(line.cpu_seconds, 1),) if cpu else ()),
         remark or ("stats" if line.kind == "statistics" else level),
     )
 
 
-def _gateway_row(line: GatewayLine) -> tuple[str, ...]:
+def _gateway_row(line: GatewayLine, *, cpu: bool) -> tuple[str, ...]:
     return (
         line.name,
         str(line.accepted),
         str(line.declined) if line.declined else "",
         size(line.wire.up),
         size(line.wire.down),
-        size(line.joining.total),
+        size(line.ip_bytes),
         size(line.dense.total),
-        size(line.raw_bytes),
+        "" if line.raw_bytes is None else size(line.raw_bytes),
+        *((_number(line.cpu_seconds, 1),) if cpu else ()),
     )
 
 

@@ -292,6 +292,15 @@ class Run:
         self._ledger.erase_payloads()
         self.round = self.mean = self.opens_at = self.receipts_at = self._waits = None
 
+    def wake(self, now: float) -> bool:
+        """A run that rests goes on, as if enough new windows had come; False where it does not rest."""
+        if self._ledger.get("rest") is None:
+            return False
+        self._ledger.put("began", str(self.newest_round()).encode())
+        self._ledger.forget("rest")
+        self.resting = self._waits = None
+        return True
+
     def tell_release(self, now: float) -> None:
         """The plan at hand goes out again, with the number of the newest release."""
         opened = self._ledger.get("opened")

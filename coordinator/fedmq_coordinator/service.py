@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+from fedmq_protocol.condition import Condition
 from fedmq_protocol.logs import about
 from fedmq_protocol.messages import (
     AskChunks,
@@ -54,13 +55,14 @@ from fedmq_protocol.topics import Channel, Direction, coordinator_filters, parse
 
 from fedmq_coordinator import retention
 from fedmq_coordinator.audit import AuditLog, Who, local_user
+from fedmq_coordinator.conditions import Conditions
 from fedmq_coordinator.job import Job, TaskPlan
 from fedmq_coordinator.ledger import Gateway, Ledger, Order
 from fedmq_coordinator.models import ModelError, ModelStore
 from fedmq_coordinator.outbox import Outbox
 from fedmq_coordinator.rates import Rates
 from fedmq_coordinator.roster import SENSORS_OF, Roster
-from fedmq_coordinator.settings import LimitSettings, PublishSettings
+from fedmq_coordinator.settings import DriftSettings, FleetSettings, LimitSettings, PublishSettings
 from fedmq_coordinator.summary import fleet_summary
 from fedmq_coordinator.tasks import OrderError, Wish
 
@@ -104,6 +106,7 @@ CRASH_POINTS = (
             Channel.MODEL,
             Channel.REPORT,
             Channel.FLEET,
+            Channel.CONDITION,
         )
         for when in ("before", "after")
     ),
@@ -148,6 +151,8 @@ class Coordinator:
         federation: str,
         tasks: Sequence[TaskPlan],
         limits: LimitSettings | None = None,
+        fleet: FleetSettings | None = None,
+        drift: DriftSettings | None = None,
         session: Session,
         ledger: Ledger,
         models: ModelStore,
@@ -182,6 +187,16 @@ class Coordinator:
         self._roster = Roster(ledger, windowing=tasks[0].task.windowing)
         self._rates = _rates(self._limits, tasks)
         self._rates_at = now
+        self._drift = drift or DriftSettings()
+        self._conditions = Conditions(
+            ledger=ledger,
+            roster=self._roster,
+            outbox=self._outbox,
+            settings=fleet or FleetSettings(),
+            drift=self._drift,
+            aside=lambda: {name for job in self._jobs.values() for name in job.members.aside},
+            note=self._note_of,
+        )
         self._jobs: dict[str, Job] = {}
         stopped = {row.name for row in ledger.tasks() if row.state == "stopped"}
         for plan in tasks:
@@ -274,10 +289,15 @@ class Coordinator:
             for name, why in self._seals.dismiss().items():
                 log.warning("%s; it takes no part any more", why)
                 self._roster.dismissed(name, now)
+                self._conditions.dismissed(name)
         if self._connected:
             for job in self._jobs.values():
                 with about(task=job.name, round=job.run.newest_round):
                     job.proceed(now)
+            lasting = self._conditions.proceed(now)
+            if lasting is not None:
+                for job in self._jobs.values():
+                    job.heed_drift(lasting, self._drift.retrain, now)
             if self._ledger.changed and (newest := self._ledger.newest_round()) != self._newest_round:
                 self._newest_round = newest
                 retention.fold(self._ledger, keep_rounds=self._limits.keep_rounds)
@@ -367,6 +387,8 @@ class Coordinator:
             case AskModel():
                 for job in self._of_lineage(message.lineage, gateway):
                     job.on_ask_model(gateway, message, now)
+            case Condition():
+                self._conditions.on_condition(gateway, message, len(event.payload), now)
             case Trial():
                 for job in self._of_lineage(message.lineage, gateway):
                     with about(task=job.name):
@@ -514,6 +536,7 @@ class Coordinator:
             tasks=tuple(
                 job.assignment(gateway, birth.held, now) for job in self._jobs.values() if job.members.belongs(gateway)
             ),
+            condition=self._conditions.noted(gateway.name),
         )
         size = len(to_bytes(welcome))
         if size > spec(Direction.CMD, Channel.WELCOME).max_bytes:
@@ -522,6 +545,7 @@ class Coordinator:
             welcome = msgspec.structs.replace(welcome, tasks=tasks)
         self._rates.charge(gateway.name, size, now)
         self._outbox.command(gateway.name, Channel.WELCOME, welcome)
+        self._conditions.welcomed(gateway.name)
 
     def _welcome_all(self, now: float) -> None:
         """Every gateway that is here hears anew how its tasks stand."""
@@ -546,6 +570,7 @@ class Coordinator:
         self._orders_at = now + ORDERS_EVERY_SECONDS
         if not self._ledger.touched():
             return
+        self._conditions.orders_changed()
         for order in self._ledger.orders_waiting():
             by: Who | None = None
             try:
@@ -575,8 +600,11 @@ class Coordinator:
         self._note(who, order.verb, order.task, f"{'done' if done else 'could not be carried out'}: {result}")
 
     def _note(self, who: Who, action: str, task: str, outcome: str) -> None:
+        self._note_of(who, action, f"task {task}", outcome)
+
+    def _note_of(self, who: Who, action: str, subject: str, outcome: str) -> None:
         if self._audit is not None:
-            self._audit.record(who=who, action=action, subject=f"task {task}", outcome=outcome)
+            self._audit.record(who=who, action=action, subject=subject, outcome=outcome)
 
     def _unknown(self, name: str) -> str:
         known = {row.name: row.state for row in self._ledger.tasks()}

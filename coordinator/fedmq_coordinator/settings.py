@@ -27,7 +27,9 @@ __all__ = [
     "CodecSettings",
     "ControlSettings",
     "CoordinatorSettings",
+    "DriftSettings",
     "FleetMetricsSettings",
+    "FleetSettings",
     "LimitSettings",
     "MoneySettings",
     "MoreTaskSettings",
@@ -845,6 +847,44 @@ class MoreTaskSettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FleetSettings(Table):
+    """What gateways with a watch tell of their machines, and what the others get to know of it."""
+
+    limits: Annotated[
+        bool,
+        Meta(
+            description="Whether limits are made of what is normal at many gateways, for machines whose own are still"
+            " being learnt. They are medians over gateways, by kind of machine, band of speed and load, and measure."
+        ),
+    ] = True
+    min_gateways: Annotated[
+        int,
+        Meta(ge=3, le=1_000_000, description="Gateways that must have learnt it. Of n, fewer than n/2 may lie."),
+    ] = 3
+    merge_minutes: Annotated[
+        float, Meta(ge=0, le=10_080, description="Minutes between two such merges, where anything new has come.")
+    ] = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftSettings(Table):
+    """When many machines of a kind are not distributed as they were, and what is done then. No limit moves for it."""
+
+    retrain: Annotated[
+        Literal["propose", "open"],
+        Meta(
+            description='"propose": fedmq status says so, and somebody orders it (fedmq task retrain). "open": a run'
+            " that rests goes on at once, by its schedule."
+        ),
+    ] = "propose"
+    share: Annotated[
+        float, Meta(gt=0, le=1, description="Share of the machines of a kind that must have drifted, and")
+    ] = 0.3
+    min_gateways: Annotated[int, Meta(ge=2, le=1_000_000, description="gateways that have such machines, for")] = 2
+    hours: Annotated[float, Meta(ge=0, le=8760, description="so many hours.")] = 24.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class CoordinatorSettings(Table):
     """Settings of the fedmq coordinator. Start it with: fedmq coordinator --config FILE"""
 
@@ -902,6 +942,8 @@ class CoordinatorSettings(Table):
     rounds: RoundSettings = field(default_factory=RoundSettings)
     personal: PersonalSettings = field(default_factory=PersonalSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    fleet: FleetSettings = field(default_factory=FleetSettings)
+    drift: DriftSettings = field(default_factory=DriftSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
     metrics: FleetMetricsSettings = field(default_factory=FleetMetricsSettings)
     publish: PublishSettings = field(default_factory=PublishSettings)

@@ -17,6 +17,7 @@ import msgspec
 from fedmq_protocol.logs import printable
 from fedmq_protocol.messages import SensorHealth
 
+from fedmq_coordinator.condition import machines_told
 from fedmq_coordinator.ledger import Answer, Book, Gateway, Ledger, Round, TaskRow, Version
 from fedmq_coordinator.report import GatewayLine, Report, RoundLine, build, flag_text, many, personal_text, size
 from fedmq_coordinator.roster import SENSORS_OF
@@ -80,6 +81,8 @@ class _Seen:
     streaks: dict[str, tuple[int, str]]
     """Of gateways that declined last: how many rounds in a row, and why the last time."""
     sensors: dict[str, list[str]]
+    watched: list[tuple[str, str]]
+    """Headings and lines on machines, alerts and drift."""
 
 
 def _look(ledger: Ledger, report: Report) -> _Seen:
@@ -96,6 +99,7 @@ def _look(ledger: Ledger, report: Report) -> _Seen:
         verdicts={} if book is None else {g.name: book.verdict(g.name) for g in gateways},
         streaks={} if book is None else _streaks(ledger, book),
         sensors={g.name: _sensors(ledger.get(SENSORS_OF + g.name)) for g in gateways},
+        watched=[] if book is None else machines_told(ledger, book),
     )
 
 
@@ -148,6 +152,8 @@ def _headline(page: _Page, report: Report, seen: _Seen, now: float) -> None:
         page.field("sensors", f"as last told, {amiss}")
     if report.personal:
         page.field("personal", personal_text(report.personal))
+    for heading, text in seen.watched:
+        page.field(heading, text)
 
 
 def _round_state(round_: Round, now: float) -> tuple[str, Colour]:

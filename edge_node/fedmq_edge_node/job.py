@@ -124,6 +124,10 @@ class Host(Protocol):
     def bytes_received(self) -> int: ...
 
     @property
+    def beyond(self) -> int | None:
+        """What TCP/IP and TLS have put around these so far, in whole BEYOND_UNIT bytes; None: nobody counts it."""
+
+    @property
     def outstanding(self) -> int:
         """Messages that the broker has not acknowledged."""
 
@@ -135,6 +139,9 @@ class Host(Protocol):
 
     def now(self) -> float:
         """Monotonic seconds."""
+
+    def cpu_seconds(self) -> float | None:
+        """That this process has used since it started; None: nobody measures it."""
 
     def alive(self) -> None:
         """Say so to whoever watches over the process."""
@@ -236,6 +243,8 @@ class Job:
         self._plan: RoundPlan | None = None
         """The one that is still to be dealt with."""
         self._answer_not_before = 0.0
+        self._cpu_before: float | None = None
+        """What the process had used as it turned to the plan."""
         self._downloads: Downloads[RoundPlan | CatchUp] = Downloads()
         self._upload: Upload | None = None
         self._ask = _Questions()
@@ -625,6 +634,7 @@ class Job:
         plan = self._plan
         assert plan is not None  # it is ready
         self._plan = None
+        self._cpu_before = self._host.cpu_seconds()
         if not self._asks_us(plan, now):
             self._save(self._state)
             return False
@@ -682,9 +692,18 @@ class Job:
         if trained.stopped:
             self._decline(plan, shut[-1])
             return
-        self._save(trained.state)
+        pending = trained.state.pending
+        assert pending is not None  # nothing has stopped it
+        self._save(replace(trained.state, pending=msgspec.structs.replace(pending, cpu=self._cpu_spent())))
         log.info("round %d: loss %.4f", plan.round_id, trained.loss)
         self._send_pending(host.now(), first=True)
+
+    def _cpu_spent(self) -> int | None:
+        """On the plan so far, in 1/100 s."""
+        now = self._host.cpu_seconds()
+        if now is None or self._cpu_before is None:
+            return None
+        return max(0, round(100 * (now - self._cpu_before)))
 
     def _send_pending(self, now: float, *, first: bool = False) -> None:
         """Send the update; of one in chunks these only the `first` time, then the coordinator says what it lacks."""
@@ -708,6 +727,8 @@ class Job:
                 received=host.bytes_received,
                 loss=pending.loss,
                 evaluation=pending.evaluation,
+                beyond=host.beyond,
+                cpu=pending.cpu,
             ),
             # Its chunks are worth nothing without it, so that it goes as safely as they do.
             qos=1 if isinstance(payload, BlobRef) else None,
@@ -732,6 +753,8 @@ class Job:
                 reason=reason,
                 sent=self._host.bytes_sent,
                 received=self._host.bytes_received,
+                beyond=self._host.beyond,
+                cpu=self._cpu_spent() or None,
             ),
         )
 
@@ -748,6 +771,8 @@ class Job:
                 m2=m2.astype("<f4").tobytes(),
                 sent=self._host.bytes_sent,
                 received=self._host.bytes_received,
+                beyond=self._host.beyond,
+                cpu=self._cpu_spent(),
             ),
         )
         self._save(replace(self._state, answered=plan.round_id))

@@ -119,6 +119,23 @@ class GatewaySettings(Table):
             " be for gateways with some tags only.",
         ),
     ] = ()
+    watch_state: Annotated[
+        Path | None,
+        Meta(
+            examples=["/var/lib/fedmq/watch"],
+            description="state_dir of the watch on this machine (fedmq watch). The coordinator then hears how its"
+            " machines are, of its alerts and of what is normal, and people there can say what an alert was.",
+        ),
+    ] = None
+    watch_seconds: Annotated[
+        float,
+        Meta(
+            ge=5,
+            le=86_400,
+            description="Seconds at least between two words on how machines are, and only where that has changed."
+            " Alerts are told at once.",
+        ),
+    ] = 60.0
     vitals_file: Annotated[
         Path | None,
         Meta(

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedmq.logs import add_log_format, start_logging
 from fedmq.metrics.command import add_metrics
+from fedmq.watch import afar
+from fedmq.watch.afar import add_place
 
 if TYPE_CHECKING:
     from fedmq_edge_node.alertbook import Alert, Alertbook
@@ -68,6 +70,10 @@ examples:
   fedmq alert ack 12                         somebody is on it
   fedmq alert confirm 12 inner_race          it was that: its windows are labelled so
   fedmq alert dismiss 12                     it was nothing: its windows are labelled healthy
+
+at the coordinator, for the alerts of all gateways:
+  fedmq alert list --state /var/lib/fedmq/coordinator
+  fedmq alert ack gateway-1/12 --control /run/fedmq/control.sock
 """
 
 _EVENTS = ("bearing-changed", "replaced", "sensor-moved", "maintenance")
@@ -147,6 +153,7 @@ def add_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     listed.add_argument("--all", action="store_true", help="confirmed, dismissed and cleared ones too")
     listed.add_argument("--json", action="store_true", help="print JSON instead of lines")
     _add_book(listed)
+    add_place(listed)
     listed.set_defaults(run=_list)
     for verb, words in (
         ("show", "what is behind an alert, and what has happened to it"),
@@ -161,12 +168,20 @@ def add_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
             epilog=_SHOW_EPILOG if verb == "show" else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        one.add_argument("alert", type=int, metavar="ALERT", help="its number")
+        one.add_argument("alert", metavar="ALERT", help="its number; at the coordinator GATEWAY/NUMBER")
         if verb == "confirm":
             one.add_argument("fault", metavar="KIND", help="such as inner_race; best a class of the task")
         if verb != "show":
             one.add_argument("--who", metavar="NAME", help="who says so (default: this user)")
+            one.add_argument(
+                "--wait",
+                type=float,
+                default=5.0,
+                metavar="SECONDS",
+                help="at the coordinator: how long to wait for the gateway to carry it out (default: 5)",
+            )
         _add_book(one)
+        add_place(one)
         one.set_defaults(run={"show": _show}.get(verb, _say))
 
 
@@ -324,6 +339,9 @@ def _standing(one: dict[str, Any]) -> str:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    if afar.is_afar(arguments):
+        afar.list_alerts(arguments)
+        return
     from fedmq_edge_node.alertbook import STATES
 
     states = STATES if arguments.all else ("open", "acknowledged", "cleared")
@@ -350,10 +368,13 @@ def _line(alert: Alert) -> str:
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    if afar.is_afar(arguments):
+        afar.show(arguments)
+        return
     from fedmq.watch.outputs import evidence_line
 
     book = _book(arguments)
-    alert = book.alert(arguments.alert)
+    alert = book.alert(_number(arguments.alert))
     print(f"alert {alert.id} of {alert.machine} ({alert.sensor}): {_line(alert)}")
     print(f"began {_shown(alert.from_at)}, raised {_shown(alert.opened_at)}")
     for one in alert.evidence:
@@ -370,17 +391,27 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _say(arguments: argparse.Namespace) -> None:
+    if afar.is_afar(arguments):
+        afar.say(arguments)
+        return
     book, at = _book(arguments), time.time()
     who = arguments.who or getpass.getuser()
+    number = _number(arguments.alert)
     if arguments.verb == "ack":
-        alert = book.acknowledge(arguments.alert, who=who, at=at)
+        alert = book.acknowledge(number, who=who, at=at)
     else:
-        alert = book.decide(arguments.alert, getattr(arguments, "fault", None), who=who, at=at)
+        alert = book.decide(number, getattr(arguments, "fault", None), who=who, at=at)
     print(f"alert {alert.id} of {alert.machine}: {_line(alert)}")
     if arguments.verb == "confirm":
         print(f"the watch labels its windows {arguments.fault} at its next look; the next round learns from them")
     elif arguments.verb == "dismiss":
         print("the watch labels its windows healthy at its next look, and lets this machine be as it was then")
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"expected an alert's number, got {text!r}; GATEWAY/NUMBER needs --state or --control")
+    return int(text)
 
 
 def _event(arguments: argparse.Namespace) -> None:

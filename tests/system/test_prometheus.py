@@ -202,7 +202,8 @@ def test_a_scrape_holds_up_no_round_and_a_kill_of_the_coordinator_is_seen(
             ours = ("fedmq_rounds_total", "fedmq_answers_total", "fedmq_task_payload_bytes_total")
             return [line for line in page(port).splitlines() if line.startswith(ours)]
 
-        site.poll(lambda: 'fedmq_rounds_total{outcome="applied"' in "".join(figures()), "the figures of the last round")
+        applied = f'fedmq_rounds_total{{outcome="applied",task="{site.fleet.name}"}} {len(site.ledger.rounds())}.0'
+        site.poll(lambda: applied in figures(), "the figures of the last round")
         until = time.monotonic() + PATIENCE_SECONDS
         before = figures()
         site.kill("coordinator")
