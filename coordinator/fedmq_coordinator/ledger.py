@@ -761,6 +761,11 @@ class Ledger(_Records):
         clause = "WHERE gateway = ?1 AND number = ?2 AND book = (SELECT book FROM watches WHERE watches.gateway = ?1)"
         return next(iter(self._select(Alert, "alerts", clause, (gateway, number))), None)
 
+    def count_machines(self) -> dict[str, int]:
+        """How many there are, by state."""
+        rows = self._execute("SELECT state, count(*) FROM machines GROUP BY state ORDER BY 1")
+        return {str(state): int(count) for state, count in rows}
+
     def count_alerts(self) -> dict[tuple[str, str], int]:
         """How many there are, by state and severity."""
         rows = self._execute("SELECT state, severity, count(*) FROM alerts GROUP BY state, severity ORDER BY 1, 2")
@@ -1195,17 +1200,21 @@ class Book(_Records):
         )
         return [(str(outcome), float(opened_at), float(closed_at)) for outcome, opened_at, closed_at in found]
 
-    def answer_sums(self) -> list[tuple[str, str, str | None, int, int, int]]:
-        """Of the answers that are kept one by one, for each gateway, kind and reason: how many, bytes of payloads, and
-        what accepted updates would have taken dense. Kinds are those of `Folded`."""
+    def answer_sums(self) -> list[tuple[str, str, str | None, int, int, int, int, int]]:
+        """Of the answers that are kept one by one, for each gateway, kind and reason: how many, bytes of payloads, what
+        accepted updates would have taken dense, CPU time, and how many told of that. Kinds are those of `Folded`."""
         found = self._execute(
             "SELECT gateway, CASE WHEN kind = 'update' AND verdict = 'accepted' AND counted_in IS NOT round"  # noqa: S608
             " THEN 'update,accepted late' ELSE kind || ',' || verdict END AS counted, reason, count(*),"
             " total(payload_bytes),"
-            " total(CASE WHEN kind = 'update' AND verdict = 'accepted' THEN dense_bytes ELSE 0 END)"
+            " total(CASE WHEN kind = 'update' AND verdict = 'accepted' THEN dense_bytes ELSE 0 END),"
+            " total(cpu), count(cpu)"
             f" FROM answers WHERE {self._of_rounds} GROUP BY gateway, counted, reason"
         )
-        return [(str(name), str(kind), why, int(n), int(size), int(dense)) for name, kind, why, n, size, dense in found]
+        return [
+            (str(name), str(kind), why, int(count), int(payload), int(dense), int(cpu), int(told))
+            for name, kind, why, count, payload, dense, cpu, told in found
+        ]
 
     def delivered_bytes(self) -> int:
         """Of broadcast deltas, each as often as it was heard: by who answered its round or was about while it ran."""

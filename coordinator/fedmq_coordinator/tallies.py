@@ -45,6 +45,8 @@ class TaskTally(msgspec.Struct, frozen=True, kw_only=True):
     metric_source: str | None
     catch_ups: dict[str, tuple[int, int]]
     """By kind, how many were published and the bytes of their bodies."""
+    cpu_seconds: float | None
+    """Of gateways' processes, as far as they tell; None: none has."""
     set_aside: int
     flagged: int
 
@@ -53,6 +55,10 @@ class FleetTally(msgspec.Struct, frozen=True, kw_only=True):
     raw_bytes: int
     refused: dict[str, tuple[int, int]]
     """Junk by channel: messages and bytes."""
+    machines: dict[str, int]
+    """That gateways watch, by state."""
+    alerts: dict[str, int]
+    """Of these machines, by state and severity, a comma between."""
     tasks: list[TaskTally]
 
 
@@ -70,13 +76,15 @@ def build(ledger: Ledger) -> FleetTally:
         return FleetTally(
             raw_bytes=sum(gateway.signal_bytes for gateway in gateways),
             refused=refused,
+            machines=ledger.count_machines(),
+            alerts={f"{state},{severity}": count for (state, severity), count in ledger.count_alerts().items()},
             tasks=[_task(ledger.book(row.name), wires[row.id], nonces) for row in rows],
         )
 
 
 def _task(book: Book, wire: Traffic, nonces: dict[str, bytes]) -> TaskTally:
     totals = {name: read(folded) for name, folded in book.folded().items()}
-    for name, kind, reason, count, payload, dense in book.answer_sums():
+    for name, kind, reason, count, payload, dense, cpu, cpu_told in book.answer_sums():
         own = totals.setdefault(name, Folded())
         own.kinds[kind] = own.kinds.get(kind, 0) + count
         if kind.startswith("decline,"):
@@ -84,6 +92,8 @@ def _task(book: Book, wire: Traffic, nonces: dict[str, bytes]) -> TaskTally:
             own.reasons[why] = own.reasons.get(why, 0) + count
         own.payload_bytes += payload
         own.dense_bytes += dense
+        own.cpu += cpu
+        own.cpu_told += cpu_told
     answers: Counter[str] = Counter()
     declines: Counter[str] = Counter()
     for own in totals.values():
@@ -112,6 +122,7 @@ def _task(book: Book, wire: Traffic, nonces: dict[str, bytes]) -> TaskTally:
         loss=None if scored is None else scored[1],
         metric_source=None if scored is None else scored[2],
         catch_ups={kind: (count, size) for kind, count, size in book.catch_up_sums()},
+        cpu_seconds=sum(told) / 100 if (told := [own.cpu for own in totals.values() if own.cpu_told]) else None,
         set_aside=len(set_aside(from_bytes(book.get(ABSENT)), nonces)),
         flagged=sum(flag.state != "readmitted" for flag in book.flags()),
     )

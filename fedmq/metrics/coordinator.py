@@ -15,6 +15,7 @@ from typing import Any
 
 from fedmq_coordinator.report import Traffic
 from fedmq_coordinator.tallies import FleetTally, TaskTally
+from fedmq_protocol.condition import WAITING_STATES
 from fedmq_protocol.messages import CatchUpKind, Verdict
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.topics import Channel
@@ -36,6 +37,8 @@ KINDS = ("update", "statistics", "decline")
 CATCH_UPS = frozenset(kind.name.lower() for kind in CatchUpKind)
 CHANNELS = frozenset(channel.value for channel in Channel)
 SOURCES = ("test set", "held-out windows")
+MACHINE_STATES = ("stopped", "starting", "running", "stopping")
+SEVERITIES = ("warning", "alarm")
 METRIC_NAMES = ("macro-F1", "AUC", "R2", "RMSE")
 
 _VERSION = re.compile(r"fedmq (\d{1,4}(\.\d{1,4}){1,3}([a-z.+-]{0,4}\d{0,6}){0,2})")
@@ -118,6 +121,11 @@ GATEWAY_WIRE = _metric(
     "gateway_wire_bytes", "counter", "Bytes on its socket, as it counts them.", "gateway", "direction"
 )
 SOFTWARE = _metric("gateway_software", "info", "The version that it runs.", "gateway", "version")
+CPU = _metric(
+    "task_cpu_seconds", "counter", "CPU time of gateways' processes on the task, as far as they tell it.", "task"
+)
+MACHINES = _metric("fleet_machines", "gauge", "Machines that gateways watch and tell of, by what they do.", "state")
+ALERTS = _metric("fleet_alerts", "gauge", "Alerts of these machines that wait for somebody.", "severity", "state")
 LEDGER = _metric("ledger_bytes", "gauge", "Size of the ledger's files.")
 FREE = _metric("state_free_bytes", "gauge", "Bytes that are free where the state directory is.")
 CONNECTED = _metric("broker_connected", "gauge", "1 while the coordinator is connected with the broker.")
@@ -126,7 +134,7 @@ METRICS = (
     *(ROUNDS, ROUND, OPEN, OPENED, CLOSED, APPLIED, DRAWN, ACCEPTED, DECLINED, DURATION, ANSWERS, DECLINES, OWED),
     *(WIRE, TASK_WIRE, PAYLOAD, DENSE, RAW, SAVED, VERSION, SCORE, LOSS, TASK_STATE, CATCH_UP, CATCH_UP_BYTES),
     *(REFUSED, REFUSED_BYTES, GATEWAYS, ASIDE, FLAGGED, LEFT_OUT, PRESENT, SEEN, ANSWERED, UPDATES, GATEWAY_DECLINES),
-    *(GATEWAY_WIRE, SOFTWARE, LEDGER, FREE, CONNECTED),
+    *(GATEWAY_WIRE, SOFTWARE, CPU, MACHINES, ALERTS, LEDGER, FREE, CONNECTED),
 )
 
 
@@ -188,6 +196,8 @@ def _tally(told: TaskTally) -> Iterator[Sample]:
         labels = (task, word(kind, CATCH_UPS))
         yield Sample(metric=CATCH_UP, value=published, labels=labels)
         yield Sample(metric=CATCH_UP_BYTES, value=size, labels=labels)
+    if told.cpu_seconds is not None:
+        yield Sample(metric=CPU, value=told.cpu_seconds, labels=(task,))
     yield Sample(metric=ASIDE, value=told.set_aside, labels=(task,))
     yield Sample(metric=FLAGGED, value=told.flagged, labels=(task,))
 
@@ -225,6 +235,7 @@ def _fleet(state: Mapping[str, Any], tally: FleetTally, gateways_most: int) -> I
     yield from _both(WIRE, Traffic(up=state["wire"]["sent"], down=state["wire"]["received"]))
     yield Sample(metric=RAW, value=tally.raw_bytes)
     yield from _junk(tally)
+    yield from _machines(tally)
     yield from _savings(tally)
     updates: Counter[str] = Counter()
     declines: Counter[str] = Counter()
@@ -254,6 +265,21 @@ def _junk(tally: FleetTally) -> Iterator[Sample]:
     for channel, (messages, size) in sorted(junk.items()):
         yield Sample(metric=REFUSED, value=messages, labels=(channel,))
         yield Sample(metric=REFUSED_BYTES, value=size, labels=(channel,))
+
+
+def _machines(tally: FleetTally) -> Iterator[Sample]:
+    doing = Counter(dict.fromkeys(MACHINE_STATES, 0))
+    for state, count in tally.machines.items():
+        doing[word(state, MACHINE_STATES)] += count
+    for state, count in doing.items():
+        yield Sample(metric=MACHINES, value=count, labels=(state,))
+    waiting = Counter({(severity, state): 0 for severity in SEVERITIES for state in WAITING_STATES})
+    for name, count in tally.alerts.items():
+        state, _, severity = name.partition(",")
+        if state in WAITING_STATES:
+            waiting[word(severity, SEVERITIES), state] += count
+    for (severity, state), count in waiting.items():
+        yield Sample(metric=ALERTS, value=count, labels=(severity, state))
 
 
 def _savings(tally: FleetTally) -> Iterator[Sample]:

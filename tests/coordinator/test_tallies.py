@@ -35,6 +35,7 @@ def assert_like_the_report(ledger: Ledger) -> dict[str, TaskTally]:
         refused = {name: count for name, count in told.answers.items() if not name.endswith(",accepted")}
         assert refused == {f"{line.kind},{line.verdict}": line.answers for line in report.verdicts}
         assert told.owed == report.owed
+        assert told.cpu_seconds == report.cpu_seconds
         assert told.metric == report.metric_last
         assert told.metric_name == report.metric_name
         assert told.catch_ups == {line.kind: (line.published, line.bytes) for line in report.catch_ups}
