@@ -516,9 +516,9 @@ class Gateway:
             self.join_again(now, ASK_AGAIN_SECONDS)
         ready = [job for job in self._jobs.values() if job.ready(now)]
         for job in sorted(ready, key=lambda job: job.closes_at):
-            began, cpu_began = self._monotonic(), self.cpu_seconds or 0.0
+            began, cpu_began = self._monotonic(), self.cpu_seconds() or 0.0
             if job.answer(now):
-                self._tally.count_training(self._monotonic() - began, (self.cpu_seconds or 0.0) - cpu_began)
+                self._tally.count_training(self._monotonic() - began, (self.cpu_seconds() or 0.0) - cpu_began)
                 break  # that took its time: hear first what has come meanwhile
         for job in self._jobs.values():
             job.try_release()
