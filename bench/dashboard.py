@@ -34,8 +34,8 @@ SIZES = (50, 500, 5_000)
 REPEATS = 3
 
 SHOTS: tuple[tuple[str, Literal["light", "dark"], dict[str, Any]], ...] = (
-    ("dashboard-light", "light", {"width": 1280, "height": 1180}),
-    ("dashboard-dark", "dark", {"width": 1280, "height": 1180}),
+    ("dashboard-light", "light", {"width": 1280, "height": 1500}),
+    ("dashboard-dark", "dark", {"width": 1280, "height": 1500}),
     ("dashboard-phone", "light", {"width": 390, "height": 844}),
 )
 

@@ -14,9 +14,9 @@ other five loads times four make twenty machines. What is played, of each machin
 3. `back`: healthy, at its own load, so that the first alert's cause is gone.
 4. `broken`: the broken tooth, first half. Then `back` again, and the second half.
 
-Of one machine the plant knew before that its tooth had broken, and it labelled that; so the classifier before the
-verdicts knows both classes. A control takes as many rounds more on the labels from before, without verdicts: what
-training longer alone would have brought.
+One machine that is no longer there (`scrapped`) had a broken tooth that was found by hand and labelled; so the
+classifier before the verdicts knows both classes. A control takes as many rounds more on the labels from before,
+without verdicts: what training longer alone would have brought.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from fedmq_firmware_bridge.store import Store
 from numpy.typing import NDArray
 
 from fedmq.data import GEARBOX_WINDOWING, Recording, recordings_at, signal_of
-from fedmq.defaults import round_settings, task_settings
+from fedmq.defaults import Kind, round_settings, task_settings
 from fedmq.demo import HEALTHY_VITALS
 from fedmq.demo import _toml as toml
 from fedmq.programs import ledger_path
@@ -67,6 +67,7 @@ Floats = NDArray[np.float32]
 FEDERATION = "verdicts"
 CLASSIFIER, ANOMALIES = "tooth", "anomalies"
 GATEWAYS = ("hall-1", "hall-2", "hall-3")
+SCRAPPED = "scrapped"
 WANTED = 20
 """Of each verdict."""
 WINDOW_SECONDS = 0.2
@@ -95,8 +96,8 @@ class Plan:
     classes: tuple[str, ...]
     windowing: WindowingSettings
     subjects: tuple[Subject, ...]
-    known: str
-    """The machine whose fault was known before."""
+    known: tuple[str, Floats]
+    """The fault that was known before, of a machine that is not watched any more."""
     test: tuple[Recording, ...]
 
 
@@ -128,8 +129,6 @@ def gearbox_plan(directory: Path, test_loads: Sequence[int]) -> Plan:
             "back again": part("normal", load, sensor, BACK, AGAIN),
             "broken again": part("broken_tooth", load, sensor, middle, 1.0),
         }
-        if (sensor, load) == first:
-            episodes["history"] = part("broken_tooth", load, sensor, 0.0, begin)
         subjects.append(
             Subject(
                 name=f"gear-{sensor + 1}-{load:02d}",
@@ -149,7 +148,7 @@ def gearbox_plan(directory: Path, test_loads: Sequence[int]) -> Plan:
         classes=("normal", "broken_tooth"),
         windowing=replace(GEARBOX_WINDOWING, channels=1),
         subjects=tuple(subjects),
-        known=subjects[0].name,
+        known=part("broken_tooth", first[1], first[0], 0.0, 1 / 3),
         test=tuple(replace(one, scale=None) for one in test),
     )
 
@@ -186,7 +185,7 @@ def simulated_plan(seed: int, machines: int) -> Plan:
             "broken again": heard(fault, 4.0, 1.0, severity),
         }
         if place == 0:
-            episodes["history"] = heard(fault, 3.0, 1.0, severity)
+            known = heard(fault, 3.0, 1.0, severity)
         gateway = GATEWAYS[place * len(GATEWAYS) // machines]
         subjects.append(Subject(name=f"sim-{place + 1:02d}", gateway=gateway, fault=fault, episodes=episodes))
     test = tuple(
@@ -212,7 +211,7 @@ def simulated_plan(seed: int, machines: int) -> Plan:
         classes=("normal", *SIMULATED_FAULTS),
         windowing=WindowingSettings(sampling_rate_hz=12_000.0, hop=512, held_out=0.0),
         subjects=tuple(subjects),
-        known=subjects[0].name,
+        known=known,
         test=test,
     )
 
@@ -290,19 +289,18 @@ class Site:
 
     def play(self, episode: str) -> None:
         for one in self.subjects:
-            if episode not in one.episodes:
-                continue
-            label, signal_g = one.episodes[episode]
-            folder = self.folder / "played" / one.name / episode.replace(" ", "-")
-            recording = Recording(label=label, name=one.name, signal=signal_g, sampling_rate_hz=12_000.0)
-            lay_out([recording], folder)
-            command(
-                ["replay", str(folder), "--store", "bridge.sqlite", "--machine", one.name, "--sensor", one.name],
-                self.folder,
-            )
-            with contextlib.closing(Store(self.folder / "bridge.sqlite")) as store:
-                run = store.runs(machine=one.name)[-1]
-            self.played[one.name, episode] = run.taken_at, run.ended_at
+            self.play_one(one.name, episode, *one.episodes[episode])
+
+    def play_one(self, machine: str, episode: str, label: str, signal_g: Floats) -> None:
+        folder = self.folder / "played" / machine / episode.replace(" ", "-")
+        lay_out([Recording(label=label, name=machine, signal=signal_g, sampling_rate_hz=12_000.0)], folder)
+        command(
+            ["replay", str(folder), "--store", "bridge.sqlite", "--machine", machine, "--sensor", machine],
+            self.folder,
+        )
+        with contextlib.closing(Store(self.folder / "bridge.sqlite")) as store:
+            run = store.runs(machine=machine)[-1]
+        self.played[machine, episode] = run.taken_at, run.ended_at
 
     def label(self, machine: str, episode: str, label: str) -> None:
         begin, end = (datetime.fromtimestamp(at).astimezone().isoformat() for at in self.played[machine, episode])
@@ -359,10 +357,11 @@ class Federation:
         pace = replace(pace, resume_on_new_data=True, interval_seconds=0.2, min_gateways=len(GATEWAYS))
         test = str(self.folder / "test")
         tasks: dict[str, dict[str, Any]] = {}
-        for name, kind in ((CLASSIFIER, "mlp"), (ANOMALIES, "autoencoder")):
+        kinds: dict[str, Kind] = {CLASSIFIER: "mlp", ANOMALIES: "autoencoder"}
+        for name, kind in kinds.items():
             task = task_settings(
                 name=name,
-                kind=kind,  # type: ignore[arg-type]
+                kind=kind,
                 classes=self.plan.classes,
                 windowing=self.plan.windowing,
                 seed=self.seed,
@@ -556,11 +555,10 @@ def story(plan: Plan, folder: Path, *, seed: int, rounds: int, wanted: int, brok
     for site in sites:
         site.set_up()
         site.play("learn")
-        site.play("history")
         for one in site.subjects:
             site.label(one.name, "learn", "normal")
-            if one.name == plan.known:
-                site.label(one.name, "history", one.fault)
+    sites[0].play_one(SCRAPPED, "history", *plan.known)
+    sites[0].label(SCRAPPED, "history", plan.known[0])
     (folder / "broker").mkdir()
     with choose(broker, BrokerSettings(federation=FEDERATION), directory=folder / "broker") as running:
         where = {"host": running.about.host, "port": running.about.port, "seed": seed, "rounds": rounds}

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 from rich.terminal_theme import DIMMED_MONOKAI
@@ -65,7 +66,8 @@ def demo() -> str:
     lines = run.stdout.splitlines(keepends=True)
     if not lines[-1].startswith("report: "):
         raise ValueError(f"expected the demo's last line to name its report, got {lines[-1]!r}")
-    screenshot(Path(lines[-1].removeprefix("report: ").strip()), ROOT / "docs" / "report.png")
+    page = unquote(urlsplit(lines[-1].removeprefix("report: ").strip()).path)
+    screenshot(Path(page), ROOT / "docs" / "report.png")
     return "".join(lines[:-1])
 
 

@@ -7,7 +7,6 @@ Heavy imports stand inside the functions: a gateway's process must not carry wha
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import shutil
 import signal
@@ -18,10 +17,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedmq import __version__
+from fedmq.logs import add_log_format, start_logging
+from fedmq.metrics.command import add_metrics
+from fedmq.metrics.command import add_parser as add_metrics_command
 from fedmq.notify import Notifier
 
 if TYPE_CHECKING:
     from fedmq_coordinator.ledger import Ledger
+    from fedmq_coordinator.report_view import View
 
 __all__ = ["main"]
 
@@ -45,6 +48,14 @@ examples:
   fedmq simulate --faults all --schedules 100      a federation in virtual time, and everything that can go wrong
 """
 
+
+_REPORT_EPILOG = """\
+examples:
+  fedmq report --state /var/lib/fedmq/coordinator --html savings.html
+  fedmq report --state DIR --since 7d --by site                what each site used and saved in a week
+  fedmq report --state DIR --since 2026-11-01 --until 2026-12-01 --by gateway --csv november.csv
+  fedmq report --control SOCKET --gateway pump-3 --price-per-gb 4.50 --currency CHF
+"""
 
 _RECOVER_EPILOG = """\
 example:
@@ -107,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         " newly on it. A list that does not pass is an error in the log, and the one before stays in force.",
     )
     _add_settings(guard, "broker.toml")
+    add_log_format(guard)
     guard.add_argument("--site", metavar="NAME", help="this is the broker of that site, as `fedmq broker site` made it")
     guard.set_defaults(run=_guard)
     site = actions.add_parser(
@@ -137,6 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(coordinator, "coordinator.toml")
     _add_check(coordinator)
+    add_log_format(coordinator)
+    add_metrics(coordinator)
     from fedmq.dashboard import add_http
     from fedmq.dashboard import add_parser as add_dashboard
 
@@ -160,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         "backup", type=Path, metavar="BACKUP", help="a copy of a state directory, or of its ledger with models beside"
     )
     _add_settings(recover, "coordinator.toml")
+    add_log_format(recover)
     recover.set_defaults(run=_recover)
 
     gateway = commands.add_parser(
@@ -170,6 +185,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(gateway, "gateway.toml")
     _add_check(gateway)
+    add_log_format(gateway)
+    add_metrics(gateway)
     gateway.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
     gateway.add_argument(
         "--show",
@@ -188,8 +205,11 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="bandwidth savings, from the coordinator's ledger",
-        description="Bytes per round, per gateway and in total, against dense float32 and against uploading the raw "
-        "signal; declines by reason; accuracy by round. Reads the ledger alone, also while the coordinator runs.",
+        description="What was saved or lost, in bytes and money: in all, per round, gateway and site, against\n"
+        "uploading the raw signal and against dense float32; declines by reason; accuracy by round. Reads the\n"
+        "ledger alone, also while the coordinator runs.",
+        epilog=_REPORT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_place(report)
     report.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -202,6 +222,29 @@ def _parser() -> argparse.ArgumentParser:
         help="write metrics and bytes as CSV, one line a round; print it where no FILE is named",
     )
     report.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page with charts")
+    ago = "90m, 36h, 7d or 2w ago, or a date or time (UTC) such as 2026-11-01 or 2026-11-01T06:00"
+    report.add_argument("--since", metavar="WHEN", help=f"only rounds that opened since then: {ago}")
+    report.add_argument("--until", metavar="WHEN", help="only rounds that opened before then, said in the same way")
+    for option, about in (
+        ("gateway", "only this gateway"),
+        ("site", "only gateways of this site: those with the tag site:NAME"),
+        ("tag", "only gateways with this tag"),
+    ):
+        more = f"{about}; may be given several times"
+        report.add_argument(f"--{option}", action="append", default=[], metavar="NAME", help=more)
+    report.add_argument(
+        "--by",
+        choices=("round", "gateway", "site", "tag"),
+        default="round",
+        help="what the lines of the CSV are, and the table of the text (default: round, and a text with everything)",
+    )
+    report.add_argument(
+        "--price-per-gb",
+        type=float,
+        metavar="PRICE",
+        help="of the gateways' data (default: money.per_gb of the coordinator's settings)",
+    )
+    report.add_argument("--currency", metavar="CODE", help="of the price, such as EUR (default: money.currency)")
     report.add_argument("--task", metavar="NAME", help="of this task alone (default: of each)")
     report.set_defaults(run=_report)
 
@@ -220,6 +263,7 @@ def _parser() -> argparse.ArgumentParser:
 
     from fedmq.auditing import add_parser as add_audit
 
+    add_metrics_command(commands)
     add_task(commands)
     add_audit(commands)
     add_dashboard(commands)
@@ -649,12 +693,6 @@ def _sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def _log(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-
-
 class _Stoppable(Protocol):
     stopping: bool
 
@@ -686,18 +724,21 @@ def _gateway(arguments: argparse.Namespace) -> None:
     settings = load(GatewaySettings, arguments.config, arguments.overrides)
     if arguments.check:
         return
-    _log(settings.log_level)
+    start_logging(settings.log_level, arguments.log_format, settings.log_format, gateway=settings.name)
+    from fedmq.metrics import running
     from fedmq.programs import build_gateway, show_gateway
 
     if arguments.show:
         for line in show_gateway(settings):
             print(line)
         return
+    running.check(settings.metrics)
     notifier = Notifier()
     gateway = build_gateway(settings, notifier.alive)
     _stop_on_signal(gateway, notifier)
-    notifier.ready()
-    gateway.run()
+    with running.of_gateway(settings, gateway):
+        notifier.ready()
+        gateway.run()
 
 
 def _coordinator(arguments: argparse.Namespace) -> None:
@@ -708,18 +749,20 @@ def _coordinator(arguments: argparse.Namespace) -> None:
     if arguments.example:
         print(document(CoordinatorSettings), end="")
         return
+    from fedmq.metrics import running
     from fedmq.programs import build_coordinator, load_coordinator, run_coordinator
 
     settings = load_coordinator(arguments.config, arguments.overrides)
     if arguments.check:
         return
-    _log(settings.log_level)
+    start_logging(settings.log_level, arguments.log_format, settings.log_format)
+    running.check(settings.metrics)
     notifier = Notifier()
     coordinator = build_coordinator(settings, new_lineage=arguments.new_lineage, alive=notifier.alive)
     _stop_on_signal(coordinator, notifier)
     from fedmq.dashboard import beside
 
-    with beside(settings, arguments.config, arguments.overrides):
+    with running.of_coordinator(settings, coordinator), beside(settings, arguments):
         notifier.ready()
         run_coordinator(coordinator, settings)
 
@@ -730,7 +773,7 @@ def _recover(arguments: argparse.Namespace) -> None:
     from fedmq_protocol.settings import load
 
     settings = load(CoordinatorSettings, arguments.config, arguments.overrides)
-    _log(settings.log_level)
+    start_logging(settings.log_level, arguments.log_format, settings.log_format)
     from fedmq.programs import recover
 
     for sentence in recover(settings, arguments.backup):
@@ -752,7 +795,7 @@ def _broker(arguments: argparse.Namespace) -> None:
 def _guard(arguments: argparse.Namespace) -> None:
     from fedmq.programs import run_guard
 
-    _log("info")
+    start_logging("info", arguments.log_format)
     run_guard(arguments)
 
 
@@ -766,6 +809,11 @@ def _width() -> int:
     return shutil.get_terminal_size().columns
 
 
+def _in_colour() -> bool:
+    """Where a person looks, and has not said otherwise (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def _report(arguments: argparse.Namespace) -> None:
     if arguments.control is not None:
         _report_by_socket(arguments)
@@ -773,13 +821,16 @@ def _report(arguments: argparse.Namespace) -> None:
     from fedmq.programs import open_ledger
 
     ledger = open_ledger(arguments.state)
-    from fedmq_coordinator import report
+    from fedmq_coordinator import money, report
     from fedmq_coordinator.report_text import to_text
 
     names = _task_names(ledger, arguments.task)
     if len(names) > 1 and (arguments.html is not None or arguments.csv is not None):
         raise ValueError(f"--task: name one for HTML or CSV, of {', '.join(filter(None, names))}")
-    every = [report.build(ledger, name) for name in names]
+    view = _view(arguments)
+    kept = money.from_bytes(ledger.get(money.MONEY))
+    price = money.price_of(kept, per_gb=arguments.price_per_gb, currency=arguments.currency)
+    every = [report.build(ledger, name, view=view, price=price) for name in names]
     built = every[0]
     if arguments.html is not None:
         from fedmq_coordinator.report_html import to_html
@@ -801,8 +852,18 @@ def _report_by_socket(arguments: argparse.Namespace) -> None:
     """The coordinator makes it, as it makes it for itself."""
     from fedmq_coordinator.control import Look, ask
 
+    view = _view(arguments)
+
     def made(form: Literal["text", "json", "csv", "html"]) -> str:
-        look = Look(what="report", task=arguments.task, form=form, width=_control_width())
+        look = Look(
+            what="report",
+            task=arguments.task,
+            form=form,
+            width=_control_width(),
+            view=view,
+            price_per_gb=arguments.price_per_gb,
+            currency=arguments.currency,
+        )
         return ask(arguments.control, look).text
 
     if arguments.html is not None:
@@ -819,6 +880,31 @@ def _report_by_socket(arguments: argparse.Namespace) -> None:
         print(made("text"), end="")
 
 
+def _view(arguments: argparse.Namespace) -> View:
+    """The part of the ledger that the command line names. Raises ValueError."""
+    import time
+
+    from fedmq_coordinator.report_view import View, moment
+
+    now = time.time()
+
+    def when(option: str) -> float | None:
+        text = getattr(arguments, option)
+        try:
+            return None if text is None else moment(text, now)
+        except ValueError as error:
+            raise ValueError(f"--{option}: {error}") from None
+
+    return View(
+        since=when("since"),
+        until=when("until"),
+        gateways=tuple(arguments.gateway),
+        sites=tuple(arguments.site),
+        tags=tuple(arguments.tag),
+        by=arguments.by,
+    )
+
+
 def _control_width() -> int:
     return max(20, min(1000, _width()))
 
@@ -827,33 +913,33 @@ def _status(arguments: argparse.Namespace) -> None:
     import json
     import time
 
-    from fedmq_coordinator.metrics import to_metrics
+    if arguments.prometheus:
+        from fedmq.metrics.gathering import by_control, by_ledger
 
-    if arguments.control is not None:
+        def parts() -> str:
+            place = arguments.state if arguments.control is None else arguments.control
+            return (by_ledger if arguments.control is None else by_control)(place)
+
+    elif arguments.control is not None:
         from fedmq_coordinator.control import Look, ask
 
         def parts() -> str:
-            form: Literal["json", "text"] = "json" if arguments.json or arguments.prometheus else "text"
-            look = Look(what="status", task=arguments.task, form=form, width=_control_width())
-            said = ask(arguments.control, look).text
-            if arguments.prometheus:
-                return to_metrics(json.loads(said))
-            return said + ("\n" if arguments.json else "")
+            form: Literal["json", "text"] = "json" if arguments.json else "text"
+            look = Look(what="status", task=arguments.task, form=form, width=_control_width(), colour=_in_colour())
+            return ask(arguments.control, look).text + ("\n" if arguments.json else "")
 
     else:
         from fedmq.programs import open_ledger
 
         ledger = open_ledger(arguments.state)
-        from fedmq_coordinator.report_text import status
+        from fedmq_coordinator.status_text import status
         from fedmq_coordinator.tasks import state_of_affairs
 
         def parts() -> str:
-            if arguments.prometheus:
-                return to_metrics(state_of_affairs(ledger, time.time()))
             if arguments.json:
                 return json.dumps(state_of_affairs(ledger, time.time()), indent=2) + "\n"
             names = _task_names(ledger, arguments.task)
-            return "\n".join(status(ledger, time.time(), _width(), name) for name in names)
+            return "\n".join(status(ledger, time.time(), _width(), name, colour=_in_colour()) for name in names)
 
     while True:
         if arguments.watch and sys.stdout.isatty():

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from fedmq.logs import add_log_format, start_logging
+
 if TYPE_CHECKING:
     from fedmq_coordinator.settings import CoordinatorSettings, HttpSettings
 
@@ -68,6 +70,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="override a setting, such as --set http.token_file=FILE; may be given several times",
     )
     add_http(dashboard, f"where it listens (default: as the settings say, or {DEFAULT_LISTEN})")
+    add_log_format(dashboard)
     dashboard.add_argument("--inherited", type=_descriptors, help=argparse.SUPPRESS)
     dashboard.set_defaults(run=_run)
 
@@ -84,15 +87,13 @@ def _run(arguments: argparse.Namespace) -> None:
 
     if (arguments.config is None) == (arguments.state is None):
         raise ValueError("expected --config FILE or --state DIR, and not both")
-    level = "info"
+    level, form = "info", None
     if arguments.config is not None:
         settings = load(CoordinatorSettings, arguments.config, arguments.overrides)
-        http, state_dir, level = settings.http, settings.state_dir, settings.log_level
+        http, state_dir, level, form = settings.http, settings.state_dir, settings.log_level, settings.log_format
     else:
         http, state_dir = _http_alone(arguments.overrides), arguments.state
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    start_logging(level, arguments.log_format, form)
     from fedmq_coordinator.web.service import Dashboard, bind
 
     from fedmq.programs import ledger_path
@@ -139,8 +140,11 @@ def url(http: HttpSettings, listener: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def beside(settings: CoordinatorSettings, config: Path | None, overrides: Sequence[str]) -> Iterator[None]:
-    """With the dashboard that the settings ask for, or with none. Raises ValueError where it cannot be."""
+def beside(settings: CoordinatorSettings, arguments: argparse.Namespace) -> Iterator[None]:
+    """By the command line of `fedmq coordinator`: with the dashboard that the settings ask for, or with none.
+
+    Raises ValueError where it cannot be.
+    """
     address = settings.http.address
     if address is None:
         yield
@@ -150,8 +154,9 @@ def beside(settings: CoordinatorSettings, config: Path | None, overrides: Sequen
 
     # What is wrong with the tokens is told now, and not by a companion that ends again and again.
     Tokens.read(settings.http.token_file, settings.http.operator_token_file)
-    words = ["dashboard", *([] if config is None else ["--config", str(config)])]
-    for override in overrides:
+    words = ["dashboard", *([] if arguments.config is None else ["--config", str(arguments.config)])]
+    words += [] if arguments.log_format is None else ["--log-format", arguments.log_format]
+    for override in arguments.overrides:
         words += ["--set", override]
     with bind(*address) as listener, Companion(words, listener):
         log.info("dashboard: %s", url(settings.http, listener))

@@ -23,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import msgspec
 import psutil
 from fedmq_broker_config.render import BrokerSettings, Certificates, Guarded
 from fedmq_broker_config.run import choose, find_mosquitto
@@ -214,7 +215,7 @@ def _run(
     if options.csv is not None:
         options.csv.parent.mkdir(parents=True, exist_ok=True)
         options.csv.write_text(savings.to_csv(built), encoding="utf-8", newline="")
-    screen.result(figures, built.findings, page)
+    screen.result(figures, built.sentences, built.findings, page)
     return 0
 
 
@@ -620,6 +621,11 @@ def _figures(plant: Plant, fleet: Fleet, built: savings.Report, broker: str) -> 
         "dense_up_bytes": built.dense.up,
         "dense_down_bytes": built.dense.down,
         "raw_data_bytes": built.raw_bytes,
+        "ip_bytes": built.ip.bytes,
+        "ip_counted_pct": built.ip.counted_pct,
+        "savings": msgspec.to_builtins(built.savings),
+        "price": msgspec.to_builtins(built.price),
+        "cpu_seconds": built.cpu_seconds,
         "declines": built.declines,
         "density_up": task.up.density,
         "density_down": task.down.density,

@@ -42,11 +42,13 @@ if TYPE_CHECKING:
         RoundSettings,
         TaskSettings,
     )
+    from fedmq_edge_node.courier import Courier
     from fedmq_edge_node.memory import Memory
     from fedmq_edge_node.runtimes import Engine
     from fedmq_edge_node.samples import Targets
     from fedmq_edge_node.service import Gateway, Source
     from fedmq_edge_node.settings import GatewaySettings
+    from fedmq_edge_node.vitals import Reader
     from fedmq_protocol.signing import CoordinatorSeals, GatewaySeals
     from numpy.typing import NDArray
 
@@ -72,6 +74,7 @@ __all__ = [
     "show_gateway",
     "socket_path",
     "task_plans",
+    "vitals_reader",
 ]
 
 log = logging.getLogger("fedmq.coordinator")
@@ -183,7 +186,7 @@ def build_gateway(settings: GatewaySettings, alive: Callable[[], None] = lambda:
     from fedmq_edge_node.proving import prover
     from fedmq_edge_node.runtimes import available_engines, make_engine, make_preparation, unknown_engine
     from fedmq_edge_node.service import CRASH_POINTS, Gateway, will
-    from fedmq_edge_node.vitals import FileVitals, Reader, VitalsReader, lower_priority
+    from fedmq_edge_node.vitals import cpu_seconds, lower_priority
 
     if settings.engine not in ("auto", *available_engines()):
         raise ValueError(unknown_engine(settings.engine))
@@ -194,10 +197,8 @@ def build_gateway(settings: GatewaySettings, alive: Callable[[], None] = lambda:
     seals = _Renewing(settings, nonce, memory)
     federation = settings.connection.federation
     session = MqttSession(connection_of(settings.connection, settings.name), will(federation, settings.name, nonce))
-    if settings.vitals_file is None:
-        reader: Reader = VitalsReader(towards=settings.connection.host)
-    else:
-        reader = FileVitals(path=settings.vitals_file)
+    reader = vitals_reader(settings)
+    if settings.vitals_file is not None:
         reader.read()  # a file that cannot be read is told now
     return Gateway(
         name=settings.name,
@@ -226,8 +227,28 @@ def build_gateway(settings: GatewaySettings, alive: Callable[[], None] = lambda:
             settings.state_dir, welcome.Welcomed(software=f"fedmq {__version__}", boot=nonce.hex(), at=at)
         ),
         alive=alive,
+        courier=_courier(settings),
         crash_point=crash_point(CRASH_POINTS),
+        cpu_seconds=cpu_seconds,
+        beyond_bytes=lambda: session.bytes_beyond,
     )
+
+
+def _courier(settings: GatewaySettings) -> Courier | None:
+    if settings.watch_state is None:
+        return None
+    from fedmq_edge_node.courier import Courier
+
+    return Courier(settings.watch_state / "alerts.sqlite", every_seconds=settings.watch_seconds)
+
+
+def vitals_reader(settings: GatewaySettings) -> Reader:
+    """What reads this machine's vitals, or the file that stands for them."""
+    from fedmq_edge_node.vitals import FileVitals, VitalsReader
+
+    if settings.vitals_file is None:
+        return VitalsReader(towards=settings.connection.host)
+    return FileVitals(path=settings.vitals_file)
 
 
 def memory_path(settings: GatewaySettings) -> Path:
@@ -356,6 +377,8 @@ def build_coordinator(
         federation=settings.connection.federation,
         tasks=tasks,
         limits=settings.limits,
+        fleet=settings.fleet,
+        drift=settings.drift,
         session=MqttSession(connection_of(settings.connection, settings.name)),
         ledger=ledger,
         models=ModelStore(settings.state_dir / "models", crash_point=crash),
@@ -364,6 +387,7 @@ def build_coordinator(
         crash_point=crash,
         holds=lock,
         audit=audit_log(settings.state_dir),
+        publish=settings.publish,
         alive=alive,
     )
 

@@ -97,8 +97,8 @@ class Screen:
     def rounds(self, total: int, metric_name: str) -> Progress:
         return Progress(self._console if self._progress else None, total, metric_name)
 
-    def result(self, figures: dict[str, Any], findings: Sequence[str], page: Path) -> None:
-        """The table that the demo ends with."""
+    def result(self, figures: dict[str, Any], sentences: Sequence[str], findings: Sequence[str], page: Path) -> None:
+        """The tables that the demo ends with, what they come to, and where the report is: a link, the last line."""
         learnt = Table(
             title=f"What was learnt ({figures['metric_name']} on {figures['metric_source']})", title_justify="left"
         )
@@ -157,7 +157,11 @@ class Screen:
             f"{figures['wall_seconds']:.0f} s",
             highlight=False,
         )
-        self._console.print(f"report: {page}", highlight=False, markup=False)
+        self._console.print()
+        for sentence in sentences:
+            self._console.print(sentence, highlight=False, markup=False, style="bold")
+        # Whole and alone on its line: a terminal makes it a link, and a pipe keeps it in one piece.
+        self._console.print(f"report: {page.resolve().as_uri()}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _personal_table(lines: Sequence[dict[str, Any]], metric_name: str) -> Table:

@@ -87,6 +87,15 @@ judged as if it were new.
 """
 
 
+_RETRAIN = """\
+example:
+  fedmq task retrain pumps --state DIR
+
+For when `fedmq status` says that many machines are not what they were: a run that rests goes on, by its schedule, until
+it rests again. Nothing that a watch goes by changes: limits stay until somebody notes an event of a machine.
+"""
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     task = commands.add_parser(
         "task",
@@ -137,6 +146,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         ("readmit", "let a gateway take part again that was set aside or flagged", _READMIT),
     ):
         verb(name, about, epilog).add_argument("gateway", metavar="GATEWAY", help="as `fedmq status` has it")
+    verb("retrain", "let a run that rests go on with further rounds", _RETRAIN)
     rollback = verb("rollback", "let training go on from an older version", _ROLLBACK)
     rollback.add_argument("--version", type=_version, required=True, metavar="N", help="the version to go back to")
     add_verbs(verbs)

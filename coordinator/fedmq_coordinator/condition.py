@@ -16,7 +16,9 @@ Times are Unix seconds by the clock of whoever noted them: a gateway's for what 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ import msgspec
 from fedmq_protocol.condition import QUANTILES, WAITING_STATES, Measured, quantiles_of, read_trend
 
 if TYPE_CHECKING:
-    from fedmq_coordinator.ledger import Ledger
+    from fedmq_coordinator.ledger import Book, Ledger
 
 __all__ = [
     "LOST",
@@ -39,6 +41,7 @@ __all__ = [
     "Watch",
     "alerts_of",
     "machines_of",
+    "machines_told",
 ]
 
 MOST_ALERTS_SHOWN = 1000
@@ -113,6 +116,8 @@ class Evidence:
     unit: str
     was: float | None
     """Typical of the machine's baseline."""
+    by: str
+    """Whose limit it is: fleet while the machine's own is still being learnt, else empty."""
     trend: tuple[tuple[float, float], ...]
     """Times and values, at most 24, in order; empty for all but the first."""
 
@@ -164,6 +169,7 @@ class Alert:
                 limit=one.limit,
                 unit=one.unit,
                 was=one.was,
+                by=one.by,
                 trend=tuple(read_trend(one.trend, self.opened_at)),
             )
             for one in msgspec.msgpack.decode(self.coded_evidence, type=tuple[Measured, ...])
@@ -279,6 +285,7 @@ def alerts_of(ledger: Ledger) -> list[dict[str, Any]]:
                     "limit": what.limit,
                     "unit": what.unit,
                     "was": what.was,
+                    "by": what.by,
                     "trend": [list(point) for point in what.trend],
                 }
                 for what in one.evidence
@@ -286,3 +293,41 @@ def alerts_of(ledger: Ledger) -> list[dict[str, Any]]:
         }
         for one in ledger.alerts(last=MOST_ALERTS_SHOWN)
     ]
+
+
+def machines_told(ledger: Ledger, book: Book) -> list[tuple[str, str]]:
+    """For `fedmq status`: a heading and a line each on machines, alerts and drift; empty where nobody tells of any."""
+    watches, machines = ledger.watches(), ledger.machines()
+    if not watches:
+        return []
+    states = Counter(one.state for one in machines)
+    learning = sum(not one.learnt for one in machines)
+    told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    line = f"{len(machines)} at {_many(len(watches), 'gateway')}: {told or 'none judged yet'}"
+    line += f"; {learning} still learn what is normal" if learning else ""
+    counts = ledger.count_alerts()
+    waiting = sum(count for (state, _), count in counts.items() if state in WAITING)
+    alarms = sum(count for (state, severity), count in counts.items() if state in WAITING and severity == "alarm")
+    alerts = f"{waiting} wait for somebody" if waiting else "none waits for anybody"
+    alerts += f", {alarms} of them alarms" if alarms else ""
+    fields = [("machines", line), ("alerts", alerts)]
+    for drift in ledger.fleet_drifts():
+        measures = ", ".join(drift.measures.split("\n")[:4])
+        since = datetime.fromtimestamp(drift.since).astimezone().isoformat(timespec="minutes")
+        fields.append(
+            (
+                "drift",
+                f"{drift.drifting} of {_many(drift.machines, drift.kind)} at {_many(drift.gateways, 'gateway')} are not"
+                f" as they were since {since}: {measures}",
+            )
+        )
+    proposal = book.proposal()
+    if proposal is not None and proposal.state == "proposed":
+        fields.append(("proposal", f"train anew: {proposal.reason}. Order it with `fedmq task retrain {book.name}`"))
+    elif proposal is not None and proposal.state == "opened":
+        fields.append(("retraining", proposal.reason))
+    return fields
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")

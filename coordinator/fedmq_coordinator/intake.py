@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from fedmq_protocol.logs import about
 from fedmq_protocol.messages import (
     AskVerdict,
     BlobRef,
@@ -30,7 +31,7 @@ from fedmq_coordinator import scaling
 from fedmq_coordinator.ledger import Answer, Book
 from fedmq_coordinator.lineage import Lineage, statistics_of
 from fedmq_coordinator.outbox import Outbox
-from fedmq_coordinator.roster import Members
+from fedmq_coordinator.roster import Members, beyond_bytes
 from fedmq_coordinator.rounds import Judgement, Record, admit, examine, verdict_name, verdict_of
 from fedmq_coordinator.run import Run
 
@@ -90,6 +91,10 @@ class Intake:
         transfer = self._transfers.get(name)
         if transfer is None or transfer.incoming.transfer != chunk.transfer:
             return
+        with about(round=transfer.update.round_id):
+            self._take_chunk(name, transfer, chunk, now)
+
+    def _take_chunk(self, name: str, transfer: _Transfer, chunk: Chunk, now: float) -> None:
         # A slow link takes as long for the next one.
         transfer.pause = min(max(CHUNK_PAUSE_SECONDS, 2 * (now - transfer.still_since)), LONGEST_PAUSE_SECONDS)
         transfer.still_since = now
@@ -178,7 +183,7 @@ class Intake:
             size = update.payload.length if isinstance(update.payload, BlobRef) else len(update.payload)
             where = topic(self._federation, Direction.UP, Channel.ANSWER, name)
             log.warning("refused %d bytes on %s, for round %d: %s", size, where, update.round_id, judgement.why)
-        nonce = self._roster.heard(name, update.sent, update.received, now)
+        nonce = self._roster.heard(name, update, now)
         accepted = verdict is Verdict.ACCEPTED and not judgement.repeat
         late = False
         if not judgement.repeat and self._is_kept(update.round_id) and self._roster.get(name) is not None:
@@ -208,6 +213,8 @@ class Intake:
                 training_loss=update.loss / 1e4,
                 counted_in=counting,
                 norm=judgement.norm,
+                beyond=beyond_bytes(update),
+                cpu=update.cpu,
             )
             late = answer.late
             self._ledger.save_answer(answer)
@@ -262,7 +269,7 @@ class Intake:
         self, name: str, answer: Decline | Statistics, kind: str, payload: bytes, samples: int, now: float
     ) -> None:
         """A decline, or statistics: neither changes anything on the gateway, so neither needs a verdict."""
-        nonce = self._roster.heard(name, answer.sent, answer.received, now)
+        nonce = self._roster.heard(name, answer, now)
         place = self._roster.place(name)
         round_ = self._run.round
         if (
@@ -297,6 +304,8 @@ class Intake:
                 held_out_windows=None,
                 owed=False,
                 payload=payload or None,
+                beyond=beyond_bytes(answer),
+                cpu=answer.cpu,
             )
         )
         round_.count(name, update=kind == "statistics")

@@ -142,6 +142,10 @@ class Answer:
     """With the sum of the others in the same version."""
     conflicts: int = 0
     """How often other bytes came for the same round."""
+    beyond: int | None = None
+    """As `Wire` has it, just before the answer was sent."""
+    cpu: int | None = None
+    """CPU time that the gateway's process spent on it, in 1/100 s."""
 
     @property
     def late(self) -> bool:
@@ -157,6 +161,8 @@ class Wire:
     received: int
     reported_at: float
     final: bool
+    beyond: int | None = None
+    """Bytes that TCP/IP and TLS have put around both, as the gateway's system counts; None where it cannot tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +283,8 @@ class Mark:
     received: int
     joined_sent: int
     joined_received: int
+    beyond: int = 0
+    joined_beyond: int = 0
 
 
 class Folded(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -299,6 +307,14 @@ class Folded(msgspec.Struct, kw_only=True, omit_defaults=True):
     cosine_sum: int = 0
     """Of theirs, each in whole 1/10,000: sums of whole numbers do not depend on their order."""
     conflicts: int = 0
+    beyond: int = 0
+    """Of TCP/IP and TLS around the socket bytes, where the gateways told it."""
+    untold: int = 0
+    """Answers of gateways that did not tell that."""
+    cpu: int = 0
+    """CPU time in 1/100 s, of the answers that told it."""
+    cpu_told: int = 0
+    """How many these are."""
 
 
 _ALERT_VERBS = "('ack', 'confirm', 'dismiss')"
@@ -745,6 +761,11 @@ class Ledger(_Records):
         clause = "WHERE gateway = ?1 AND number = ?2 AND book = (SELECT book FROM watches WHERE watches.gateway = ?1)"
         return next(iter(self._select(Alert, "alerts", clause, (gateway, number))), None)
 
+    def count_machines(self) -> dict[str, int]:
+        """How many there are, by state."""
+        rows = self._execute("SELECT state, count(*) FROM machines GROUP BY state ORDER BY 1")
+        return {str(state): int(count) for state, count in rows}
+
     def count_alerts(self) -> dict[tuple[str, str], int]:
         """How many there are, by state and severity."""
         rows = self._execute("SELECT state, severity, count(*) FROM alerts GROUP BY state, severity ORDER BY 1, 2")
@@ -865,13 +886,50 @@ class Ledger(_Records):
     def wires(self) -> list[Wire]:
         return self._select(Wire, "wire", "ORDER BY gateway, reported_at")
 
+    def wire_totals(self) -> tuple[int, int]:
+        """Bytes sent and received by all gateways, as far as they have told."""
+        row = self._execute("SELECT total(sent), total(received) FROM wire").fetchone()
+        return int(row[0]), int(row[1])
+
+    def counters_of_answers(self) -> Iterator[tuple[str, bytes, int, int, int]]:
+        """Gateway, boot nonce, task, bytes sent and received as each answer told them; by process, in order of time.
+
+        Read as they are taken: to be used up within one snapshot.
+        """
+        yield from self._execute(
+            "SELECT gateway, nonce, rounds.task, sent, received FROM answers JOIN rounds ON rounds.id = round"
+            " ORDER BY gateway, nonce, received_at, round"
+        )
+
+    def folded_totals(self, task: int) -> list[bytes]:
+        """`Folded` of each gateway, of a task by its number."""
+        return [bytes(totals) for (totals,) in self._execute("SELECT totals FROM folded WHERE task = ?", (task,))]
+
     def save_wire(self, wire: Wire) -> None:
         """Cumulative: an older report that arrives late never lowers a newer one."""
         self.write(
-            "INSERT INTO wire VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (gateway, nonce) DO UPDATE SET"
+            "INSERT INTO wire (gateway, nonce, sent, received, reported_at, final, beyond) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (gateway, nonce) DO UPDATE SET"
             " sent = max(sent, excluded.sent), received = max(received, excluded.received),"
-            " reported_at = max(reported_at, excluded.reported_at), final = max(final, excluded.final)",
-            (wire.gateway, wire.nonce, wire.sent, wire.received, wire.reported_at, int(wire.final)),
+            " reported_at = max(reported_at, excluded.reported_at), final = max(final, excluded.final),"
+            " beyond = coalesce(max(beyond, excluded.beyond), beyond, excluded.beyond)",
+            (wire.gateway, wire.nonce, wire.sent, wire.received, wire.reported_at, int(wire.final), wire.beyond),
+        )
+
+    def gathered(self) -> list[tuple[str, float, int]]:
+        """(gateway, when it began, bytes): by how much the signal that each holds has grown, day by day."""
+        rows = self._execute("SELECT gateway, at, bytes FROM gathered ORDER BY gateway, day")
+        try:
+            return [(str(gateway), float(at), int(size)) for gateway, at, size in rows.fetchall()]
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def gather(self, gateway: str, size: int, at: float) -> None:
+        """The signal that a gateway holds has grown by so many bytes."""
+        self.write(
+            "INSERT INTO gathered VALUES (?, ?, ?, ?) ON CONFLICT (gateway, day) DO UPDATE SET"
+            " bytes = bytes + excluded.bytes",
+            (gateway, int(at // 86_400), at, size),
         )
 
     def refused(self) -> list[tuple[str, str, int, int]]:
@@ -1151,6 +1209,65 @@ class Book(_Records):
 
     def count_refused(self, channel: str, reason: str, size: int) -> None:
         self.ledger.count_refused(channel, reason, size)
+
+    # -- sums, for figures that are asked for again and again ----------------------------------------------------
+
+    def closings(self) -> list[tuple[str, float, float]]:
+        """Outcome, opening and close of each closed round, in order."""
+        found = self._execute(
+            "SELECT outcome, opened_at, closed_at FROM rounds WHERE task = ? AND closed_at IS NOT NULL ORDER BY id",
+            (self.number,),
+        )
+        return [(str(outcome), float(opened_at), float(closed_at)) for outcome, opened_at, closed_at in found]
+
+    def answer_sums(self) -> list[tuple[str, str, str | None, int, int, int, int, int]]:
+        """Of the answers that are kept one by one, for each gateway, kind and reason: how many, bytes of payloads, what
+        accepted updates would have taken dense, CPU time, and how many told of that. Kinds are those of `Folded`."""
+        found = self._execute(
+            "SELECT gateway, CASE WHEN kind = 'update' AND verdict = 'accepted' AND counted_in IS NOT round"  # noqa: S608
+            " THEN 'update,accepted late' ELSE kind || ',' || verdict END AS counted, reason, count(*),"
+            " total(payload_bytes),"
+            " total(CASE WHEN kind = 'update' AND verdict = 'accepted' THEN dense_bytes ELSE 0 END),"
+            " total(cpu), count(cpu)"
+            f" FROM answers WHERE {self._of_rounds} GROUP BY gateway, counted, reason"
+        )
+        return [
+            (str(name), str(kind), why, int(count), int(payload), int(dense), int(cpu), int(told))
+            for name, kind, why, count, payload, dense, cpu, told in found
+        ]
+
+    def delivered_bytes(self) -> int:
+        """Of broadcast deltas, each as often as it was heard: by who answered its round or was about while it ran."""
+        return int(
+            self._one(
+                "SELECT total(delta_bytes * (SELECT count(*) FROM (SELECT gateway FROM answers WHERE round = made.id"
+                " UNION SELECT name FROM gateways WHERE first_seen <= coalesce(made.closed_at, made.closes_at)"
+                " AND (present OR last_seen >= made.opened_at))))"
+                " FROM versions JOIN rounds AS made ON made.id = versions.round"
+                " WHERE versions.task = ? AND delta_bytes > 0",
+                (self.number,),
+            )
+        )
+
+    def count_owed_answers(self) -> int:
+        return int(self._one(f"SELECT count(*) FROM answers WHERE owed = 1 AND {self._of_rounds}"))  # noqa: S608
+
+    def last_scored(self) -> tuple[float, float | None, str | None] | None:
+        """Metric, loss and source of the last round that has a metric."""
+        row = self._execute(
+            "SELECT metric, loss, metric_source FROM rounds WHERE task = ? AND metric IS NOT NULL"
+            " ORDER BY id DESC LIMIT 1",
+            (self.number,),
+        ).fetchone()
+        return None if row is None else (float(row[0]), row[1], row[2])
+
+    def catch_up_sums(self) -> list[tuple[str, int, int]]:
+        """Kind, how many were published, bytes."""
+        found = self._execute(
+            "SELECT kind, count(*), total(bytes) FROM catch_ups WHERE task = ? GROUP BY kind ORDER BY kind",
+            (self.number,),
+        )
+        return [(str(kind), int(count), int(size)) for kind, count, size in found]
 
     # -- who should be looked at ---------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """The report as one HTML page that needs nothing else: no server, no network, and for its figures no script either.
 
-Owns the page; every figure comes from `report`. Charts are drawn by uPlot 1.6.32 (MIT; `web/vendor/`, inlined), and
-what they show stands in tables as well. What came from a gateway or the ledger is escaped wherever it stands, and
-the page's own policy lets no script run but its two, by their digests, and nothing be fetched.
+Owns the page; every figure comes from `report`. It opens with the three sentences and one chart, which is made of marks
+alone; what follows are details. Their charts are drawn by uPlot 1.6.32 (MIT; `web/vendor/`, inlined) as the dashboard's
+are, and what they show stands in tables as well. What came from a gateway or the ledger is escaped wherever it stands,
+and the page's own policy lets no script run but its three, by their digests, and nothing be fetched.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -17,7 +19,8 @@ from importlib import resources
 
 import msgspec
 
-from fedmq_coordinator.report import GatewayLine, Report, RoundLine, Tail, Traffic, many, size
+from fedmq_coordinator.money import amount, cost
+from fedmq_coordinator.report import GatewayLine, Report, RoundLine, Tail, Traffic, ip_told, size
 
 __all__ = ["to_html"]
 
@@ -30,6 +33,13 @@ GATEWAYS_SHOWN = 200
 """Rows of the table of gateways, those with the most bytes."""
 
 
+TOO_LONG = 50
+"""So many times as long as the others a bar is left out of the first chart, and its figure told."""
+
+MORE = " MORE"
+"""In a sentence of something that was lost."""
+
+
 class _Cell(str):
     """Markup that is made here and needs no escaping."""
 
@@ -39,10 +49,11 @@ _NO_HEAD = _Cell('<td aria-hidden="true"></td>')
 
 def to_html(report: Report) -> str:
     """The whole page, UTF-8."""
-    library, own = _asset(f"{UPLOT}/uPlot.iife.min.js", "web"), _asset("report.js")
+    scripts = [_asset(f"{UPLOT}/uPlot.iife.min.js", "web"), _asset("charts.js", "web"), _asset("report.js")]
+    styles = "".join([_asset(f"{UPLOT}/uPlot.min.css", "web"), _asset("base.css", "web"), _asset("report.css")])
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src {_source(library)} {_source(own)}; base-uri 'none'; form-action 'none'"
+        f"script-src {' '.join(map(_source, scripts))}; base-uri 'none'; form-action 'none'"
     )
     parts = [
         "<!doctype html>",
@@ -50,23 +61,28 @@ def to_html(report: Report) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<link rel="icon" href="data:,">',
-        "<title>Bandwidth report of a federation</title>",
+        "<title>Savings of a federation</title>",
         f"<!-- The charts are drawn by uPlot.\n{_asset(f'{UPLOT}/LICENSE', 'web')}-->",
-        f"<style>{_asset(f'{UPLOT}/uPlot.min.css', 'web')}\n{_asset('report.css')}</style>",
+        f"<style>{styles}</style>",
         "</head><body>",
         *_head(report),
+        *_answer(report),
     ]
-    if report.rounds:
-        parts += [*_charts(report), *_totals(report), *_gateways(report), *_declines(report), *_rounds(report)]
-        parts += _otherwise(report)
+    if report.rounds or report.gateways:
+        parts += ['<section class="details">', *_summary(report)]
+        if report.rounds:
+            parts += _charts(report)
+        parts += [*_totals(report), *_groups(report), *_gateways(report), *_declines(report)]
+        if report.rounds:
+            parts += _rounds(report)
+        parts += [*_otherwise(report), "</section>"]
     parts += [
         _heading("How it is counted"),
         _list([*report.rules, report.ip.formula]),
         "</main><footer>Made by fedmq from the coordinator's ledger. Sizes are decimal: 1 kB is 1,000 bytes. "
         "Times are UTC.</footer>",
         f'<script type="application/json" id="report-data">{_json(_chart_data(report))}</script>',
-        f"<script>{library}</script>",
-        f"<script>{own}</script>",
+        *(f"<script>{script}</script>" for script in scripts),
         "</body></html>\n",
     ]
     return "\n".join(parts)
@@ -76,21 +92,68 @@ def to_html(report: Report) -> str:
 
 
 def _head(report: Report) -> list[str]:
-    when = "No round has been opened yet."
+    told = [f"Task {report.task}"] if report.task else []
+    told += [f"only {report.view.told()}"] if report.view.told() else []
     if report.rounds:
         last = report.rounds[-1]
-        when = (
-            f"{many(len(report.rounds), 'round')}, {many(len(report.gateways), 'gateway')},"
-            f" {_utc(report.rounds[0].opened_at)} to {_utc(last.closed_at or last.opened_at)}"
-        )
-    parts = [f'<header><h1>Bandwidth report</h1><p class="quiet">{escape(when)}</p></header><main>']
-    if not report.rounds:
+        told.append(f"{_utc(report.rounds[0].opened_at)} to {_utc(last.closed_at or last.opened_at)}")
+    about = f'<p class="quiet">{escape("; ".join(told))}</p>' if told else ""
+    return [f"<header><h1>What learning together has used and saved</h1>{about}</header><main>"]
+
+
+def _answer(report: Report) -> list[str]:
+    """The three sentences and the one chart."""
+    lines = "".join(
+        f'<p class="more">{_prose(line)}</p>' if MORE in line else f"<p>{_prose(line)}</p>" for line in report.sentences
+    )
+    parts = [f'<section class="answer">{lines}</section>']
+    if report.gaps:
+        parts.append(f'<section class="gaps">{"".join(f"<p>{_prose(gap)}</p>" for gap in report.gaps)}</section>')
+    savings = report.savings
+    ways = [
+        ("together", "Learning together, as it was", savings.bytes),
+        ("raw", "Uploading the signal once", savings.raw.bytes),
+        ("dense", "The whole model both ways, each round", savings.dense.bytes),
+    ]
+    if not report.rounds or not savings.bytes:
         return parts
+    known = [(kind, name, count) for kind, name, count in ways if count is not None]
+    caption = (
+        "The bars are to scale. Learning together is charged all that a SIM card is billed for; the others are charged"
+        " what they carry alone."
+    )
+    # Beside a bar that is many times as long nobody could see which of the two others is shorter.
+    others = max(count for kind, _, count in known if kind != "dense")
+    if savings.raw.bytes and savings.dense.bytes and savings.dense.bytes > TOO_LONG * others:
+        known = [way for way in known if way[0] != "dense"]
+        caption += f" The whole model both ways in each round, {size(savings.dense.bytes)}, would be far off the chart."
+    most = max(count for _, _, count in known)
+    bars = "".join(_way(kind, name, count, most, report) for kind, name, count in known)
+    return [
+        *parts,
+        '<figure class="ways" aria-labelledby="ways-title"><h2 id="ways-title">Data used to learn the same</h2>'
+        f"<dl>{bars}</dl><figcaption>{_prose(caption)}</figcaption></figure>",
+    ]
+
+
+def _way(kind: str, name: str, count: int, most: int, report: Report) -> str:
+    price = report.price
+    money = f"<small>{escape(amount(cost(count, price), price.currency))}</small>" if price.per_gb else ""
+    width = 100 * count / most if most else 0.0
+    return (
+        f"<div><dt>{escape(name)} <b>{escape(size(count))}{money}</b></dt>"
+        f'<dd aria-hidden="true"><span class="{kind}" style="width:{width:.2f}%"></span></dd></div>'
+    )
+
+
+def _summary(report: Report) -> list[str]:
     cards = [
         _card("On the wire", size(report.wire.total), f"{size(report.wire.up)} up, {size(report.wire.down)} down"),
+        _card("At the IP level", size(report.ip.bytes), f"as a SIM card is billed: {ip_told(report.ip)}"),
         _versus("dense float32", report.factors.dense_over_wire, report.dense.total),
-        _versus("uploading the raw signal", report.factors.raw_over_wire, report.raw_bytes),
     ]
+    if report.raw_bytes is not None:
+        cards.append(_versus("uploading the raw signal", report.factors.raw_over_wire, report.raw_bytes))
     if report.metric_last is not None:
         about = f"round {report.metric_last_round}; {report.metric_first:.3f} at first"
         cards.append(_card(report.metric_name, f"{report.metric_last:.3f}", about))
@@ -100,7 +163,9 @@ def _head(report: Report) -> list[str]:
                 "One gateway, one round", f"{report.wire_per_gateway_round_median:,.0f} B", "wire, up and down, median"
             )
         )
-    return [*parts, f'<dl class="cards">{"".join(cards)}</dl>', _list(report.findings)]
+    if report.cpu_seconds is not None:
+        cards.append(_card("CPU time", f"{report.cpu_seconds:,.1f} s", "of all gateways, all rounds"))
+    return [_heading("In detail"), f'<dl class="cards">{"".join(cards)}</dl>', _list(report.findings)]
 
 
 def _card(name: str, figure: str, about: str, *, warn: bool = False) -> str:
@@ -120,8 +185,7 @@ def _charts(report: Report) -> list[str]:
     def figure(name: str, title: str, about: str) -> str:
         return (
             f"<section><h2>{escape(title)}</h2><figure><figcaption>{escape(about)}</figcaption>"
-            f'<div class="chart" id="chart-{name}" tabindex="0" role="group" aria-label="{escape(title)}: chart. Arrow'
-            f' keys walk from round to round; the figures are in the table of rounds."></div></figure></section>'
+            f'<div class="chart" id="chart-{name}"></div></figure></section>'
         )
 
     return [
@@ -143,7 +207,7 @@ def _charts(report: Report) -> list[str]:
 
 
 def _totals(report: Report) -> list[str]:
-    wire = report.wire.total
+    wire, raw = report.wire.total, report.raw_bytes or 0
 
     def row(name: str, traffic: Traffic, kind: str = "") -> list[str]:
         return [_row_head(name, kind), size(traffic.up), size(traffic.down), *together(traffic.total)]
@@ -156,9 +220,8 @@ def _totals(report: Report) -> list[str]:
         row("of it joining", report.joining, "sub"),
         row("Payload alone", report.payload),
         row("Dense float32", report.dense),
-        [_row_head("Raw signal, once"), size(report.raw_bytes), "", *together(report.raw_bytes)],
-        [_row_head("IP level over TCP, estimate"), "", "", *together(report.ip.tcp)],
-        [_row_head("with TLS, estimate", "sub"), "", "", *together(report.ip.tls)],
+        [_row_head("Raw signal, once"), size(raw), "", *together(raw)],
+        [_row_head(f"IP level, {ip_told(report.ip)}"), "", "", *together(report.ip.bytes)],
     ]
     notes = []
     if report.factors.dense_over_payload is not None:
@@ -167,6 +230,30 @@ def _totals(report: Report) -> list[str]:
         notes.append(f"Seconds of a round, median: {report.seconds_median:,.1f}.")
     table = _table("Bytes in total", ["", "up", "down", "together", "against wire"], rows)
     return [_heading("Totals"), table, f'<p class="quiet">{escape(" ".join(notes))}</p>']
+
+
+def _groups(report: Report) -> list[str]:
+    if report.view.by != "tag" and not any(group.name for group in report.groups):
+        return []
+    title = "Tags" if report.view.by == "tag" else "Sites"
+    rows = [
+        [
+            _row_head(group.name or "none"),
+            f"{group.gateways:,}",
+            size(group.wire.up),
+            size(group.wire.down),
+            size(group.ip_bytes),
+            amount(group.money, report.price.currency),
+            size(group.dense.total),
+            "" if group.raw_bytes is None else size(group.raw_bytes),
+            _number(group.cpu_seconds, 1),
+            f"{group.accepted:,}",
+            _zero(group.declined),
+        ]
+        for group in report.groups
+    ]
+    head = ["gateways", "wire up", "wire down", "IP level", "cost", "dense", "raw", "CPU s", "updates", "declines"]
+    return [_heading(title), _table(title, [title[:-1].lower(), *head], rows)]
 
 
 def _gateways(report: Report) -> list[str]:
@@ -179,9 +266,12 @@ def _gateways(report: Report) -> list[str]:
             size(g.wire.up),
             size(g.wire.down),
             size(g.joining.total),
+            size(g.ip_bytes),
+            amount(g.money, report.price.currency),
             size(g.payload.total),
             size(g.dense.total),
-            size(g.raw_bytes),
+            "" if g.raw_bytes is None else size(g.raw_bytes),
+            _number(g.cpu_seconds, 1),
             f"{g.accepted:,}",
             _zero(g.declined),
             _zero(g.processes - 1),
@@ -191,7 +281,7 @@ def _gateways(report: Report) -> list[str]:
     about = (
         "" if len(shown) == len(report.gateways) else f" The {len(shown)} of {len(report.gateways):,} with the most."
     )
-    head = ["joining", "payload", "dense", "raw", "updates", "declines", "restarts"]
+    head = ["joining", "IP level", "cost", "payload", "dense", "raw", "CPU s", "updates", "declines", "restarts"]
     return [
         _heading("Gateways"),
         f'<p class="key quiet"><span class="up"></span>wire up<span class="down"></span>wire down.{about}</p>',
@@ -239,7 +329,8 @@ def _rounds(report: Report) -> list[str]:
     shown = report.rounds[-ROUNDS_SHOWN:]
     about = "" if len(shown) == len(report.rounds) else f", the latest {len(shown):,} of {len(report.rounds):,}"
     head = ["round", _Cell('<th scope="col" class="left">outcome</th>'), "accepted of drawn", "declined"]
-    head += [report.metric_name, "loss", "seconds", "wire up", "wire down", "payload up", "payload down", "dense"]
+    head += [report.metric_name, "loss", "seconds", "CPU s", "wire up", "wire down", "IP level", "payload up"]
+    head += ["payload down", "dense"]
     table = _table("Every round", head, [_round_row(line) for line in shown])
     is_open = " open" if len(shown) <= 60 else ""
     return [_heading("Rounds"), f"<details{is_open}><summary>Every round{about}</summary>{table}</details>"]
@@ -259,8 +350,10 @@ def _round_row(line: RoundLine) -> list[str]:
         _number(line.metric, 3),
         _number(line.loss, 3),
         _number(line.seconds, 1),
+        _number(line.cpu_seconds, 1),
         size(line.wire.up),
         size(line.wire.down),
+        size(line.ip_bytes),
         size(line.payload.up),
         size(line.payload.down),
         size(line.dense.total),
@@ -337,7 +430,7 @@ def _chart_data(report: Report) -> dict[str, object]:
         "cumulative_up": _running((line.wire.up for line in lines), report.joining.up),
         "cumulative_down": _running((line.wire.down for line in lines), report.joining.down),
         "cumulative_dense": _running(line.dense.total for line in lines),
-        "raw": [report.raw_bytes] * len(lines),
+        "raw": [report.raw_bytes or 0] * len(lines),
     }
 
 
@@ -349,8 +442,13 @@ def _heading(text: str) -> str:
 
 
 def _list(lines: Iterable[str]) -> str:
-    items = (f'<li class="warn">{escape(x)}</li>' if " MORE " in x else f"<li>{escape(x)}</li>" for x in lines)
+    items = (f'<li class="warn">{_prose(x)}</li>' if MORE in x else f"<li>{_prose(x)}</li>" for x in lines)
     return f"<ul>{''.join(items)}</ul>"
+
+
+def _prose(text: str) -> str:
+    """Escaped, and a number stays on the line of its unit."""
+    return re.sub(r"(?<=\d) (?=(?:[kMGT]?B|%|[A-Z]{3})(?!\w))", "\u00a0", escape(text))
 
 
 def _row_head(text: str, kind: str = "") -> _Cell:

@@ -1,4 +1,4 @@
-"""The report and the state of things as plain text, for a terminal, a pipe or an ssh window.
+"""The report as plain text, for a terminal, a pipe or an ssh window.
 
 Owns layout and nothing else: every figure comes from `report`. Lines fit the width asked for, there are no colour
 codes, and what came from a gateway cannot move the cursor. Only here is rich imported, and only when text is asked
@@ -8,44 +8,33 @@ for, so that a coordinator runs without it.
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import msgspec
-from fedmq_protocol.messages import SensorHealth
-
-from fedmq_coordinator.ledger import Answer, Gateway, Ledger, Round
+from fedmq_coordinator.money import amount
 from fedmq_coordinator.report import (
     GatewayLine,
+    GroupLine,
     PersonalLine,
     Report,
     RoundLine,
     Traffic,
-    build,
-    flag_text,
+    ip_told,
     many,
-    personal_text,
     size,
 )
-from fedmq_coordinator.roster import SENSORS_OF
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["MissingExtraError", "status", "to_text"]
+__all__ = ["MissingExtraError", "to_text"]
 
 ROUNDS_SHOWN = 40
 """The latest rounds; JSON and CSV have them all."""
 
 GATEWAYS_SHOWN = 40
 """Those with the most bytes; JSON has them all."""
-
-SENSORS_SHOWN = 8
-"""Gateways whose sensors are not well."""
-SILENT_SECONDS = 300
-SLOW_PCT = 95
 
 
 class MissingExtraError(ImportError):
@@ -59,17 +48,30 @@ def to_text(report: Report, width: int = 80, *, title: bool = False) -> str:
     """
     page = _Page(width)
     page.heading("Bandwidth report" if not title else f"Bandwidth report of task {report.task}")
-    page.lines(report.findings, bullet="-")
-    if not report.rounds:
+    if report.view.told():
+        page.lines([f"Only {report.view.told()}."])
+    page.lines(report.sentences, bullet="")
+    if report.gaps:
+        page.lines(report.gaps, bullet="!")
+    if not report.rounds and not report.gateways:
         return page.text()
+    if report.view.by != "round":
+        _by(page, report)
+        return page.text()
+    page.heading("In detail")
+    page.lines(report.findings, bullet="-")
     page.heading("Totals")
     page.table(("", "up", "down", "together", "against wire"), _totals(report), left=(0,))
     page.lines(_totals_notes(report))
+    cpu = report.cpu_seconds is not None
     page.heading("Rounds" + _latest(len(report.rounds), ROUNDS_SHOWN))
+    head = ("round", "answers", "no", "wire up", "wire down", "payload", report.metric_name, "loss", "seconds")
     page.table(
-        ("round", "answers", "no", "wire up", "wire down", "payload", report.metric_name, "loss", "seconds", ""),
-        [_round_row(*pair) for pair in zip([None, *report.rounds], report.rounds, strict=False)][-ROUNDS_SHOWN:],
-        left=(9,),
+        (*head, *(("CPU s",) if cpu else ()), ""),
+        [_round_row(*pair, cpu=cpu) for pair in zip([None, *report.rounds], report.rounds, strict=False)][
+            -ROUNDS_SHOWN:
+        ],
+        left=(len(head) + cpu,),
     )
     page.lines(["answers: accepted updates (or statistics) of gateways drawn; no: declines, with the reasons below."])
     if any(line.level for line in report.rounds):
@@ -77,8 +79,8 @@ def to_text(report: Report, width: int = 80, *, title: bool = False) -> str:
     page.heading("Gateways" + _largest(len(report.gateways), GATEWAYS_SHOWN))
     largest = sorted(report.gateways, key=lambda g: -g.wire.total)[:GATEWAYS_SHOWN]
     page.table(
-        ("gateway", "rounds", "no", "wire up", "wire down", "joining", "dense", "raw"),
-        [_gateway_row(line) for line in largest],
+        ("gateway", "rounds", "no", "wire up", "wire down", "IP level", "dense", "raw", *(("CPU s",) if cpu else ())),
+        [_gateway_row(line, cpu=cpu) for line in largest],
         left=(0,),
     )
     _otherwise(page, report)
@@ -87,92 +89,11 @@ def to_text(report: Report, width: int = 80, *, title: bool = False) -> str:
     return page.text()
 
 
-def status(ledger: Ledger, now: float, width: int = 80, task: str | None = None) -> str:
-    """The round in progress, the model, who is there, and bytes so far, of one task. `now`: unix seconds."""
-    report = build(ledger, task)
-    with ledger.snapshot():
-        gateways = ledger.gateways()
-        book = ledger.book(report.task) if report.task else None
-        row = None if book is None else book.row()
-        round_ = None if book is None else book.last_round()
-        answers = [] if round_ is None else ledger.answers(round_.id)
-        version = None if round_ is None else ledger.last_version(round_.lineage)
-        verdicts = {g.name: book.verdict(g.name) for g in gateways} if book is not None else {}
-        alone = len(ledger.tasks()) == 1
-        sensors = {g.name: _sensors(ledger.get(SENSORS_OF + g.name)) for g in gateways}
-    page = _Page(width)
-    fields = [("round", "No round has been opened yet")]
-    if row is not None and not (alone and row.state == "running" and not row.paused_tags):
-        tags = ", ".join(row.paused_tags.split("\n"))
-        fields.insert(0, ("task", f"{row.name}, {row.state}{f'; gateways tagged {tags} pause' if tags else ''}"))
-    if round_ is not None:
-        fields[-1:] = _round_state(round_, answers, gateways, now)
-    model = "none yet" if version is None else f"version {version.number}, made {_ago(version.created_at, now)}"
-    if version is not None and version.level:
-        model += f"; updates thickened to level {version.level}"
-    if report.metric_last is not None and report.metric_last_round is not None:
-        scored = next(line for line in reversed(report.rounds) if line.id == report.metric_last_round)
-        model += f"; {report.metric_name} {report.metric_last:.3f} after round {scored.id} ({scored.metric_source})"
-    carried = f"{size(report.wire.up)} up, {size(report.wire.down)} down on the wire"
-    if report.tails:
-        silent = many(len({t.gateway for t in report.tails}), "gateway")
-        carried += f"; the latest bytes of {silent} not reported yet"
-    here = sum(g.present for g in gateways)
-    presence = f"{here} present, {len(gateways) - here} absent"
-    if report.set_aside:
-        presence += f"; set aside: {_aside(report)}"
-    if report.flagged:
-        named = [f"{line.gateway} ({flag_text(line)})" for line in report.flagged]
-        more = f" and {len(named) - 12} more" if len(named) > 12 else ""
-        fields.append(("flagged", ", ".join(named[:12]) + more))
-    unwell = [f"{name}: {words}" for name, every in sensors.items() if (words := "; ".join(filter(None, every)))]
-    if any(sensors.values()):
-        told = "; ".join(unwell[:SENSORS_SHOWN]) or "all well"
-        more = f"; and {len(unwell) - SENSORS_SHOWN:,} gateways more" if len(unwell) > SENSORS_SHOWN else ""
-        fields.append(("sensors", f"as last told, {told}{more}"))
-    fields += [("model", model), ("bytes", carried), ("gateways", presence)]
-    if report.personal:
-        fields.append(("personal", personal_text(report.personal)))
-    page.fields(fields)
-    if gateways:
-        last = {line.name: line for line in report.gateways}
-        shown = sorted(gateways, key=lambda g: (g.present, g.last_seen, g.name))[:GATEWAYS_SHOWN]
-        page.table(
-            ("gateway", "", "last seen", "last answer", "windows", "wire"),
-            [_presence_row(g, last[g.name], verdicts.get(g.name), now) for g in shown],
-            left=(0, 1, 2, 3),
-        )
-        if len(gateways) > len(shown):
-            page.lines([f"{len(gateways) - len(shown):,} more: absent ones are named first, then the longest silent."])
-    return page.text()
-
-
-def _sensors(stored: bytes | None) -> list[str]:
-    """What is wrong with each sensor that the gateway's last birth told of; an empty text where nothing is."""
-    if stored is None:
-        return []
-    return [_unwell(sensor) for sensor in msgspec.json.decode(stored, type=tuple[SensorHealth, ...])]
-
-
-def _unwell(sensor: SensorHealth) -> str:
-    wrong = [
-        word
-        for word, is_so in (
-            (f"silent for {sensor.silent_seconds:,} s", sensor.silent_seconds >= SILENT_SECONDS),
-            (f"at {sensor.rate_pct} % of its rate", sensor.rate_pct < SLOW_PCT),
-            ("clipping", sensor.clipping),
-            ("flat", sensor.flat),
-        )
-        if is_so
-    ]
-    return f"{sensor.name} {', '.join(wrong)}" if wrong else ""
-
-
 # -- the report's parts ----------------------------------------------------------------------------------------
 
 
 def _totals(report: Report) -> list[tuple[str, ...]]:
-    wire = report.wire.total
+    wire, raw = report.wire.total, report.raw_bytes or 0
 
     def row(name: str, traffic: Traffic) -> tuple[str, ...]:
         return (name, size(traffic.up), size(traffic.down), size(traffic.total), _times(traffic.total, wire))
@@ -182,9 +103,8 @@ def _totals(report: Report) -> list[tuple[str, ...]]:
         row("  of it joining", report.joining),
         row("payload alone", report.payload),
         row("dense float32", report.dense),
-        ("raw signal, once", size(report.raw_bytes), "", size(report.raw_bytes), _times(report.raw_bytes, wire)),
-        ("IP level, estimate", "", "", size(report.ip.tcp), _times(report.ip.tcp, wire)),
-        ("  with TLS, estimate", "", "", size(report.ip.tls), _times(report.ip.tls, wire)),
+        ("raw signal, once", size(raw), "", size(raw), _times(raw, wire)),
+        (f"IP level, {ip_told(report.ip)}", "", "", size(report.ip.bytes), _times(report.ip.bytes, wire)),
     ]
 
 
@@ -196,10 +116,37 @@ def _totals_notes(report: Report) -> list[str]:
         notes.append(f"Wire bytes of one gateway in one round, median: {report.wire_per_gateway_round_median:,.0f} B.")
     if report.seconds_median is not None:
         notes.append(f"Seconds of a round, median: {report.seconds_median:,.1f}.")
+    if report.cpu_seconds is not None:
+        notes.append(f"CPU seconds of the gateways, all rounds together: {report.cpu_seconds:,.1f}.")
     return notes
 
 
-def _round_row(before: RoundLine | None, line: RoundLine) -> tuple[str, ...]:
+def _by(page: _Page, report: Report) -> None:
+    """One table alone, of gateways, sites or tags."""
+    head = ("up", "down", "IP level", "cost", "dense", "raw", "CPU s")
+
+    def cells(line: GatewayLine | GroupLine) -> tuple[str, ...]:
+        return (
+            size(line.wire.up),
+            size(line.wire.down),
+            size(line.ip_bytes),
+            amount(line.money, report.price.currency),
+            size(line.dense.total),
+            "" if line.raw_bytes is None else size(line.raw_bytes),
+            _number(line.cpu_seconds, 1),
+        )
+
+    if report.view.by == "gateway":
+        page.heading("Gateways")
+        largest = sorted(report.gateways, key=lambda g: -g.ip_bytes)
+        page.table(("gateway", *head), [(line.name, *cells(line)) for line in largest], left=(0,))
+        return
+    page.heading({"site": "Sites", "tag": "Tags"}[report.view.by])
+    rows = [(group.name or "(none)", f"{group.gateways:,}", *cells(group)) for group in report.groups]
+    page.table((report.view.by, "gateways", *head), rows, left=(0,))
+
+
+def _round_row(before: RoundLine | None, line: RoundLine, *, cpu: bool) -> tuple[str, ...]:
     done = line.accepted if line.kind != "statistics" else line.answered - line.declined
     remark = {"applied": "", "open": "open", "below quorum": "below"}.get(line.outcome, line.outcome)
     level = f"level {line.level}" if line.level != (0 if before is None else before.level) else ""
@@ -213,20 +160,22 @@ def _round_row(before: RoundLine | None, line: RoundLine) -> tuple[str, ...]:
         _number(line.metric, 3),
         _number(line.loss, 3),
         _number(line.seconds, 1),
+        *((_number(line.cpu_seconds, 1),) if cpu else ()),
         remark or ("stats" if line.kind == "statistics" else level),
     )
 
 
-def _gateway_row(line: GatewayLine) -> tuple[str, ...]:
+def _gateway_row(line: GatewayLine, *, cpu: bool) -> tuple[str, ...]:
     return (
         line.name,
         str(line.accepted),
         str(line.declined) if line.declined else "",
         size(line.wire.up),
         size(line.wire.down),
-        size(line.joining.total),
+        size(line.ip_bytes),
         size(line.dense.total),
-        size(line.raw_bytes),
+        "" if line.raw_bytes is None else size(line.raw_bytes),
+        *((_number(line.cpu_seconds, 1),) if cpu else ()),
     )
 
 
@@ -317,56 +266,6 @@ def _who(gateways: Iterable[GatewayLine], reason: str) -> str:
     named = [f"{g.name} ({g.declines[reason]})" for g in gateways if reason in g.declines]
     more = f" and {len(named) - 5} more" if len(named) > 5 else ""
     return ", ".join(named[:5]) + more
-
-
-# -- the state's parts -----------------------------------------------------------------------------------------
-
-
-def _round_state(
-    round_: Round, answers: Sequence[Answer], gateways: Sequence[Gateway], now: float
-) -> list[tuple[str, str]]:
-    name = f"{round_.id} ({round_.kind})"
-    if round_.closed_at is None:
-        left = round_.closes_at - now
-        closes = f"closes in {_span(left)}"
-        if left < 0:
-            closes = f"should have closed {_span(-left)} ago: does the coordinator run?"
-        state = f"{name} in progress, opened {_utc(round_.opened_at)}, {_ago(round_.opened_at, now)}; {closes}"
-    else:
-        state = f"{name} closed {_ago(round_.closed_at, now)}: {round_.outcome}; no round is open"
-    accepted = sum(a.kind != "decline" and a.verdict == "accepted" for a in answers)
-    declines = Counter(a.reason or "not said" for a in answers if a.kind == "decline")
-    said = f"{len(answers)} of {round_.drawn} drawn: {accepted} accepted, {declines.total()} declined"
-    if declines:
-        said += f" ({', '.join(f'{reason} {count}' for reason, count in sorted(declines.items()))})"
-    if late := sum(a.late for a in answers):
-        said += f", {late} of them late"
-    if others := len(answers) - accepted - declines.total():
-        said += f", {others} not accepted"
-    fields = [("round", state), ("answers", said)]
-    answered = {a.gateway for a in answers}
-    missing = [g.name for g in gateways if g.name not in answered]
-    if missing and round_.closed_at is None and len(answers) < round_.drawn:
-        more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
-        drawn = "" if round_.drawn >= len(gateways) else " (not all of them are drawn)"
-        fields.append(("missing", f"{', '.join(missing[:12])}{more}{drawn}"))
-    return fields
-
-
-def _presence_row(
-    gateway: Gateway, line: GatewayLine, verdict: tuple[int, int, bytes, str] | None, now: float
-) -> tuple[str, ...]:
-    answer = "none yet" if line.last_round is None else f"round {line.last_round}"
-    if verdict is not None:
-        answer = f"round {verdict[0]}: {verdict[3]}"
-    return (
-        gateway.name,
-        "present" if gateway.present else "ABSENT",
-        _ago(gateway.last_seen, now),
-        answer,
-        f"{gateway.windows:,}",
-        size(line.wire.total),
-    )
 
 
 # -- layout ----------------------------------------------------------------------------------------------------
@@ -471,19 +370,3 @@ def _number(value: float | None, digits: int) -> str:
 
 def _utc(at: float) -> str:
     return datetime.fromtimestamp(at, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _ago(at: float, now: float) -> str:
-    return f"{_span(max(0.0, now - at))} ago"
-
-
-def _span(seconds: float) -> str:
-    """'35 s', '4 min', '2 h 05 min', '3 days'."""
-    whole = round(seconds)
-    if whole < 90:
-        return f"{whole} s"
-    if whole < 5400:
-        return f"{round(whole / 60)} min"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{round(whole / 86400)} days"

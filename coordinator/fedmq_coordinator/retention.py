@@ -45,6 +45,10 @@ def add(totals: Folded, answer: Answer) -> None:
         totals.cosines += 1
         totals.cosine_sum += round(answer.cosine * 1e4)
     totals.conflicts += answer.conflicts
+    totals.untold += answer.beyond is None
+    if answer.cpu is not None:
+        totals.cpu += answer.cpu
+        totals.cpu_told += 1
 
 
 def fold(ledger: Ledger, *, keep_rounds: int) -> int:
@@ -97,10 +101,12 @@ def _sum_up(ledger: Ledger, answers: Iterable[Answer], closed: Iterable[int]) ->
         if wire is not None:
             sent = min(max(answer.sent, 0 if mark is None else mark.sent), wire.sent)
             received = min(max(answer.received, 0 if mark is None else mark.received), wire.received)
+            beyond = min(max(answer.beyond or 0, 0 if mark is None else mark.beyond), wire.beyond or 0)
             if mark is not None:
                 for totals in (of_round(mark.round), of_gateway(mark.round, answer.gateway)):
                     totals.sent += sent - mark.sent
                     totals.received += received - mark.received
+                    totals.beyond += beyond - mark.beyond
             moved[process] = Mark(
                 gateway=answer.gateway,
                 nonce=answer.nonce,
@@ -109,6 +115,8 @@ def _sum_up(ledger: Ledger, answers: Iterable[Answer], closed: Iterable[int]) ->
                 received=received,
                 joined_sent=sent if mark is None else mark.joined_sent,
                 joined_received=received if mark is None else mark.joined_received,
+                beyond=beyond,
+                joined_beyond=beyond if mark is None else mark.joined_beyond,
             )
         ledger.erase_answer(answer.round, answer.gateway)
     for new in moved.values():

@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Set
 from dataclasses import replace
+from typing import TypeAlias
 
-from fedmq_protocol.messages import Birth, Leave
+from fedmq_protocol.messages import BEYOND_UNIT, Birth, Decline, Leave, Statistics, Update
 from fedmq_protocol.task import Windowing
 
 from fedmq_coordinator.ledger import Gateway, Ledger, Wire
 
-__all__ = ["SENSORS_OF", "Members", "Roster"]
+__all__ = ["SENSORS_OF", "Members", "Roster", "beyond_bytes"]
 
 log = logging.getLogger("fedmq.coordinator")
 
@@ -25,6 +26,9 @@ SENSORS_OF = "sensors of "
 
 LABELS_OF = "labels of "
 """The same of the labels that it has recordings of, one a line."""
+
+Told: TypeAlias = Birth | Leave | Update | Decline | Statistics
+"""What a gateway tells its byte counts with."""
 
 
 class Roster:
@@ -67,7 +71,7 @@ class Roster:
                 "give each its own name and certificate",
                 name,
             )
-            self._count(replace(known, nonce=birth.nonce), birth.sent, birth.received, now)
+            self._count(replace(known, nonce=birth.nonce), birth, now)
             return known
         if known is not None and known.nonce != birth.nonce:
             self._superseded.add(known.nonce)
@@ -89,11 +93,14 @@ class Roster:
         self._gateways[name] = gateway
         self.changes += 1
         self._ledger.save_gateway(gateway)
+        grown = samples - (0 if known is None else known.samples)
+        if grown > 0:
+            self._ledger.gather(name, 2 * grown * self._windowing.channels, now)
         labels = frozenset(label for label, count in birth.signal_samples.items() if count and "\n" not in label)
         if labels != self._labels.get(name):
             self._labels[name] = labels
             self._ledger.put(LABELS_OF + name, "\n".join(sorted(labels)).encode())
-        self._count(gateway, birth.sent, birth.received, now)
+        self._count(gateway, birth, now)
         return gateway
 
     def labels(self, name: str) -> frozenset[str]:
@@ -109,7 +116,7 @@ class Roster:
         self.changes += 1
         self._ledger.set_presence(name, False, now)
         if leave.clean:
-            self._count(known, leave.sent, leave.received, now, final=True)
+            self._count(known, leave, now, final=True)
 
     def dismissed(self, name: str, now: float) -> None:
         """A gateway is believed no more: nobody waits for it."""
@@ -119,7 +126,7 @@ class Roster:
             self.changes += 1
             self._ledger.set_presence(name, False, now)
 
-    def heard(self, name: str, sent: int, received: int, now: float) -> bytes:
+    def heard(self, name: str, said: Told, now: float) -> bytes:
         """A gateway has answered; returns the boot nonce that its byte counts belong to."""
         known = self._gateways.get(name)
         if known is None:
@@ -127,20 +134,26 @@ class Roster:
         self._gateways[name] = replace(known, present=True, last_seen=now)
         self.changes += not known.present
         self._ledger.set_presence(name, True, now)
-        self._count(known, sent, received, now)
+        self._count(known, said, now)
         return known.nonce
 
-    def _count(self, gateway: Gateway, sent: int, received: int, now: float, *, final: bool = False) -> None:
+    def _count(self, gateway: Gateway, said: Told, now: float, *, final: bool = False) -> None:
         self._ledger.save_wire(
             Wire(
                 gateway=gateway.name,
                 nonce=gateway.nonce,
-                sent=sent,
-                received=received,
+                sent=said.sent,
+                received=said.received,
                 reported_at=now,
                 final=final,
+                beyond=beyond_bytes(said),
             )
         )
+
+
+def beyond_bytes(said: Told) -> int | None:
+    """What a gateway tells of TCP/IP and TLS, in bytes."""
+    return None if said.beyond is None else said.beyond * BEYOND_UNIT
 
 
 def _lines(kept: bytes | None) -> frozenset[str]:
@@ -222,6 +235,6 @@ class Members:
     def all_windows(self) -> int:
         return sum(self.windows(gateway.name) for gateway in self._roster.all() if self.belongs(gateway))
 
-    def heard(self, name: str, sent: int, received: int, now: float) -> bytes:
+    def heard(self, name: str, said: Told, now: float) -> bytes:
         """A gateway has answered; returns the boot nonce that its byte counts belong to."""
-        return self._roster.heard(name, sent, received, now)
+        return self._roster.heard(name, said, now)

@@ -14,7 +14,7 @@ import msgspec
 
 __all__ = ["MIGRATIONS", "SCHEMA", "SCHEMA_VERSION", "SchemaError"]
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 Execute: TypeAlias = Callable[..., Any]
 """A statement and its values; gives a cursor."""
@@ -79,7 +79,15 @@ CREATE TABLE wire (                       -- socket bytes, cumulative, as one pr
     received INTEGER NOT NULL,
     reported_at REAL NOT NULL,
     final INTEGER NOT NULL,               -- 1: said on leaving, nothing follows; 0: a tail may not be reported yet
+    beyond INTEGER,                       -- bytes that TCP/IP and TLS put around these; NULL: the gateway cannot tell
     PRIMARY KEY (gateway, nonce)
+) STRICT;
+CREATE TABLE gathered (                   -- by how much the signal that a gateway holds has grown, day by day (UTC)
+    gateway TEXT NOT NULL,
+    day INTEGER NOT NULL,                 -- since 1970
+    at REAL NOT NULL,                     -- when it grew first on that day
+    bytes INTEGER NOT NULL,
+    PRIMARY KEY (gateway, day)
 ) STRICT;
 CREATE TABLE marks (                      -- of a process whose first answers are summed up: where the others go on
     gateway TEXT NOT NULL,
@@ -89,6 +97,8 @@ CREATE TABLE marks (                      -- of a process whose first answers ar
     received INTEGER NOT NULL,
     joined_sent INTEGER NOT NULL,         -- before its first answer
     joined_received INTEGER NOT NULL,
+    beyond INTEGER NOT NULL DEFAULT 0,    -- as in wire
+    joined_beyond INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (gateway, nonce)
 ) STRICT;
 CREATE TABLE rounds (
@@ -141,6 +151,8 @@ CREATE TABLE answers (
     norm REAL,                            -- L2, as decoded: of an accepted update, or one that was refused for it
     cosine REAL,                          -- of an update in a version, with the sum of the others in it
     conflicts INTEGER NOT NULL DEFAULT 0, -- how often other bytes came for the same round
+    beyond INTEGER,                       -- as in wire, cumulative
+    cpu INTEGER,                          -- of the gateway's process on this answer, in 1/100 s; NULL: not told
     PRIMARY KEY (round, gateway)
 ) STRICT;
 CREATE INDEX answers_owed ON answers (round) WHERE owed = 1;
@@ -492,7 +504,25 @@ def _from_6(execute: Execute) -> None:
     _run_all(execute, _FROM_6)
 
 
-MIGRATIONS: dict[int, Callable[[Execute], None]] = {3: _from_3, 4: _from_4, 5: _from_5, 6: _from_6}
+_FROM_7 = """
+ALTER TABLE wire ADD COLUMN beyond INTEGER;
+ALTER TABLE marks ADD COLUMN beyond INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE marks ADD COLUMN joined_beyond INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE answers ADD COLUMN beyond INTEGER;
+ALTER TABLE answers ADD COLUMN cpu INTEGER;
+CREATE TABLE gathered (gateway TEXT NOT NULL, day INTEGER NOT NULL, at REAL NOT NULL, bytes INTEGER NOT NULL,
+    PRIMARY KEY (gateway, day)) STRICT;
+INSERT INTO gathered SELECT name, CAST(first_seen / 86400 AS INTEGER), first_seen, signal_bytes FROM gateways
+    WHERE signal_bytes > 0;
+"""
+
+
+def _from_7(execute: Execute) -> None:
+    """Nobody told what TCP/IP and TLS added, nor of CPU time; all signal at hand came with the gateway."""
+    _run_all(execute, _FROM_7)
+
+
+MIGRATIONS: dict[int, Callable[[Execute], None]] = {3: _from_3, 4: _from_4, 5: _from_5, 6: _from_6, 7: _from_7}
 """What takes a file of this schema to the next one, within a transaction."""
 
 

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
+from fedmq_protocol.condition import Condition
+from fedmq_protocol.logs import about
 from fedmq_protocol.messages import (
     AskChunks,
     AskModel,
@@ -53,13 +55,15 @@ from fedmq_protocol.topics import Channel, Direction, coordinator_filters, parse
 
 from fedmq_coordinator import retention
 from fedmq_coordinator.audit import AuditLog, Who, local_user
+from fedmq_coordinator.conditions import Conditions
 from fedmq_coordinator.job import Job, TaskPlan
 from fedmq_coordinator.ledger import Gateway, Ledger, Order
 from fedmq_coordinator.models import ModelError, ModelStore
 from fedmq_coordinator.outbox import Outbox
 from fedmq_coordinator.rates import Rates
 from fedmq_coordinator.roster import SENSORS_OF, Roster
-from fedmq_coordinator.settings import LimitSettings
+from fedmq_coordinator.settings import DriftSettings, FleetSettings, LimitSettings, PublishSettings
+from fedmq_coordinator.summary import fleet_summary
 from fedmq_coordinator.tasks import OrderError, Wish
 
 if TYPE_CHECKING:
@@ -101,11 +105,21 @@ CRASH_POINTS = (
             Channel.CHUNK,
             Channel.MODEL,
             Channel.REPORT,
+            Channel.FLEET,
+            Channel.CONDITION,
         )
         for when in ("before", "after")
     ),
 )
 """What `crash_point` is called with: around each durable step, and around each message, by its channel."""
+
+
+def _sender(text: str) -> str | None:
+    """The gateway that a topic names."""
+    try:
+        return parse(text).gateway
+    except ValueError:
+        return None
 
 
 def _rates(limits: LimitSettings, tasks: Sequence[TaskPlan]) -> Rates:
@@ -137,6 +151,8 @@ class Coordinator:
         federation: str,
         tasks: Sequence[TaskPlan],
         limits: LimitSettings | None = None,
+        fleet: FleetSettings | None = None,
+        drift: DriftSettings | None = None,
         session: Session,
         ledger: Ledger,
         models: ModelStore,
@@ -146,6 +162,7 @@ class Coordinator:
         crash_point: Callable[[str], None] = lambda name: None,
         holds: object = None,
         audit: AuditLog | None = None,
+        publish: PublishSettings | None = None,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
         names = [plan.task.name for plan in tasks]
@@ -162,30 +179,43 @@ class Coordinator:
         self._audit = audit
         models.crash_point = crash_point
         self._seals = seals
-        self._outbox = Outbox(federation, seals)
+        self._publish = publish or PublishSettings()
+        self._fleet_at = -math.inf
+        self._outbox = Outbox(federation, seals, reports=self._publish.rounds)
         self._said_plan_at = 0.0
         now = clock()
         self._roster = Roster(ledger, windowing=tasks[0].task.windowing)
         self._rates = _rates(self._limits, tasks)
         self._rates_at = now
+        self._drift = drift or DriftSettings()
+        self._conditions = Conditions(
+            ledger=ledger,
+            roster=self._roster,
+            outbox=self._outbox,
+            settings=fleet or FleetSettings(),
+            drift=self._drift,
+            aside=lambda: {name for job in self._jobs.values() for name in job.members.aside},
+            note=self._note_of,
+        )
         self._jobs: dict[str, Job] = {}
         stopped = {row.name for row in ledger.tasks() if row.state == "stopped"}
         for plan in tasks:
             if plan.task.name in stopped:
                 log.info("task %r was stopped: its settings have no effect", plan.task.name)
                 continue
-            self._jobs[plan.task.name] = Job(
-                plan,
-                federation=federation,
-                limits=self._limits,
-                ledger=ledger,
-                models=models,
-                roster=self._roster,
-                outbox=self._outbox,
-                rates=self._rates,
-                now=now,
-                new_lineage=new_lineage,
-            )
+            with about(task=plan.task.name):
+                self._jobs[plan.task.name] = Job(
+                    plan,
+                    federation=federation,
+                    limits=self._limits,
+                    ledger=ledger,
+                    models=models,
+                    roster=self._roster,
+                    outbox=self._outbox,
+                    rates=self._rates,
+                    now=now,
+                    new_lineage=new_lineage,
+                )
         ledger.configure(names, now)
         self._welcomed: dict[str, Birth] = {}
         """The birth of each gateway that was answered."""
@@ -207,6 +237,11 @@ class Coordinator:
     def job(self, name: str) -> Job:
         """Raises KeyError for a task that does not go on."""
         return self._jobs[name]
+
+    @property
+    def connected(self) -> bool:
+        """With the broker; for any thread."""
+        return self._connected
 
     @property
     def jobs(self) -> list[Job]:
@@ -254,13 +289,20 @@ class Coordinator:
             for name, why in self._seals.dismiss().items():
                 log.warning("%s; it takes no part any more", why)
                 self._roster.dismissed(name, now)
+                self._conditions.dismissed(name)
         if self._connected:
             for job in self._jobs.values():
-                job.proceed(now)
+                with about(task=job.name, round=job.run.newest_round):
+                    job.proceed(now)
+            lasting = self._conditions.proceed(now)
+            if lasting is not None:
+                for job in self._jobs.values():
+                    job.heed_drift(lasting, self._drift.retrain, now)
             if self._ledger.changed and (newest := self._ledger.newest_round()) != self._newest_round:
                 self._newest_round = newest
                 retention.fold(self._ledger, keep_rounds=self._limits.keep_rounds)
             self._show_a_head(now)
+            self._tell_of_fleet(now)
         self._count_refused(now)
         self._commit()
         for said in self._outbox.take():
@@ -300,7 +342,8 @@ class Coordinator:
             case Dropped():
                 log.warning("%d messages were dropped because they came faster than they were read", event.messages)
             case Received():
-                self._receive(event, now)
+                with about(gateway=_sender(event.topic)):
+                    self._receive(event, now)
 
     def _receive(self, event: Received, now: float) -> None:
         channel = "?"
@@ -344,15 +387,19 @@ class Coordinator:
             case AskModel():
                 for job in self._of_lineage(message.lineage, gateway):
                     job.on_ask_model(gateway, message, now)
+            case Condition():
+                self._conditions.on_condition(gateway, message, len(event.payload), now)
             case Trial():
                 for job in self._of_lineage(message.lineage, gateway):
-                    job.on_trial(gateway, message, now)
+                    with about(task=job.name):
+                        job.on_trial(gateway, message, now)
             case AskChunks():
                 if not any(job.on_ask_chunks(gateway, message, now) for job in self._jobs.values()):
                     log.info("%s asks for chunks of a transfer that is over", gateway)
             case Chunk():
                 for job in self._jobs.values():
-                    job.intake.on_chunk(gateway, message, now)
+                    with about(task=job.name):
+                        job.intake.on_chunk(gateway, message, now)
             case _:
                 log.warning("dropped a %s on %s: not for the coordinator", type(message).__name__, event.topic)
 
@@ -394,15 +441,16 @@ class Coordinator:
         if job is None:
             log.info("%s speaks of round %d, whose task is over", gateway, message.round_id)
             return
-        match message:
-            case Update():
-                job.intake.on_update(gateway, message, now)
-            case Decline():
-                job.intake.on_decline(gateway, message, now)
-            case Statistics():
-                job.intake.on_statistics(gateway, message, now)
-            case AskVerdict():
-                job.intake.on_ask_verdict(gateway, message)
+        with about(task=job.name, round=message.round_id):
+            match message:
+                case Update():
+                    job.intake.on_update(gateway, message, now)
+                case Decline():
+                    job.intake.on_decline(gateway, message, now)
+                case Statistics():
+                    job.intake.on_statistics(gateway, message, now)
+                case AskVerdict():
+                    job.intake.on_ask_verdict(gateway, message)
 
     def _of_round(self, round_id: int) -> Job | None:
         """Of a round that never was any job can say so."""
@@ -466,6 +514,13 @@ class Coordinator:
                 return
         self._welcome_all(now)
 
+    def _tell_of_fleet(self, now: float) -> None:
+        """For people's tools, where the settings ask for it. Sums of the ledger alone: the loop waits for them."""
+        every = self._publish.fleet_seconds
+        if every is not None and not 0 <= now - self._fleet_at < every:
+            self._fleet_at = now
+            self._outbox.fleet(fleet_summary(self._ledger, self._roster.all(), list(self._jobs.values()), now))
+
     def _note_sensors(self, name: str, birth: Birth) -> None:
         """For people who look: nothing is decided by it."""
         key = SENSORS_OF + name
@@ -481,6 +536,7 @@ class Coordinator:
             tasks=tuple(
                 job.assignment(gateway, birth.held, now) for job in self._jobs.values() if job.members.belongs(gateway)
             ),
+            condition=self._conditions.noted(gateway.name),
         )
         size = len(to_bytes(welcome))
         if size > spec(Direction.CMD, Channel.WELCOME).max_bytes:
@@ -489,6 +545,7 @@ class Coordinator:
             welcome = msgspec.structs.replace(welcome, tasks=tasks)
         self._rates.charge(gateway.name, size, now)
         self._outbox.command(gateway.name, Channel.WELCOME, welcome)
+        self._conditions.welcomed(gateway.name)
 
     def _welcome_all(self, now: float) -> None:
         """Every gateway that is here hears anew how its tasks stand."""
@@ -513,6 +570,7 @@ class Coordinator:
         self._orders_at = now + ORDERS_EVERY_SECONDS
         if not self._ledger.touched():
             return
+        self._conditions.orders_changed()
         for order in self._ledger.orders_waiting():
             by: Who | None = None
             try:
@@ -525,7 +583,8 @@ class Coordinator:
                 done = True
             except (OrderError, ModelError) as error:
                 result, done = str(error), False
-            log.log(logging.INFO if done else logging.ERROR, "%s %s: %s", order.verb, order.task, result)
+            with about(task=order.task):
+                log.log(logging.INFO if done else logging.ERROR, "%s %s: %s", order.verb, order.task, result)
             self._note_order(order, by, done, result)
             self._ledger.finish_order(order.id, at=now, done=done, result=result)
             if not done:
@@ -541,8 +600,11 @@ class Coordinator:
         self._note(who, order.verb, order.task, f"{'done' if done else 'could not be carried out'}: {result}")
 
     def _note(self, who: Who, action: str, task: str, outcome: str) -> None:
+        self._note_of(who, action, f"task {task}", outcome)
+
+    def _note_of(self, who: Who, action: str, subject: str, outcome: str) -> None:
         if self._audit is not None:
-            self._audit.record(who=who, action=action, subject=f"task {task}", outcome=outcome)
+            self._audit.record(who=who, action=action, subject=subject, outcome=outcome)
 
     def _unknown(self, name: str) -> str:
         known = {row.name: row.state for row in self._ledger.tasks()}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from fedmq_protocol.messages import MAX_TASKS, PersonalPolicy
+from fedmq_protocol.observing import MetricsSettings
 from fedmq_protocol.settings import ConnectionSettings, Table, named
 from fedmq_protocol.task import MAX_REMAINING, Recipe, Windowing
 from fedmq_protocol.topics import CHUNK_BYTES
@@ -27,11 +28,15 @@ __all__ = [
     "CodecSettings",
     "ControlSettings",
     "CoordinatorSettings",
+    "DriftSettings",
+    "FleetMetricsSettings",
+    "FleetSettings",
     "HttpSettings",
     "LimitSettings",
     "MoneySettings",
     "MoreTaskSettings",
     "PersonalSettings",
+    "PublishSettings",
     "RecipeSettings",
     "RoundSettings",
     "TaskSettings",
@@ -767,6 +772,40 @@ class ControlSettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishSettings(Table):
+    """What is told to people's tools at the broker, such as Telegraf and Node-RED: see docs/metrics.md."""
+
+    rounds: Annotated[
+        bool, Meta(description="Whether each closed round is published on down/report: a JSON of 400 bytes, retained.")
+    ] = True
+    fleet_seconds: Annotated[
+        float | None,
+        Meta(
+            ge=1,
+            le=86_400,
+            examples=[60],
+            description="How often the state of the fleet is published on down/fleet: a JSON of some 500 bytes and 200"
+            " for each task more, retained. Without it, never.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetMetricsSettings(MetricsSettings):
+    """Figures for Prometheus: see docs/metrics.md. They need the extra "metrics"."""
+
+    gateways_most: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Gateways that have series of their own, by their place in the roster. Each costs Prometheus"
+            " some ten. The others are in every sum, and counted as fedmq_gateways_left_out.",
+        ),
+    ] = 200
+
+
+@dataclass(frozen=True, kw_only=True)
 class MoneySettings(Table):
     """What the report and the dashboard reckon in money with. Changing this starts nothing anew."""
 
@@ -912,6 +951,44 @@ class MoreTaskSettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FleetSettings(Table):
+    """What gateways with a watch tell of their machines, and what the others get to know of it."""
+
+    limits: Annotated[
+        bool,
+        Meta(
+            description="Whether limits are made of what is normal at many gateways, for machines whose own are still"
+            " being learnt. They are medians over gateways, by kind of machine, band of speed and load, and measure."
+        ),
+    ] = True
+    min_gateways: Annotated[
+        int,
+        Meta(ge=3, le=1_000_000, description="Gateways that must have learnt it. Of n, fewer than n/2 may lie."),
+    ] = 3
+    merge_minutes: Annotated[
+        float, Meta(ge=0, le=10_080, description="Minutes between two such merges, where anything new has come.")
+    ] = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftSettings(Table):
+    """When many machines of a kind are not distributed as they were, and what is done then. No limit moves for it."""
+
+    retrain: Annotated[
+        Literal["propose", "open"],
+        Meta(
+            description='"propose": fedmq status says so, and somebody orders it (fedmq task retrain). "open": a run'
+            " that rests goes on at once, by its schedule."
+        ),
+    ] = "propose"
+    share: Annotated[
+        float, Meta(gt=0, le=1, description="Share of the machines of a kind that must have drifted, and")
+    ] = 0.3
+    min_gateways: Annotated[int, Meta(ge=2, le=1_000_000, description="gateways that have such machines, for")] = 2
+    hours: Annotated[float, Meta(ge=0, le=8760, description="so many hours.")] = 24.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class CoordinatorSettings(Table):
     """Settings of the fedmq coordinator. Start it with: fedmq coordinator --config FILE"""
 
@@ -956,12 +1033,24 @@ class CoordinatorSettings(Table):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"
+    log_format: Annotated[
+        Literal["console", "json"] | None,
+        Meta(
+            examples=["json"],
+            description='How log lines look: "console" for people, "json" an object a line, for programs. Without it'
+            " the environment variable FEDMQ_LOG_FORMAT says so, else it is console.",
+        ),
+    ] = None
     connection: ConnectionSettings = field(default_factory=ConnectionSettings)
     task: TaskSettings
     rounds: RoundSettings = field(default_factory=RoundSettings)
     personal: PersonalSettings = field(default_factory=PersonalSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
+    fleet: FleetSettings = field(default_factory=FleetSettings)
+    drift: DriftSettings = field(default_factory=DriftSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
+    metrics: FleetMetricsSettings = field(default_factory=FleetMetricsSettings)
+    publish: PublishSettings = field(default_factory=PublishSettings)
     money: MoneySettings = field(default_factory=MoneySettings)
     http: HttpSettings = field(default_factory=HttpSettings)
 

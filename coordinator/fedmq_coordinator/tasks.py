@@ -18,6 +18,7 @@ from fedmq_protocol.task import short
 from msgspec import Meta
 
 from fedmq_coordinator.audit import Who
+from fedmq_coordinator.condition import WAITING
 from fedmq_coordinator.ledger import Book, Gateway, Ledger, Order, Round
 from fedmq_coordinator.ledger import Release as ReleaseRow
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERBS", "AlertWish", "OrderError", "Wish", "in_canary", "release_for", "standing", "state_of_affairs"]
 
-VERBS = ("pause", "resume", "stop", "promote", "rollback", "set-aside", "readmit")
+VERBS = ("pause", "resume", "stop", "promote", "rollback", "set-aside", "readmit", "retrain")
 
 
 _Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -90,6 +91,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
                 return self._set_aside(job, now)
             case "readmit":
                 return self._readmit(job, now)
+            case "retrain":
+                return self._retrain(job, now)
         raise OrderError(f"expected {', '.join(VERBS)}, got {self.verb!r}")
 
     def _pause(self, job: Job) -> str:
@@ -204,6 +207,15 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         job.run.readmit(self.gateway, now)
         return f"{self.gateway} takes part again, and its flag is lifted"
 
+    def _retrain(self, job: Job, now: float) -> str:
+        woke = job.run.wake(now)
+        proposal = job.book.proposal()
+        if proposal is not None and proposal.state == "proposed":
+            job.book.save_proposal(msgspec.structs.replace(proposal, state="opened", opened_at=now))
+        if not woke:
+            return "its rounds go on anyway, by its schedule"
+        return "goes on with further rounds, by its schedule, until it rests again; no limit of a machine moves for it"
+
 
 class AlertWish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is ordered of an alert, beside the verb and its place."""
@@ -281,18 +293,41 @@ def state_of_affairs(ledger: Ledger, now: float) -> dict[str, Any]:
     with ledger.snapshot():
         last = {answer[0]: answer[1:] for answer in ledger.last_answers(ANSWERED_ROUNDS)}
         tasks = [(row, ledger.book(row.name)) for row in ledger.tasks()]
+        sent: Counter[str] = Counter()
+        received: Counter[str] = Counter()
+        for wire in ledger.wires():
+            sent[wire.gateway] += wire.sent
+            received[wire.gateway] += wire.received
         return {
             "now": now,
+            "wire": {"sent": sent.total(), "received": received.total()},
             "tasks": [
                 {
                     "name": row.name,
                     "state": row.state,
-                    "lineage": int(book.get("lineage") or 0),
+                    "lineage": (lineage := int(book.get("lineage") or 0)),
+                    "version": 0 if (version := ledger.last_version(lineage)) is None else version.number,
                     "rounds": book.count_rounds(),
+                    "proposal": None if (proposal := book.proposal()) is None else msgspec.to_builtins(proposal),
                     "round": None if (round_ := book.last_round()) is None else _round_of(round_, ledger),
                 }
                 for row, book in tasks
             ],
+            "machines": {
+                "watched": len(ledger.machines()),
+                "alerts_waiting": sum(n for (state, _), n in ledger.count_alerts().items() if state in WAITING),
+                "drift": [
+                    {
+                        "kind": drift.kind,
+                        "since": drift.since,
+                        "machines": drift.machines,
+                        "drifting": drift.drifting,
+                        "gateways": drift.gateways,
+                        "measures": drift.measures.split("\n"),
+                    }
+                    for drift in ledger.fleet_drifts()
+                ],
+            },
             "gateways": [
                 {
                     "name": gateway.name,
@@ -300,6 +335,8 @@ def state_of_affairs(ledger: Ledger, now: float) -> dict[str, Any]:
                     "software": gateway.software,
                     "first_seen": gateway.first_seen,
                     "last_seen": gateway.last_seen,
+                    "sent": sent[gateway.name],
+                    "received": received[gateway.name],
                     "tags": sorted(gateway.tag_set),
                     "answer": None
                     if gateway.name not in last

@@ -54,6 +54,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     was_at: float | None = None
     trend: tuple[tuple[float, float], ...] = ()
     """Times and values since then, few and evenly spread."""
+    by: str = ""
+    """Whose limit it is: "fleet" where the machine's own is still being learnt."""
 
     @property
     def level(self) -> float:

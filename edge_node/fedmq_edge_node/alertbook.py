@@ -37,6 +37,7 @@ __all__ = [
     "Alert",
     "Alertbook",
     "BookError",
+    "BookFailure",
     "Message",
     "Note",
     "Order",
@@ -49,6 +50,8 @@ BUSY_MS = 10_000
 STATES = ("open", "acknowledged", "confirmed", "dismissed", "cleared")
 EVENTS = ("bearing-changed", "replaced", "sensor-moved", "maintenance")
 MAX_TEXT = 64
+KEPT_ORDERS = 256
+"""From afar, by which a repeat is known: many more than may wait at once."""
 KEPT_MESSAGES = 10_000
 """Of those that were sent."""
 
@@ -57,6 +60,10 @@ What = Literal["raised", "changed", "cleared", "acknowledged", "confirmed", "dis
 
 class BookError(ValueError):
     """A book that cannot be used, or an order that makes no sense: what was expected, what came."""
+
+
+class BookFailure(BookError):
+    """The file does not do what it should: it is tried again later."""
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,7 +207,7 @@ class Alertbook:
 
     def standings(self) -> dict[str, dict[str, Any]]:
         """How each machine was when it was last looked at."""
-        rows = self._execute("SELECT machine, value FROM standings ORDER BY machine")
+        rows = self._all("SELECT machine, value FROM standings ORDER BY machine")
         return {row[0]: msgspec.json.decode(row[1]) for row in rows}
 
     def step(
@@ -355,7 +362,7 @@ class Alertbook:
         return [_alert(row) for row in rows]
 
     def alert(self, number: int) -> Alert:
-        row = self._execute(f"{_ALERTS} WHERE id = ?", (number,)).fetchone()
+        row = next(iter(self._all(f"{_ALERTS} WHERE id = ?", (number,))), None)
         if row is None:
             raise BookError(f"there is no alert {number}; `fedmq alert list` names those that there are")
         return _alert(row)
@@ -435,6 +442,72 @@ class Alertbook:
             Order(id=row[0], machine=row[1], what=row[2], at=row[3], who=row[4], alert=row[5], detail=row[6])
             for row in rows
         ]
+
+    # -- what goes to the coordinator and comes from it ----------------------------------------------------------
+
+    def told_as(self) -> str:
+        """Four bytes in hex, by which the coordinator knows the book."""
+        row = self._one("SELECT value FROM meta WHERE key = 'told as'")
+        return self.name if row is None else str(row[0])
+
+    def be_another(self) -> None:
+        """For the coordinator: it was put back from an older copy, and counts from there."""
+        with self._transaction():
+            self._put_meta("told as", os.urandom(4).hex())
+
+    def changes(self) -> int:
+        """Number of the last change of an alert; 0 before the first."""
+        row = self._one("SELECT id FROM steps WHERE alert IS NOT NULL ORDER BY id DESC LIMIT 1")
+        return 0 if row is None else int(row[0])
+
+    def changed_alerts(self, after: int, most: int, *, history: int) -> list[tuple[int, Alert]]:
+        """Alerts that have changed since, each with the number of its last change, in that order; none but the newest
+        `history` alerts."""
+        rows = self._all(
+            "SELECT alert, max(id) FROM steps WHERE id > ? AND alert > (SELECT coalesce(max(id), 0) FROM alerts) - ?"
+            " GROUP BY alert ORDER BY 2 LIMIT ?",
+            (after, history, most),
+        )
+        return [(int(change), self.alert(int(number))) for number, change in rows]
+
+    def normals(self, machine: str) -> dict[str, bytes]:
+        """Of `parts` what is normal for a machine, by key."""
+        rows = self._all("SELECT key, value FROM parts WHERE machine = ? AND key LIKE 'normal%'", (machine,))
+        return {str(key): bytes(value) for key, value in rows}
+
+    def obey(self, key: str, number: int, what: str, fault: str, *, who: str, at: float) -> tuple[bool, str]:
+        """Do what was ordered from afar, once: whatever has this key is the same order. Whether it was done, and what
+        there is to say. Raises BookFailure where the file takes nothing, and nothing is done then."""
+        with self._transaction():
+            row = self._one("SELECT value FROM meta WHERE key = 'orders from afar'")
+            known = {} if row is None else msgspec.json.decode(row[0], type=dict[str, tuple[bool, str]])
+            if key in known:
+                return known[key]
+            try:
+                if what == "ack":
+                    alert = self.acknowledge(number, who=who, at=at)
+                elif what in ("confirm", "dismiss"):
+                    alert = self.decide(number, fault if what == "confirm" else None, who=who, at=at)
+                else:
+                    raise BookError(f"expected ack, confirm or dismiss, got {what!r}")
+                result = (True, alert.state)
+            except BookFailure:
+                raise
+            except BookError as error:
+                result = (False, str(error))
+            kept = dict([*known.items(), (key, result)][-KEPT_ORDERS:])
+            self._put_meta("orders from afar", msgspec.json.encode(kept).decode())
+        return result
+
+    def keep_fleet_limits(self, limits: Sequence[Mapping[str, Any]]) -> None:
+        """What is normal at most gateways of the federation: kind, band, measure and quantiles of each."""
+        with self._transaction():
+            self._put_meta("fleet limits", msgspec.json.encode(limits).decode())
+
+    def fleet_limits(self) -> str:
+        """The same as JSON; another text where it has changed, empty where there are none."""
+        row = self._one("SELECT value FROM meta WHERE key = 'fleet limits'")
+        return "" if row is None else str(row[0])
 
     # -- who is to be told -------------------------------------------------------------------------------------
 
@@ -546,15 +619,27 @@ class Alertbook:
         try:
             return self._db.execute(sql, values)
         except sqlite3.Error as error:
-            raise BookError(
+            raise BookFailure(
                 f"{self.path}: {error}; is the disk full or damaged, or may this user not write?"
             ) from error
 
     def _one(self, sql: str) -> Any:
-        return self._execute(sql).fetchone()
+        return next(iter(self._all(sql)), None)
+
+    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Every row, for a damaged page is found as they are read."""
+        rows = self._execute(sql, values)
+        try:
+            return rows.fetchall()
+        except sqlite3.Error as error:
+            raise BookFailure(f"{self.path}: {error}; is the disk damaged?") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        """Inside another one it is part of that."""
+        if self._db.in_transaction:
+            yield
+            return
         self._execute("BEGIN IMMEDIATE")
         try:
             yield

@@ -50,6 +50,8 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     """The payload as it is coded without contexts, for those are gone once the model has moved on. Empty where the
     payload is dense, and needs none."""
     evaluation: Evaluation | None = None
+    cpu: int | None = None
+    """CPU time of the process that went into it, in 1/100 s."""
 
 
 def _nothing() -> NDArray[np.float32]:

@@ -27,7 +27,9 @@ import msgspec
 import numpy as np
 from fedmq_models.bundle import Bundle, BundleError, start_of
 from fedmq_models.graph import GraphError
+from fedmq_protocol.condition import AlertOrders, Condition, FleetLimits, Noted
 from fedmq_protocol.messages import (
+    BEYOND_UNIT,
     MAX_TASKS,
     AskChunks,
     AskModel,
@@ -72,6 +74,7 @@ from numpy.typing import NDArray
 
 from fedmq_edge_node import work
 from fedmq_edge_node.bundles import ASK_AGAIN_SECONDS, Shelf
+from fedmq_edge_node.figures import Figures, Tally
 from fedmq_edge_node.gates import Budget, Limits, Vitals, check
 from fedmq_edge_node.job import Job, Retry
 from fedmq_edge_node.memory import GatewayState, InService, Memory
@@ -81,6 +84,8 @@ from fedmq_edge_node.samples import PREPARED, Preparation, SampleError, Samples
 
 if TYPE_CHECKING:
     from fedmq_protocol.signing import GatewaySeals
+
+    from fedmq_edge_node.courier import Courier
 
 __all__ = ["CRASH_POINTS", "Gateway", "Source", "will"]
 
@@ -97,6 +102,7 @@ SENT: dict[type[Message], str] = {
     AskChunks: "chunks question",
     Chunk: "chunk",
     Trial: "trial",
+    Condition: "condition",
 }
 """What a gateway sends, by the names of its crash points."""
 
@@ -122,6 +128,10 @@ CLOCKS_APART_SECONDS = 60.0
 CHUNKS_LOOK_SECONDS = 0.05
 """While chunks wait for the connection, how often it is looked whether it takes more."""
 
+
+LAST_WORD_BEYOND = 9
+"""BEYOND_UNITs that the last word itself and the end of the connection come to, about: nobody counts after it. See
+bench/ip_bytes.py."""
 
 STALE = "stale"
 """The memory's key of an alert that stands."""
@@ -162,11 +172,13 @@ class Gateway:
     """One gateway. `vitals` reads the machine, `monotonic` is its clock in seconds, `source` its own recordings.
 
     `tags` say what it is and what it watches. With `seals` it believes nothing that is not sealed; `renewed` gives
-    others once there is another card. `welcomed` hears of every welcome, with the coordinator's time. `alive` is called
-    as the loop turns, and now and then while something is trained: who hears nothing of it for long may end the
-    process. `crash_point` is called at each of `CRASH_POINTS`. Raises SampleError where there are no readable
-    recordings to begin with, StateError for a damaged memory, then and whenever the memory takes nothing any more: the
-    process must end, for what it would go on from is not on disk.
+    others once there is another card. `courier` tells of the machines that a watch beside it judges. `welcomed` hears
+    of every welcome, with the coordinator's time. `alive` is called as the loop turns, and now and then while something
+    is trained: who hears nothing of it for long may end the process. `cpu_seconds` tells what the process has used, and
+    `beyond_bytes` what TCP/IP and TLS have put around the session's bytes: answers tell both. `crash_point` is called
+    at each of `CRASH_POINTS`. Raises SampleError where there are no readable recordings to begin with, StateError for a
+    damaged memory, then and whenever the memory takes nothing any more: the process must end, for what it would go on
+    from is not on disk.
     """
 
     def __init__(
@@ -196,8 +208,11 @@ class Gateway:
         renewed: Callable[[], GatewaySeals | None] = lambda: None,
         stale_seconds: float = 86_400.0,
         welcomed: Callable[[float], None] = lambda at: None,
+        courier: Courier | None = None,
         alive: Callable[[], None] = lambda: None,
         crash_point: Callable[[str], None] = lambda name: None,
+        cpu_seconds: Callable[[], float] | None = None,
+        beyond_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._name = name
         self._federation = federation
@@ -220,11 +235,14 @@ class Gateway:
         self._make_preparation = preparation
         self._engines = available_engines() if engines is None else engines
         self._alive = alive
+        self._cpu_seconds = cpu_seconds
+        self._beyond_bytes = beyond_bytes
         self._crash_point = crash_point
         self._seals = seals
         self._renewed = renewed
         self._stale_seconds = stale_seconds
         self._tell_welcome = welcomed
+        self._courier = courier
         self._heard_at = monotonic()
         """When the coordinator was last heard, for certain and with news."""
         self._unbelieved_at: float | None = None
@@ -238,6 +256,8 @@ class Gateway:
         self._jobs = {name: Job(self, state) for name, state in memory.load().items()}
         self._budget = _budget(memory.get("budget"))
         self._budget_counted = 0
+        self._tally = Tally()
+        self._silent = False
         self._counted = source.signal_samples()
         self._recordings_changed = False
         self._connected = False
@@ -276,6 +296,24 @@ class Gateway:
         better here. None before the first release for this gateway. Raises ValueError where it cannot be run."""
         job = self._jobs.get(task_name)
         return None if job is None else job.scorer()
+
+    def figures(self) -> Figures:
+        """How it stands, for any thread."""
+        now = self._monotonic()
+        today, month = self._budget.used(datetime.fromtimestamp(self.coordinator_time(now)))
+        return Figures(
+            tally=self._tally,
+            connected=self._connected,
+            welcomed=self._connected and self._welcomed,
+            stale=self.stale,
+            heard_seconds=max(0.0, now - self._heard_at),
+            bytes_sent=self.bytes_sent,
+            bytes_received=self.bytes_received,
+            bytes_today=today,
+            bytes_month=month,
+            silent=self._silent,
+            tasks=tuple(told for job in list(self._jobs.values()) if (told := job.figures()) is not None),
+        )
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
@@ -332,6 +370,8 @@ class Gateway:
                 self._born_again.start(now)
             case Disconnected() | ConnectFailed():
                 self._connected = False
+                if self._courier is not None:
+                    self._courier.disconnected()
                 log.warning("%s%s", event.reason, _retry_text(event.retry_in_seconds))
             case Denied():
                 log.error("the broker denies %s: %s", event.topic, event.reason)
@@ -378,11 +418,25 @@ class Gateway:
                 if self._shelf.add(message, now, self.bytes_received):
                     # Whether it can take part now or must say why not: the welcome brings the task again.
                     self.join_again(now, 0.0)
+            case Noted() | AlertOrders() | FleetLimits():
+                self._on_condition(message, now)
             case Missing():
                 for job in self._jobs.values():
                     job.on_missing(message)
             case _:
                 log.warning("dropped a %s on %s: not for a gateway", type(message).__name__, event.topic)
+
+    def _on_condition(self, message: Noted | AlertOrders | FleetLimits, now: float) -> None:
+        """Of machines, for the watch: what is on record, what people ordered, what is normal elsewhere."""
+        if self._courier is None:
+            return
+        match message:
+            case Noted():
+                self._courier.noted(message, now)
+            case AlertOrders():
+                self._courier.orders(message, now)
+            case FleetLimits():
+                self._courier.limits(message, now)
 
     # -- whom it believes --------------------------------------------------------------------------------------
 
@@ -449,6 +503,8 @@ class Gateway:
         if now >= self._look_at:
             self._look_at = now + self._look_every
             self._look_for_recordings()
+        if self._courier is not None and (told := self._courier.step(now)) is not None:
+            self.publish(Channel.CONDITION, told)
         for job in self._jobs.values():
             job.ask(now)
         for question in self._shelf.ask(now, self.bytes_received):
@@ -460,7 +516,9 @@ class Gateway:
             self.join_again(now, ASK_AGAIN_SECONDS)
         ready = [job for job in self._jobs.values() if job.ready(now)]
         for job in sorted(ready, key=lambda job: job.closes_at):
+            began, cpu_began = self._monotonic(), self.cpu_seconds() or 0.0
             if job.answer(now):
+                self._tally.count_training(self._monotonic() - began, (self.cpu_seconds() or 0.0) - cpu_began)
                 break  # that took its time: hear first what has come meanwhile
         for job in self._jobs.values():
             job.try_release()
@@ -504,6 +562,8 @@ class Gateway:
         if arrived and not self._shelf.idle:
             self._shelf.resume(now, self.bytes_received, self.jitter())
         self._shelf.keep(model for job in self._jobs.values() for model in job.models)
+        if self._courier is not None:
+            self._courier.welcomed(message.condition, now)
         self._tell_welcome(message.now)
 
     def _adopt(self, assignment: Assignment) -> Job | None:
@@ -559,7 +619,13 @@ class Gateway:
         self._unfit_declined[plan.lineage] = plan.round_id
         self.publish(
             Channel.ANSWER,
-            Decline(round_id=plan.round_id, reason=Reason.TASK, sent=self.bytes_sent, received=self.bytes_received),
+            Decline(
+                round_id=plan.round_id,
+                reason=Reason.TASK,
+                sent=self.bytes_sent,
+                received=self.bytes_received,
+                beyond=self.beyond,
+            ),
         )
 
     def _end_jobs(self, message: Welcome) -> None:
@@ -664,6 +730,7 @@ class Gateway:
                 sensors=tuple(sensors),
                 root=None if self._seals is None else self._seals.root.version,
                 card=None if self._seals is None else self._seals.card,
+                beyond=self.beyond,
             )
             if not (held or sensors) or len(to_bytes(birth)) <= row.max_bytes:
                 return birth
@@ -672,7 +739,11 @@ class Gateway:
 
     def _leave_message(self) -> Leave:
         return Leave(
-            nonce=self._nonce, clean=True, sent=self._session.bytes_sent, received=self._session.bytes_received
+            nonce=self._nonce,
+            clean=True,
+            sent=self._session.bytes_sent,
+            received=self._session.bytes_received,
+            beyond=None if self.beyond is None else self.beyond + LAST_WORD_BEYOND,
         )
 
     def _broadcast_jitter(self) -> float:
@@ -698,6 +769,11 @@ class Gateway:
         return self._session.bytes_received
 
     @property
+    def beyond(self) -> int | None:
+        count = self._beyond_bytes()
+        return None if count is None else count // BEYOND_UNIT
+
+    @property
     def outstanding(self) -> int:
         return self._session.outstanding
 
@@ -711,6 +787,9 @@ class Gateway:
 
     def now(self) -> float:
         return self._monotonic()
+
+    def cpu_seconds(self) -> float | None:
+        return None if self._cpu_seconds is None else self._cpu_seconds()
 
     def alive(self) -> None:
         self._alive()
@@ -738,7 +817,17 @@ class Gateway:
             retain=row.retained,
         )
         self._crash_point(f"after {SENT[type(message)]}")
+        self._count(message)
         return taken
+
+    def _count(self, message: Message) -> None:
+        match message:
+            case Update():
+                self._tally.count_update(message.round_id)
+            case Statistics():
+                self._tally.statistics += 1
+            case Decline():
+                self._tally.declines[message.reason] += 1
 
     def listen_for_models(self) -> None:
         self._listening = True
@@ -803,6 +892,7 @@ class Gateway:
             silent = self._source.silent()
         except SampleError as error:
             silent = str(error)
+        self._silent = bool(silent)
         if silent:
             log.warning("%s", silent)
         return check(

@@ -7,6 +7,7 @@ start anew; how they are summed up is `fedmq_protocol.sketch`'s, for summaries g
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedmq_protocol.sketch import ACCURACY, MAX_BINS, MAX_BYTES, SMALLEST, Summary, SummaryError, merged
@@ -19,6 +20,8 @@ __all__ = [
     "Summary",
     "SummaryError",
     "limit",
+    "limit_of",
+    "lower_limit",
     "merged",
     "robust_bound",
     "stability_by_chance",
@@ -40,6 +43,24 @@ class Rule:
 def limit(summary: Summary, rule: Rule) -> float:
     """From enough healthy windows. Raises ValueError without values."""
     median, high = summary.quantile(0.5), summary.quantile(rule.quantile)
+    return max(high + rule.margin * (high - median), rule.least_factor * median, SMALLEST)
+
+
+def lower_limit(summary: Summary, rule: Rule) -> float | None:
+    """The same downwards, from enough healthy windows; None where so little is normal, too. Raises ValueError without
+    values."""
+    median, low = summary.quantile(0.5), summary.quantile(1 - rule.quantile)
+    found = min(low - rule.margin * (median - low), median / rule.least_factor)
+    return found if found > SMALLEST else None
+
+
+def limit_of(quantiles: Mapping[float, float], rule: Rule) -> float | None:
+    """The same from quantiles by their shares, of which the nearest at or above the rule's is taken; None where there
+    is none, or no median."""
+    shares = [share for share in sorted(quantiles) if share >= rule.quantile]
+    if not shares or 0.5 not in quantiles:
+        return None
+    median, high = quantiles[0.5], max(quantiles[shares[0]], quantiles[0.5])
     return max(high + rule.margin * (high - median), rule.least_factor * median, SMALLEST)
 
 

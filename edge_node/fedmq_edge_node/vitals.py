@@ -32,7 +32,7 @@ from fedmq_protocol.settings import load
 
 from fedmq_edge_node.gates import LinkKind, Vitals
 
-__all__ = ["FileVitals", "Reader", "VitalsReader", "lower_priority"]
+__all__ = ["FileVitals", "Reader", "VitalsReader", "cpu_seconds", "lower_priority"]
 
 log = logging.getLogger(__name__)
 
@@ -324,6 +324,11 @@ class VitalsReader:
         service = "org.freedesktop.NetworkManager"
         told = self._run(("busctl", "get-property", service, "/org/freedesktop/NetworkManager", service, "Metered"))
         return {"u 1": True, "u 3": True, "u 2": False, "u 4": False}.get((told or "").strip())
+
+
+def cpu_seconds() -> float:
+    """That this process has used so far, all its threads, in user and kernel."""
+    return time.process_time()
 
 
 def lower_priority(nice: int) -> None:

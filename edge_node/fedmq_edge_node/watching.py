@@ -37,19 +37,29 @@ from fedmq_edge_node.alarms import Alarms, Cleared, Evidence, Kind, Outcome, Pol
 from fedmq_edge_node.condition import Condition, measure, zone
 from fedmq_edge_node.machines import Machine
 from fedmq_edge_node.operating import Operating, State, level_g
-from fedmq_edge_node.thresholds import Rule, Summary, limit, robust_bound, stability_by_chance, stability_index
+from fedmq_edge_node.thresholds import (
+    Rule,
+    Summary,
+    limit,
+    lower_limit,
+    robust_bound,
+    stability_by_chance,
+    stability_index,
+)
 from fedmq_edge_node.turning import Turn, Turning
 
 __all__ = [
     "ROBUST_FROM",
     "Drift",
     "Learning",
+    "Learnt",
     "Model",
     "Opinion",
     "Seen",
     "WatchPolicy",
     "Watcher",
     "Window",
+    "learnt",
 ]
 
 ROBUST_FROM = 10
@@ -118,6 +128,8 @@ class WatchPolicy(msgspec.Struct, frozen=True, kw_only=True):
     quantile: float = 0.99
     margin: float = 1.5
     least_factor: float = 1.5
+    lower_limits: bool = True
+    """Whether a machine that has become much quieter than it was is an anomaly, too."""
     healthy: str = "normal"
     fault_share: float = 0.7
     """Probability of a fault's class that is level 1."""
@@ -190,6 +202,40 @@ class _Normal(msgspec.Struct, kw_only=True):
     """Epochs in a row."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Learnt:
+    """What is normal of one measure of one sensor in one band, and stands."""
+
+    band: str
+    measure: str
+    summary: Summary
+    drifting: bool
+    """It has not been distributed so for long."""
+    shared: bool
+    """Comparable with other gateways': not the score of a model that is this gateway's own."""
+
+
+def learnt(parts: Mapping[str, bytes]) -> list[Learnt]:
+    """Of what `Watcher.dump` gave. Raises ValueError."""
+    found = []
+    for key, value in parts.items():
+        word, *place = key.split("\n")
+        if word != "normal" or len(place) != 3:
+            continue
+        normal = msgspec.msgpack.decode(value, type=_Normal)
+        if normal.done:
+            found.append(
+                Learnt(
+                    band=place[1],
+                    measure=place[2],
+                    summary=Summary.from_bytes(normal.summary),
+                    drifting=normal.drifting >= DRIFT_EPOCHS,
+                    shared=not (_is_score(key) and key.endswith("-own")),
+                )
+            )
+    return found
+
+
 class _History(msgspec.Struct, kw_only=True):
     """Of a measure, `KEPT_POINTS` at most, each the mean of `every` values."""
 
@@ -248,10 +294,13 @@ class Watcher:
         self._recent: dict[str, Summary] = {}
         self._limits: dict[str, float] = {}
         """Of what is done: it does not change."""
+        self._lower_limits: dict[str, float | None] = {}
         self._history: dict[str, _History] = {}
         self._held: dict[str, _Held] = {}
         self._turning: dict[str, Turning] = {}
         self._candidates: dict[str, list[_Candidate]] = {}
+        self._fleet: dict[tuple[str, str], float] = {}
+        """The fleet's limits, by band and measure: they hold while this machine's own are being learnt."""
 
     # -- what comes in -----------------------------------------------------------------------------------------
 
@@ -333,6 +382,14 @@ class Watcher:
             drift=drift,
         )
 
+    def heed(self, limits: Mapping[tuple[str, str], float]) -> None:
+        """The fleet's limits for machines of this kind, by band and measure. None is above the machine's own zones."""
+        zones = self.machine.zone_limits
+        self._fleet = {
+            place: min(bound, zones.b_c) if place[1] == "velocity" and zones is not None else bound
+            for place, bound in limits.items()
+        }
+
     def use(self, models: Sequence[Model]) -> None:
         """Other models are in service now. Scores of versions that are gone are forgotten with their limits."""
         self._models = tuple(models)
@@ -341,7 +398,7 @@ class Watcher:
         marks = {self._measure_of(model) for model in models}
         gone = [key for key in self._normal if _is_score(key) and key.rpartition("\n")[2] not in marks]
         for key in gone:
-            for table in (self._normal, self._summaries, self._recent, self._limits):
+            for table in (self._normal, self._summaries, self._recent, self._limits, self._lower_limits):
                 table.pop(key, None)
         for sensor, every in self._candidates.items():
             self._candidates[sensor] = [
@@ -356,7 +413,15 @@ class Watcher:
         """The machine is another one from `at` on: windows before are left alone, and what is normal is learnt anew."""
         over = self._alarms.reset(at, self.machine.name)
         self._state = _State(baseline_at=at, event=event)
-        for table in (self._normal, self._summaries, self._recent, self._limits, self._history, self._held):
+        for table in (
+            self._normal,
+            self._summaries,
+            self._recent,
+            self._limits,
+            self._lower_limits,
+            self._history,
+            self._held,
+        ):
             table.clear()
         self._candidates.clear()
         self._turning.clear()
@@ -427,7 +492,7 @@ class Watcher:
             self._turning = {sensor: Turning(memory) for sensor, memory in turning.items()}
         if "candidates" in parts:
             self._candidates = msgspec.msgpack.decode(parts["candidates"], type=dict[str, list[_Candidate]])
-        for table in (self._summaries, self._recent, self._limits):
+        for table in (self._summaries, self._recent, self._limits, self._lower_limits):
             table.clear()
 
     # -- judging -----------------------------------------------------------------------------------------------
@@ -494,10 +559,18 @@ class Watcher:
                 found.append(self._line(window, f"{name} line", height, bound))
             yield reading("defect", found, worst)
         learnt = [
-            self._evidence(window, name, value, learnt_limit, keys[name])
+            self._evidence(
+                window, name, value, learnt_limit, keys[name], by="fleet" if self._fleets(keys[name]) else ""
+            )
             for name, value in values.items()
             if (learnt_limit := self._limit(keys[name])) is not None
         ]
+        if self.policy.lower_limits:
+            learnt += [
+                one
+                for name in _LEVELS
+                if name in values and (one := self._quieter(window, name, values[name], keys[name])) is not None
+            ]
         if learnt:
             yield reading("anomaly", learnt)
         if faults := list(self._faults(opinions)):
@@ -534,7 +607,7 @@ class Watcher:
                 name = f"{worst} by {model.name}"
                 yield worst, Evidence(name=name, value=shares[worst], limit=policy.fault_share, unit="probability")
 
-    def _evidence(self, window: Window, name: str, value: float, bound: float, key: str) -> Evidence:
+    def _evidence(self, window: Window, name: str, value: float, bound: float, key: str, by: str = "") -> Evidence:
         summary = self._summary(key)
         history = self._history.get(f"{window.sensor}\n{name}")
         return Evidence(
@@ -545,6 +618,28 @@ class Watcher:
             was=summary.quantile(0.5) if summary.count else None,
             was_at=self._normal[key].first_at if key in self._normal else None,
             trend=tuple(history.points) if history is not None else (),
+            by=by,
+        )
+
+    def _quieter(self, window: Window, name: str, value: float, key: str) -> Evidence | None:
+        """By how much less the machine shakes than is typical, once that is learnt: a decrease is a change as an
+        increase is (ISO 20816-1:2016, criterion II). A tooth that is gone meshes no more."""
+        normal = self._normal.get(key)
+        if normal is None or not normal.done:
+            return None
+        if key not in self._lower_limits:
+            self._lower_limits[key] = lower_limit(self._summary(key), self.policy.rule)
+        lowest, median = self._lower_limits[key], self._summary(key).quantile(0.5)
+        if lowest is None:
+            return None
+        quieter = f"quieter {name}"
+        return Evidence(
+            name=quieter,
+            value=median / max(value, median / MOST_QUIETER),
+            limit=max(median / lowest, self._state.allowed.get(_highest_key("anomaly", window.sensor, quieter), 0.0)),
+            unit="times less",
+            was=1.0,
+            was_at=normal.first_at,
         )
 
     def _line(self, window: Window, name: str, height: float, bound: float) -> Evidence:
@@ -561,6 +656,8 @@ class Watcher:
         """Learnt, or as good as can be had so far; None where nothing can be said yet."""
         normal = self._normal.get(key)
         allowed = self._state.allowed.get(_highest_key("anomaly", *key.split("\n")[::2]), 0.0)
+        if (fleet := self._fleets(key)) is not None:
+            return max(fleet, allowed)
         if normal is not None and normal.done:
             if key not in self._limits:
                 self._limits[key] = limit(self._summary(key), self.policy.rule)
@@ -571,6 +668,14 @@ class Watcher:
         if summary.count < ROBUST_FROM:
             return None
         return max(robust_bound(summary, self.policy.rule), allowed)
+
+    def _fleets(self, key: str) -> float | None:
+        """The fleet's limit where it holds: while this machine's own is not learnt."""
+        normal = self._normal.get(key)
+        if normal is not None and normal.done:
+            return None
+        _, band, name = key.split("\n")
+        return self._fleet.get((band, name))
 
     def _learn_late(self, window: Window) -> tuple[tuple[float, ...], tuple[Drift, ...]]:
         """Windows after which the sensor's machine has run on steadily for long enough, and what drifted by them."""
@@ -683,6 +788,8 @@ class _MakeReading(Protocol):
 
 
 _BY_MODELS: tuple[Kind, ...] = ("fault", "life")
+_LEVELS = ("velocity", "acceleration")
+MOST_QUIETER = 100.0
 _LEARNS_FROM_DISMISSALS = ("anomaly", "defect")
 
 

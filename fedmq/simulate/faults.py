@@ -21,8 +21,9 @@ __all__ = ["COORDINATOR", "PROFILES", "Fault", "draw"]
 COORDINATOR = "coordinator"
 BROKER = "broker"
 
-_NEVER = ("forget", "budget", "leave", "trial", "chunk", "chunks question", "model rename")
-"""What has no occasion here: tasks that end, budgets, releases, transfers in chunks, files with a name of their own."""
+_NEVER = ("forget", "budget", "leave", "trial", "chunk", "chunks question", "model rename", "condition")
+"""What has no occasion here: tasks that end, budgets, releases, transfers in chunks, files with a name of their own, a
+watch."""
 
 COORDINATOR_POINTS = tuple(point for point in service.CRASH_POINTS if point.split(" ", 1)[1] not in _NEVER)
 GATEWAY_POINTS = (*(p for p in edge_service.CRASH_POINTS if p.split(" ", 1)[1] not in _NEVER), "training")

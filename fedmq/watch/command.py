@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
-import logging
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +14,11 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+from fedmq.logs import add_log_format, start_logging
+from fedmq.metrics.command import add_metrics
+from fedmq.watch import afar
+from fedmq.watch.afar import add_place
 
 if TYPE_CHECKING:
     from fedmq_edge_node.alertbook import Alert, Alertbook
@@ -67,6 +70,10 @@ examples:
   fedmq alert ack 12                         somebody is on it
   fedmq alert confirm 12 inner_race          it was that: its windows are labelled so
   fedmq alert dismiss 12                     it was nothing: its windows are labelled healthy
+
+at the coordinator, for the alerts of all gateways:
+  fedmq alert list --state /var/lib/fedmq/coordinator
+  fedmq alert ack gateway-1/12 --control /run/fedmq/control.sock
 """
 
 _EVENTS = ("bearing-changed", "replaced", "sensor-moved", "maintenance")
@@ -89,6 +96,8 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         description="Runs beside bridge and gateway until it is stopped (SIGTERM). Killed at any moment, it goes on"
         " where it was: no alert is lost, and none raised twice.",
     )
+    add_log_format(run)
+    add_metrics(run)
     run.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, such as watch.toml")
     run.add_argument(
         "--set",
@@ -110,6 +119,9 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_book(status)
+    form = status.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    form.add_argument("--prometheus", action="store_true", help="print metrics as node_exporter's textfiles hold them")
     status.add_argument(
         "--config",
         type=Path,
@@ -117,7 +129,6 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="the watch's settings: its book is taken, and machines that nothing has been judged of are told, with why",
     )
     status.add_argument("--machine", metavar="NAME", help="this machine only")
-    status.add_argument("--json", action="store_true", help="print JSON instead of lines")
     status.set_defaults(run=_status)
 
 
@@ -142,6 +153,7 @@ def add_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     listed.add_argument("--all", action="store_true", help="confirmed, dismissed and cleared ones too")
     listed.add_argument("--json", action="store_true", help="print JSON instead of lines")
     _add_book(listed)
+    add_place(listed)
     listed.set_defaults(run=_list)
     for verb, words in (
         ("show", "what is behind an alert, and what has happened to it"),
@@ -156,12 +168,20 @@ def add_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
             epilog=_SHOW_EPILOG if verb == "show" else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        one.add_argument("alert", type=int, metavar="ALERT", help="its number")
+        one.add_argument("alert", metavar="ALERT", help="its number; at the coordinator GATEWAY/NUMBER")
         if verb == "confirm":
             one.add_argument("fault", metavar="KIND", help="such as inner_race; best a class of the task")
         if verb != "show":
             one.add_argument("--who", metavar="NAME", help="who says so (default: this user)")
+            one.add_argument(
+                "--wait",
+                type=float,
+                default=5.0,
+                metavar="SECONDS",
+                help="at the coordinator: how long to wait for the gateway to carry it out (default: 5)",
+            )
         _add_book(one)
+        add_place(one)
         one.set_defaults(run={"show": _show}.get(verb, _say))
 
 
@@ -219,13 +239,11 @@ def _run(arguments: argparse.Namespace) -> None:
     settings = load(WatchSettings, arguments.config, arguments.overrides)
     if arguments.check:
         return
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    start_logging(settings.log_level, arguments.log_format, settings.log_format)
+    from fedmq.metrics import running
     from fedmq.watch.program import build_watch
 
+    running.check(settings.metrics)
     watch = build_watch(settings)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -234,7 +252,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    watch.run(until_done=arguments.until_done)
+    with running.of_watch(settings):
+        watch.run(until_done=arguments.until_done)
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -251,6 +270,11 @@ def _status(arguments: argparse.Namespace) -> None:
         unjudged = why_unjudged(settings, set(book.standings()))
     else:
         book = _book(arguments)
+    if arguments.prometheus:
+        from fedmq.watch.showing import as_prometheus
+
+        print(as_prometheus(book.path), end="")
+        return
     standings = book.standings()
     if arguments.machine is not None:
         _check_known(arguments.machine, [*standings, *unjudged])
@@ -315,6 +339,9 @@ def _standing(one: dict[str, Any]) -> str:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    if afar.is_afar(arguments):
+        afar.list_alerts(arguments)
+        return
     from fedmq_edge_node.alertbook import STATES
 
     states = STATES if arguments.all else ("open", "acknowledged", "cleared")
@@ -341,10 +368,13 @@ def _line(alert: Alert) -> str:
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    if afar.is_afar(arguments):
+        afar.show(arguments)
+        return
     from fedmq.watch.outputs import evidence_line
 
     book = _book(arguments)
-    alert = book.alert(arguments.alert)
+    alert = book.alert(_number(arguments.alert))
     print(f"alert {alert.id} of {alert.machine} ({alert.sensor}): {_line(alert)}")
     print(f"began {_shown(alert.from_at)}, raised {_shown(alert.opened_at)}")
     for one in alert.evidence:
@@ -361,17 +391,27 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _say(arguments: argparse.Namespace) -> None:
+    if afar.is_afar(arguments):
+        afar.say(arguments)
+        return
     book, at = _book(arguments), time.time()
     who = arguments.who or getpass.getuser()
+    number = _number(arguments.alert)
     if arguments.verb == "ack":
-        alert = book.acknowledge(arguments.alert, who=who, at=at)
+        alert = book.acknowledge(number, who=who, at=at)
     else:
-        alert = book.decide(arguments.alert, getattr(arguments, "fault", None), who=who, at=at)
+        alert = book.decide(number, getattr(arguments, "fault", None), who=who, at=at)
     print(f"alert {alert.id} of {alert.machine}: {_line(alert)}")
     if arguments.verb == "confirm":
         print(f"the watch labels its windows {arguments.fault} at its next look; the next round learns from them")
     elif arguments.verb == "dismiss":
         print("the watch labels its windows healthy at its next look, and lets this machine be as it was then")
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"expected an alert's number, got {text!r}; GATEWAY/NUMBER needs --state or --control")
+    return int(text)
 
 
 def _event(arguments: argparse.Namespace) -> None:

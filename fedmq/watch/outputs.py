@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.policy import SMTP
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -187,7 +188,8 @@ def evidence_line(one: Evidence) -> str:
     unit = f" {one.unit}" if one.unit else ""
     was = "" if one.was is None or one.was_at is None else f", typically {one.was:.3g} since {_time(one.was_at)[:16]}"
     trend = " -> ".join(f"{value:.3g}" for _, value in one.trend[-6:])
-    return f"{one.name} {one.value:.3g}{unit} (limit {one.limit:.3g}{was})" + (f"; {trend}" if trend else "")
+    whose = "the fleet's limit" if one.by == "fleet" else "limit"
+    return f"{one.name} {one.value:.3g}{unit} ({whose} {one.limit:.3g}{was})" + (f"; {trend}" if trend else "")
 
 
 def _evidence(one: Evidence) -> dict[str, Any]:
@@ -195,6 +197,7 @@ def _evidence(one: Evidence) -> dict[str, Any]:
         "name": one.name,
         "value": one.value,
         "limit": one.limit,
+        "by": one.by,
         "unit": one.unit,
         "was": one.was,
         "was_at": None if one.was_at is None else _time(one.was_at),
@@ -204,6 +207,26 @@ def _evidence(one: Evidence) -> dict[str, Any]:
 
 def _time(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+
+
+# -- who is believed -------------------------------------------------------------------------------------------
+
+
+def trusting(ca_file: Path | None) -> ssl.SSLContext:
+    """Certificates of these CAs, else of the system's, for the name that was called. Raises SendError."""
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise SendError(f"ca_file {ca_file}: expected CAs in PEM, got {error}") from error
+
+
+def reason_of(error: Exception, ca_file: Path | None) -> str:
+    """Why it did not go, for people: of a certificate what is wrong with it, and what it is held against."""
+    inner = error.reason if isinstance(error, urllib.error.URLError) else error
+    if not isinstance(inner, ssl.SSLCertVerificationError):
+        return f"{error}"
+    held_against = "this system's CAs" if ca_file is None else f"the CAs in {ca_file}"
+    return f"the server's certificate is not believed, and nothing was sent: {inner.verify_message} (by {held_against})"
 
 
 # -- webhooks --------------------------------------------------------------------------------------------------
@@ -225,7 +248,7 @@ class Webhook:
         self.tells = settings.tell
         self.least_seconds = settings.least_seconds
         self.most_per_hour = settings.most_per_hour
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        trusting(settings.ca_file)  # a wrong path is told at the start
 
     def compose(self, key: str, notes: Sequence[Note]) -> bytes:
         return msgspec.json.encode({"schema": SCHEMA, "id": key, "steps": [described(note) for note in notes]})
@@ -239,13 +262,15 @@ class Webhook:
             request = urllib.request.Request(  # noqa: S310 - settings take http and https alone
                 self._settings.url, data=message.payload, headers=headers, method="POST"
             )
-            with self._opener.open(request, timeout=self._settings.timeout_seconds) as answer:
+            handler = urllib.request.HTTPSHandler(context=trusting(self._settings.ca_file))
+            opener = urllib.request.build_opener(_NoRedirect, handler)
+            with opener.open(request, timeout=self._settings.timeout_seconds) as answer:
                 answer.read(MAX_ANSWER_BYTES)
         except urllib.error.HTTPError as error:
             with error:
                 raise SendError(f"expected a status from 200 to 299, got {error.code} {error.reason}") from None
         except (OSError, ValueError) as error:
-            raise SendError(f"{error}") from error
+            raise SendError(reason_of(error, self._settings.ca_file)) from error
         return True
 
 
@@ -261,6 +286,7 @@ class Mail:
         self.tells = settings.tell
         self.least_seconds = settings.least_seconds
         self.most_per_hour = settings.most_per_hour
+        trusting(settings.ca_file)  # a wrong path is told at the start
 
     def compose(self, key: str, notes: Sequence[Note]) -> bytes:
         settings = self._settings
@@ -286,8 +312,8 @@ class Mail:
 
     def send(self, message: Message) -> bool:
         settings = self._settings
-        context = ssl.create_default_context() if settings.security != "none" else None
         try:
+            context = trusting(settings.ca_file) if settings.security != "none" else None
             server: smtplib.SMTP
             if settings.security == "tls":
                 server = smtplib.SMTP_SSL(
@@ -303,7 +329,7 @@ class Mail:
                     server.login(settings.username, password)
                 refused = server.sendmail(settings.sender, settings.to, message.payload)
         except (OSError, smtplib.SMTPException, ValueError) as error:
-            raise SendError(f"{error}") from error
+            raise SendError(reason_of(error, settings.ca_file)) from error
         if refused:
             # The others have it: a repeat would be a second mail to them.
             log.error("%s: message %s: the server refused %s", self.name, message.key, ", ".join(sorted(refused)))

@@ -15,16 +15,20 @@ Owns the order of things. What is judged how is `watching`'s, what is durable is
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from fedmq_edge_node.alarms import Outcome
 from fedmq_edge_node.alertbook import Alert, Alertbook, Order, Position
 from fedmq_edge_node.machines import Machine
+from fedmq_edge_node.thresholds import limit_of
 from fedmq_edge_node.watching import Drift, Model, Seen, Watcher, WatchPolicy
 from fedmq_firmware_bridge.store import SET_ASIDE, UNLABELLED, Store, StoreError
+from fedmq_protocol.condition import QUANTILES
 
 from fedmq.watch.feeding import feed
 from fedmq.watch.kept import ASIDE, Kept
@@ -102,6 +106,8 @@ class Watch:
         """Machines whose state the book does not have yet."""
         self._committed_at = monotonic()
         self._models_at: float | None = None
+        self._fleet = ""
+        """The fleet's limits that the watchers go by, as the book has them."""
         self._mark: tuple[int, int, int] | None = None
         self._settled: set[int] = set()
         """Alerts of which is kept what can be."""
@@ -227,6 +233,15 @@ class Watch:
             for watcher in self._watchers.values():
                 watcher.use(models)
             self._touched |= self._watchers.keys()
+        self._look_at_fleet()
+
+    def _look_at_fleet(self) -> None:
+        """Limits that the gateway has brought from the coordinator."""
+        told = self._book.fleet_limits()
+        if told != self._fleet:
+            self._fleet = told
+            for watcher in self._watchers.values():
+                watcher.heed(fleet_limits(told, watcher.machine.kind, self._policy))
 
     def _judge(self) -> bool:
         with self._store.snapshot():
@@ -303,10 +318,15 @@ class Watch:
             if self._is_aside(alert, healthy=alert.state == "dismissed"):
                 label = ASIDE
             self._crash_point("before keep")
-            self._kept.keep(self._store, machine, alert, label)
+            self._kept.keep(self._store, machine, alert, label, self._decided_at(alert))
             self._crash_point("after keep")
             # Where nothing was made the ring has gone round: looking again would not help.
             self._settled.add(alert.id)
+
+    def _decided_at(self, alert: Alert) -> float:
+        """What came after a verdict nobody has looked at: it is neither labelled nor kept under that name."""
+        verdicts = [step.at for step in self._book.steps(alert.id) if step.what in ("confirmed", "dismissed")]
+        return verdicts[-1] if verdicts else math.inf
 
     def _tell(self) -> None:
         for output in self._outputs:
@@ -354,9 +374,39 @@ def set_aside(store: Store, order: Order, healthy: str, now: float) -> None:
     store.label_all(order.machine, spans, noted_at=now)
 
 
+class _Limit(msgspec.Struct, frozen=True, kw_only=True):
+    kind: str
+    band: str
+    measure: str
+    quantiles: tuple[float, ...]
+
+
+def fleet_limits(told: str, kind: str, policy: WatchPolicy) -> dict[tuple[str, str], float]:
+    """By band and measure, for machines of a kind; what the book has of it is checked again."""
+    if not told:
+        return {}
+    try:
+        every = msgspec.json.decode(told, type=list[_Limit])
+    except msgspec.MsgspecError as error:
+        log.warning("the fleet's limits cannot be read: %s", error)
+        return {}
+    found = {}
+    for one in every:
+        if one.kind == kind and len(one.quantiles) == len(QUANTILES):
+            bound = limit_of(dict(zip(QUANTILES, one.quantiles, strict=True)), policy.rule)
+            if bound is not None:
+                found[one.band, one.measure] = bound
+    return found
+
+
 def standing(watcher: Watcher, seen: Seen, before: Mapping[str, Any]) -> dict[str, Any]:
     """How a machine is, as status and MQTT show it; how far it has learnt stays while it stands."""
-    said: dict[str, Any] = {"at": seen.at, "state": str(seen.state), "sensor": seen.sensor}
+    said: dict[str, Any] = {
+        "at": seen.at,
+        "state": str(seen.state),
+        "sensor": seen.sensor,
+        "kind": watcher.machine.kind,
+    }
     if watcher.event:
         said |= {"event": watcher.event, "baseline_at": watcher.baseline_at}
     if seen.used and seen.condition is not None:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from fedmq_edge_node.alarms import Policy
 from fedmq_edge_node.watching import WatchPolicy
+from fedmq_protocol.observing import MetricsSettings
 from fedmq_protocol.settings import Table
 from msgspec import Meta
 
@@ -66,6 +67,13 @@ class JudgingSettings(Table):
     least_factor: Annotated[
         float, Meta(ge=1, le=100, description="A learnt limit is so many medians at least, however steady a machine.")
     ] = 1.5
+    lower_limits: Annotated[
+        bool,
+        Meta(
+            description="Whether a machine that has become much quieter than it was is an anomaly, too. Turn it off for"
+            " machines that idle, or carry little, for longer than learning_hours at a time."
+        ),
+    ] = True
     healthy: Annotated[
         str,
         Meta(
@@ -106,6 +114,7 @@ class JudgingSettings(Table):
             quantile=self.quantile,
             margin=self.margin,
             least_factor=self.least_factor,
+            lower_limits=self.lower_limits,
             healthy=self.healthy,
             fault_share=self.fault_share,
             life_share=self.life_share,
@@ -181,6 +190,14 @@ class WebhookSettings(Table):
             description="File whose first line goes with it as a bearer token; only this program's user may read it.",
         ),
     ] = None
+    ca_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["tls/ca.crt"],
+            extra={"credential": True},
+            description="PEM file of the CAs that may sign the server's certificate. Else the system's.",
+        ),
+    ] = None
     tell: Annotated[tuple[_Step, ...], Meta(max_length=8, description="Steps of alerts that are told.")] = (
         "raised",
         "changed",
@@ -204,6 +221,8 @@ class WebhookSettings(Table):
             right = False
         if not right or not self.url.isprintable() or " " in self.url:
             yield "url", "expected an address that begins with http:// or https://"
+        elif self.ca_file is not None and parts.scheme != "https":
+            yield "ca_file", "has no effect on an address that begins with http://; take this key out, or use https"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +249,14 @@ class EmailSettings(Table):
             description="File whose first line is the password, which only this program's user may read (chmod 600).",
         ),
     ] = None
+    ca_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["tls/ca.crt"],
+            extra={"credential": True},
+            description="PEM file of the CAs that may sign the server's certificate. Else the system's.",
+        ),
+    ] = None
     sender: Annotated[str, _ADDRESS, Meta(examples=["fedmq@plant.example"], description="Address that it comes from.")]
     to: Annotated[
         tuple[Annotated[str, _ADDRESS], ...],
@@ -251,6 +278,8 @@ class EmailSettings(Table):
         if (self.password_file is None) != (self.username is None):
             missing = "username" if self.username is None else "password_file"
             yield missing, "username and password_file: expected both or neither"
+        if self.ca_file is not None and self.security == "none":
+            yield "ca_file", 'has no effect with security = "none"; set starttls or tls, or take this key out'
         if self.username is not None and self.security == "none":
             yield "security", "a password does not go over an open connection: starttls or tls"
 
@@ -338,8 +367,17 @@ class WatchSettings(Table):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"
+    log_format: Annotated[
+        Literal["console", "json"] | None,
+        Meta(
+            examples=["json"],
+            description='How log lines look: "console" for people, "json" an object a line, for programs. Without it'
+            " the environment variable FEDMQ_LOG_FORMAT says so, else it is console.",
+        ),
+    ] = None
     judging: JudgingSettings = field(default_factory=JudgingSettings)
     mqtt: MqttSettings = field(default_factory=MqttSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     webhook: Annotated[
         tuple[WebhookSettings, ...],
         Meta(max_length=16, description="A web address that alerts are posted to as JSON; one such table for each."),

@@ -65,6 +65,7 @@ def _protocol(tells: str, *, float32: bool = False) -> About:
 
 _SENT = "bytes that its process has sent so far: how busy it was, and nothing of what it measured"
 _RECEIVED = "bytes that its process has received so far"
+_BEYOND = "what TCP/IP and TLS have put around these bytes, in 64 bytes: pings and reconnects are in it"
 
 ABOUT: dict[str, About] = {
     # -- a gateway says -----------------------------------------------------------------------------------------
@@ -82,6 +83,7 @@ ABOUT: dict[str, About] = {
     "Birth.sensors": _machine("how the sensors of its bridge are, and their names"),
     "Birth.root": _protocol("which version of the federation's keys it believes"),
     "Birth.card": _protocol("its public key, with the issuer's signature; the private one never leaves"),
+    "Birth.beyond": _machine(_BEYOND),
     "Held.lineage": _protocol("which line of versions"),
     "Held.version": _protocol("which version it has"),
     "Held.task": _protocol("short digest of the task as it knows it"),
@@ -97,6 +99,7 @@ ABOUT: dict[str, About] = {
     "Leave.clean": _machine("whether it was stopped in order, or its connection was lost"),
     "Leave.sent": _machine(_SENT),
     "Leave.received": _machine(_RECEIVED),
+    "Leave.beyond": _machine(_BEYOND),
     "Update.round_id": _protocol("the round that it answers"),
     "Update.base": _protocol("7 bits of the digest of the model that it trained from"),
     "Update.counter": _protocol("number of the update, which never goes back"),
@@ -110,6 +113,8 @@ ABOUT: dict[str, About] = {
     "Update.evaluation": _data(
         "score of the shared model on its held-out windows; not sent where the coordinator tests"
     ),
+    "Update.beyond": _machine(_BEYOND),
+    "Update.cpu": _machine("CPU time that its process spent on this answer, in 1/100 s"),
     "Evaluation.metric": _data("the metric, in 1/10,000"),
     "Evaluation.loss": _data("the loss, in 1/10,000"),
     "Evaluation.windows": _data("how many windows it has held out"),
@@ -121,6 +126,8 @@ ABOUT: dict[str, About] = {
     "Decline.sent": _machine(_SENT),
     "Decline.received": _machine(_RECEIVED),
     "Statistics.round_id": _protocol("the round that it answers"),
+    "Decline.beyond": _machine(_BEYOND),
+    "Decline.cpu": _machine("CPU time that its process spent before it declined, in 1/100 s"),
     "Statistics.count": _data("how many windows it has"),
     "Statistics.mean": _data(
         "mean of each feature over all of its windows: how strongly and in which bands its machines vibrate",
@@ -131,6 +138,8 @@ ABOUT: dict[str, About] = {
     ),
     "Statistics.sent": _machine(_SENT),
     "Statistics.received": _machine(_RECEIVED),
+    "Statistics.beyond": _machine(_BEYOND),
+    "Statistics.cpu": _machine("CPU time that its process spent on this answer, in 1/100 s"),
     "AskVerdict.round_id": _protocol("the round of the update that it asks about"),
     "AskVerdict.counter": _protocol("number of that update"),
     "AskVerdict.digest": _protocol("short digest of its payload"),
@@ -190,6 +199,7 @@ ABOUT: dict[str, About] = {
         " alert was raised, and value, in turn",
         float32=True,
     ),
+    "Measured.by": _protocol("whether the limit is the machine's own or the fleet's"),
     "MachineState.name": _name("the machine, as the plant calls it"),
     "MachineState.kind": _name("what it is, such as pump"),
     "MachineState.state": _data("whether it stands, starts, runs or stops: when production is on"),

@@ -34,7 +34,10 @@ __all__ = [
     "ALERT_KINDS",
     "ALERT_STATES",
     "MAX_ALERTS",
+    "MAX_EVIDENCE",
+    "MAX_LIMITS",
     "MAX_MACHINES",
+    "MAX_SKETCH_BYTES",
     "MAX_SUMMARIES",
     "MAX_TREND",
     "ORDERS",
@@ -81,13 +84,15 @@ ORDERS = ("ack", "confirm", "dismiss")
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 """That a `FleetLimit` has, in this order."""
 
-_Name = Annotated[str, Meta(min_length=1, max_length=64)]
-_Word = Annotated[str, Meta(max_length=64)]
+_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
+"""It is shown to people, a line each."""
+_Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=_PRINTABLE)]
+_Word = Annotated[str, Meta(max_length=64, pattern=_PRINTABLE)]
 _Number = Annotated[int, Meta(ge=0, le=(1 << 62))]
 _Seconds = Annotated[int, Meta(ge=0, le=1 << 34)]
 """Unix seconds, whole."""
 _Hundredths = Annotated[int, Meta(ge=0, le=1 << 31)]
-_Measure = Annotated[str, Meta(min_length=1, max_length=160)]
+_Measure = Annotated[str, Meta(min_length=1, max_length=160, pattern=_PRINTABLE)]
 Mark: TypeAlias = Annotated[bytes, Meta(min_length=8, max_length=8)]
 Book: TypeAlias = Annotated[bytes, Meta(min_length=4, max_length=4)]
 
@@ -103,6 +108,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Typical of the machine's baseline; None where that is nothing yet."""
     trend: Annotated[bytes, Meta(max_length=8 * MAX_TREND)] = b""
     """As `to_trend` makes it: of the first evidence alone."""
+    by: _Word = ""
+    """Whose limit it is: "fleet", or the machine's own."""
 
     def __post_init__(self) -> None:
         numbers = (self.value, self.limit, 0.0 if self.was is None else self.was)
@@ -139,9 +146,9 @@ class MachineState(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     name: _Name
     kind: _Name
     """What it is, such as pump: machines of a kind are compared."""
-    state: Annotated[str, Meta(max_length=16)]
+    state: Annotated[str, Meta(max_length=16, pattern=_PRINTABLE)]
     """stopped | starting | running | stopping"""
-    zone: Annotated[str, Meta(max_length=1)] | None
+    zone: Literal["A", "B", "C", "D"] | None
     """A to D of ISO 20816-3."""
     learnt_pct: Annotated[int, Meta(ge=0, le=100)]
     """How far its normal is learnt, where it works now; 100: it is."""
@@ -172,7 +179,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     key: Mark
     done: bool
-    text: Annotated[str, Meta(max_length=200)] = ""
+    text: Annotated[str, Meta(max_length=200, pattern=_PRINTABLE)] = ""
     """Why not, where it could not be."""
 
 
@@ -251,8 +258,14 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 def mark_of(one: MachineState | SummaryOf) -> bytes:
-    """8 bytes that differ where what is told differs."""
-    return hashlib.blake2b(_ENCODER.encode(one), digest_size=8).digest()
+    """8 bytes that differ where what is told differs. What moves all the time is not in it, or by its class alone: a
+    gateway that has been away must be able to tell that nothing has changed."""
+    told: object = one
+    if isinstance(one, MachineState):
+        level = sum(one.level >= bound for bound in (80, 100))
+        told = (one.name, one.kind, one.state, one.zone, one.learnt_pct // 10, level, one.drift, one.event)
+        told = (*told, one.baseline_at)
+    return hashlib.blake2b(_ENCODER.encode(told), digest_size=8).digest()
 
 
 def check_of_marks(marks: Iterable[bytes]) -> bytes:

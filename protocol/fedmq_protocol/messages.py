@@ -32,6 +32,7 @@ from fedmq_protocol.task import MAX_LEVEL, MAX_PARAMETERS, Task
 from fedmq_protocol.topics import Channel, Direction, TopicSpec
 
 __all__ = [
+    "BEYOND_UNIT",
     "MIN_STATISTICS_WINDOWS",
     "SEAL_BYTES",
     "AskChunks",
@@ -154,8 +155,16 @@ Level: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_LEVEL)]
 """How much denser than the task's codecs say: `fedmq_protocol.task.Codec.at`."""
 Places: TypeAlias = Annotated[int, Meta(ge=0)]
 """Gateways of a fleet of at most 64: bit i is the one at place i of the roster. At most 64 bits long on the wire."""
+Beyond: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 40)]
+"""What TCP/IP and TLS have put around the socket bytes of this process so far, both ways, in whole BEYOND_UNIT bytes;
+None where the system does not count it."""
+CpuTime: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 32)]
+"""Of this process, in 1/100 s; None where nobody measured it."""
 Label: TypeAlias = Annotated[str, Meta(min_length=1, max_length=64)]
 Tag: TypeAlias = Annotated[str, Meta(min_length=1, max_length=32)]
+
+BEYOND_UNIT = 64
+"""Bytes: so that a count takes 3 on the wire until it comes to 4 MB."""
 
 MAX_TASKS = 64
 """Tasks that one gateway takes part in."""
@@ -219,6 +228,7 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1):
     """Version of the federation's root that it holds; None where nothing is sealed."""
     card: Annotated[bytes, Meta(max_length=512)] | None = None
     """Its key, with the signature of the federation's issuer: see `signing`."""
+    beyond: Beyond | None = None
 
 
 class Leave(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=2):
@@ -228,6 +238,7 @@ class Leave(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=2):
     clean: bool
     sent: Count = 0
     received: Count = 0
+    beyond: Beyond | None = None
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -253,6 +264,9 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=3):
     loss: Loss
     """Mean over its windows while it trained: what the coordinator sets the level by."""
     evaluation: Evaluation | None = None
+    beyond: Beyond | None = None
+    cpu: CpuTime | None = None
+    """From the plan to this answer: windows cut anew, training, scoring, coding."""
 
 
 class Decline(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=4):
@@ -262,6 +276,9 @@ class Decline(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=4)
     reason: Reason
     sent: Count
     received: Count
+    beyond: Beyond | None = None
+    cpu: CpuTime | None = None
+    """None where it declined before it had begun."""
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=5):
@@ -274,6 +291,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag
     """Sum of squared differences from the mean (Welford 1962)."""
     sent: Count
     received: Count
+    beyond: Beyond | None = None
+    cpu: CpuTime | None = None
 
 
 class AskVerdict(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=6):

@@ -45,6 +45,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from fedmq_protocol.carried import CLOSING_SEGMENTS, carried
 from fedmq_protocol.secrets import SecretError, open_secret
 
 __all__ = [
@@ -333,6 +334,12 @@ class MqttSession:
         return self._bytes.received
 
     @property
+    def bytes_beyond(self) -> int | None:
+        """What TCP/IP and TLS have put around these bytes so far, both ways: handshakes, headers, acknowledgements,
+        repeats. None where the system does not tell."""
+        return self._bytes.beyond()
+
+    @property
     def outstanding(self) -> int:
         client = self._client
         return 0 if client is None else client.outstanding()
@@ -612,7 +619,8 @@ class MqttSession:
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
-        client.on_socket_open = _no_delay
+        client.on_socket_open = self._on_socket_open
+        client.on_socket_close = lambda *_: self._bytes.close()
         # With a function here paho never writes from the caller's thread, where two writers could mix packets.
         client.on_socket_register_write = lambda *_: None
         if mqtt5:
@@ -653,6 +661,10 @@ class MqttSession:
         return "the connection was lost"
 
     # Paho's callbacks: they note and enqueue, and must not raise.
+
+    def _on_socket_open(self, client: Any, userdata: Any, sock: Any) -> None:
+        _no_delay(client, userdata, sock)
+        self._bytes.open(sock)
 
     def _on_connect(self, client: paho.Client, _: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
         assert isinstance(client, _Client)
@@ -726,11 +738,38 @@ class _Ended:
 
 
 class _Counter:
-    """Bytes of MQTT, written by the network thread alone."""
+    """Bytes of MQTT, written by the network thread alone, and what carried them."""
 
     def __init__(self) -> None:
         self.sent = 0
         self.received = 0
+        self._sock: socket.socket | None = None
+        self._carried: int | None = 0
+        """At the IP level, by the connections that have ended; None once one of them could not tell."""
+        self._lock = threading.Lock()
+
+    def open(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._sock = sock
+
+    def close(self) -> None:
+        """To be called while the socket can still be asked."""
+        with self._lock:
+            if self._sock is None:
+                return
+            told, self._sock = carried(self._sock), None
+            if told is None or self._carried is None:
+                self._carried = None
+            else:
+                self._carried += told[0] + CLOSING_SEGMENTS * told[1]
+
+    def beyond(self) -> int | None:
+        with self._lock:
+            carried_now = self._carried
+            if carried_now is not None and self._sock is not None:
+                told = carried(self._sock)
+                carried_now = None if told is None else carried_now + told[0]
+            return None if carried_now is None else max(0, carried_now - self.sent - self.received)
 
 
 class _Client(paho.Client):

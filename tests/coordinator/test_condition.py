@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fedmq_coordinator.audit import AuditLog, Who
-from fedmq_coordinator.condition import LOST, WAITING, Proposal, alerts_of, machines_of
+from fedmq_coordinator.condition import LOST, WAITING, Proposal, alerts_of, machines_of, machines_told
 from fedmq_coordinator.control import MOST_ALERT_ORDERS, AlertOrder, ControlError, place_alert_order
 from fedmq_coordinator.ledger import Ledger
 from machine_rows import RAISED_AT, a_drift, a_machine, a_watch, an_alert
@@ -81,6 +81,17 @@ def test_fleet_drifts_and_proposals_are_kept_as_they_were_saved(ledger: Ledger) 
     book = ledger.book("pumps")
     book.save_proposal(Proposal(at=1.0, reason="4 of 10 pumps have drifted", state="proposed"))
     assert book.proposal() == Proposal(at=1.0, reason="4 of 10 pumps have drifted", state="proposed")
+
+
+def test_the_status_says_how_machines_are_and_what_is_proposed(ledger: Ledger) -> None:
+    book = ledger.book("pumps")
+    ledger.save_fleet_drifts([a_drift()])
+    book.save_proposal(Proposal(at=1.0, reason="4 of 10 pumps at 3 gateways", state="proposed"))
+    told = dict(machines_told(ledger, book))
+    assert told["machines"] == "2 at 2 gateways: 2 running"
+    assert told["alerts"] == "4 wait for somebody"
+    assert told["drift"].startswith("4 of 10 pumps at 3 gateways are not as they were since ")
+    assert told["proposal"].endswith("Order it with `fedmq task retrain pumps`")
 
 
 def test_an_order_for_an_alert_waits_and_is_no_order_of_a_task(ledger: Ledger, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from fedmq_coordinator.control import (
 )
 from fedmq_coordinator.job import TaskPlan
 from fedmq_coordinator.ledger import Ledger, LedgerError
+from fedmq_coordinator.report_view import View
 from fedmq_coordinator.settings import RoundSettings
 from fedmq_coordinator.tasks import Wish
 from hypothesis import given
@@ -207,6 +208,12 @@ def test_a_viewer_looks_and_its_orders_are_refused_and_noted(fleet: ScriptedFlee
     assert asked(fleet, Look(what="report", form="html"), BIN).text.startswith("<!doctype html>")
     assert asked(fleet, Look(what="report", form="csv"), BIN).text.startswith("round,")
     assert asked(fleet, Look(what="report", task="pumps"), BIN).text
+    part = Look(what="report", form="json", view=View(gateways=("g0",)), price_per_gb=2.0, currency="CHF")
+    found = json.loads(asked(fleet, part, BIN).text)
+    assert [line["name"] for line in found["gateways"]] == ["g0"]
+    assert found["price"] == {"per_gb": 2.0, "currency": "CHF"}
+    assert "no gateway 'g9'" in asked(fleet, Look(what="report", view=View(gateways=("g9",))), BIN).error
+    assert "three capital letters" in asked(fleet, Look(what="report", currency="euro"), BIN).error
     (line,) = json.loads(asked(fleet, Look(what="tasks"), BIN).text)
     assert (line["name"], line["version"]) == ("pumps", 3)
     before = noted(fleet)
@@ -217,6 +224,10 @@ def test_a_viewer_looks_and_its_orders_are_refused_and_noted(fleet: ScriptedFlee
     assert answer == Answer(error=why)
     assert not fleet.ledger.orders_waiting()
     assert noted(fleet) == [*before, ("bin (uid 2, socket)", "order pause", "task pumps", why)]
+
+
+def test_what_nobody_asked_for_is_not_said_so_that_an_older_coordinator_understands() -> None:
+    assert json.loads(msgspec.json.encode(Look(what="report"))) == {"ask": "look", "what": "report"}
 
 
 @pytest.mark.parametrize(

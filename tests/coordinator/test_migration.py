@@ -40,8 +40,23 @@ def stopped_at(directory: Path, version: int) -> Plant:
     return plant
 
 
+def turn_back_to_7(db: sqlite3.Connection) -> None:
+    """Without what schema 8 has brought."""
+    for table, column in (
+        ("answers", "beyond"),
+        ("answers", "cpu"),
+        ("wire", "beyond"),
+        ("marks", "beyond"),
+        ("marks", "joined_beyond"),
+    ):
+        db.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    db.execute("DROP TABLE gathered")
+    db.execute("PRAGMA user_version = 7")
+
+
 def turn_back_to_6(db: sqlite3.Connection) -> None:
-    """Without what schema 7 has brought."""
+    """Without what schema 7 has brought, and later ones."""
+    turn_back_to_7(db)
     for table in ("watches", "machines", "alerts", "summaries", "merged", "fleet_drift"):
         db.execute(f"DROP TABLE {table}")
     db.execute("PRAGMA user_version = 6")
@@ -167,6 +182,23 @@ def test_a_run_of_schema_5_goes_on_and_its_updates_are_compared_from_then_on(tmp
     assert all(cosine is not None for version in (3, 4, 5) for cosine in cosines[version])
 
 
+def test_a_run_of_schema_7_goes_on_and_its_signal_came_with_its_gateways(tmp_path: Path) -> None:
+    plant = stopped_at(tmp_path / "plant", 2)
+    path = plant.directory / "ledger.sqlite"
+    before = rows(path, "SELECT gateway, at, bytes FROM gathered ORDER BY gateway, day")
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        turn_back_to_7(db)
+        db.commit()
+
+    plant.start_coordinator()
+    plant.run_to_rest()
+
+    held = {gateway.name: gateway.signal_bytes for gateway in plant.ledger.gateways()}
+    assert {name: size for name, _, size in plant.ledger.gathered()} == held
+    assert plant.ledger.gathered() == before
+    assert {answer.cpu for answer in plant.ledger.answers()} == {None}
+
+
 def test_a_ledger_of_schema_6_takes_what_gateways_tell_of_machines(tmp_path: Path) -> None:
     stopped_at(tmp_path, 1)
     path = tmp_path / "ledger.sqlite"
@@ -188,7 +220,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> Non
         db.commit()
     before = rows(path, "SELECT sql FROM sqlite_master"), rows(path, "SELECT * FROM state")
 
-    with pytest.raises(LedgerError, match=r"cannot bring .*ledger\.sqlite from schema 3 to 7: its task cannot be read"):
+    with pytest.raises(LedgerError, match=r"cannot bring .*ledger\.sqlite from schema 3 to 8: its task cannot be read"):
         Ledger(path)
 
     assert (rows(path, "SELECT sql FROM sqlite_master"), rows(path, "SELECT * FROM state")) == before
@@ -207,7 +239,7 @@ def test_who_does_not_own_the_file_leaves_it_to_its_coordinator(tmp_path: Path, 
     assert rows(path, "PRAGMA user_version") == [(3,)]
 
 
-@pytest.mark.parametrize(("version", "age"), [(8, "newer"), (2, "older")])
+@pytest.mark.parametrize(("version", "age"), [(9, "newer"), (2, "older")])
 def test_a_schema_that_nobody_here_can_read_is_refused(tmp_path: Path, version: int, age: str) -> None:
     path = tmp_path / "ledger.sqlite"
     Ledger(path).close()

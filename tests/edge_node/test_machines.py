@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,45 @@ def test_geometry_gives_the_load_rating_that_catalogues_state(name: str) -> None
     fc = np.interp(bearing.ratio, shares, [58.8, 59.6, 59.9, 59.9, 59.6, 59.0, 58.2, 57.1])
     rating_kn = 1.3 * fc * bearing.elements ** (2 / 3) * bearing.ball_diameter_mm**1.8 / 1000
     assert rating_kn == pytest.approx(RATINGS_KN[name], rel=0.015)
+
+
+TIMKEN = {
+    "6203": (0.382, 1.994, 3.053, 4.947),
+    "6204": (0.382, 1.992, 3.052, 4.948),
+    "6205": (0.397, 2.328, 3.574, 5.426),
+    "6206": (0.396, 2.311, 3.568, 5.432),
+    "6207": (0.396, 2.303, 3.565, 5.435),
+    "6208": (0.394, 2.256, 3.547, 5.453),
+    "6210": (0.409, 2.665, 4.093, 5.907),
+    "6211": (0.408, 2.620, 4.078, 5.922),
+    "6212": (0.407, 2.584, 4.066, 5.934),
+    "6304": (0.368, 1.757, 2.574, 4.426),
+    "6307": (0.376, 1.888, 3.006, 4.994),
+    "6308": (0.378, 1.925, 3.023, 4.977),
+    "6309": (0.380, 1.955, 3.037, 4.963),
+    "6310": (0.381, 1.981, 3.047, 4.953),
+    "6311": (0.382, 2.002, 3.057, 4.943),
+    "6312": (0.383, 2.020, 3.064, 4.936),
+}
+"""Cage, ball spin, outer and inner race, per turn: Ball Bearing Housed Unit Catalog, table A-9. Its 6306 has seven
+balls, and is another bearing than ours."""
+LARGER_BALLS = {"6208": 12.7, "6307": 14.288, "6308": 15.875}
+"""mm, which come to that maker's coefficients."""
+
+
+@pytest.mark.parametrize("name", TIMKEN)
+def test_defect_rates_are_those_of_a_makers_catalogue(name: str) -> None:
+    cage, spin, outer, inner = TIMKEN[name]
+    ours = BEARINGS[name]
+    if name in LARGER_BALLS:
+        rates = ours.defect_hz(1.0)
+        assert rates[OUTER] == pytest.approx(outer, rel=0.02)  # as far as lines are looked for
+        ours = replace(ours, ball_diameter_mm=LARGER_BALLS[name])
+    rates = ours.defect_hz(1.0)
+    tolerance = 0.004 if name == "6205" else 0.0015
+    assert (rates[CAGE], rates[OUTER], rates[INNER]) == pytest.approx((cage, outer, inner), rel=tolerance)
+    # A ball's defect strikes twice a spin.
+    assert rates[BALL] == pytest.approx(2 * spin, rel=4 * tolerance)
 
 
 def test_a_type_number_is_found_with_its_suffix_and_an_unknown_one_is_not() -> None:

@@ -116,6 +116,9 @@ class Script:
         self.log: list[Message] = []
         self.vitals = Vitals()
         self.step_seconds = 0.0
+        self.cpu_at_each_look: float | None = None
+        self.cpu_used = 0.0
+        self.beyond: int | None = None
         self.alive_at: list[float] = []
         self.starts = 0
         self.welcomed: list[float] = []
@@ -141,8 +144,15 @@ class Script:
             ask_jitter_seconds=0.1,
             welcomed=self.welcomed.append,
             alive=lambda: self.alive_at.append(self.now),
+            cpu_seconds=None if self.cpu_at_each_look is None else self.cpu,
+            beyond_bytes=lambda: self.beyond,
         )
         self.session.start()
+
+    def cpu(self) -> float:
+        """Every look at it finds that some more was used."""
+        self.cpu_used += self.cpu_at_each_look or 0.0
+        return self.cpu_used
 
     def clock(self) -> float:
         """Every look at it takes a while, where a test wants training to take time."""
@@ -230,6 +240,34 @@ def test_a_birth_that_would_be_too_long_leaves_tasks_out(script: Script) -> None
     birth = script.heard(Birth)[-1]
     assert 20 < len(birth.held) < 60
     assert len(script.gateway.states) == 60
+
+
+def test_answers_tell_what_they_took_and_what_carried_them(tmp_path: Path) -> None:
+    script = Script(tmp_path)
+    script.kill()
+    script.cpu_at_each_look, script.beyond = 0.25, 64 * 100 + 63
+    script.start()
+    script.welcome(an_assignment(plan=a_plan(1)))
+    (update,) = script.heard(Update)
+    assert update.cpu == 25
+    assert [birth.beyond for birth in script.heard(Birth)][-1] == update.beyond == 100
+    # The same once more, and told with it what it took then.
+    script.kill()
+    script.start()
+    script.welcome(an_assignment(known=True, plan=a_plan(1)))
+    assert [update.cpu for update in script.heard(Update)] == [25, 25]
+    script.vitals = Vitals(cpu_idle_pct=0.0)
+    script.accept(update)
+    script.plan(a_plan(2))
+    (decline,) = script.heard(Decline)
+    assert (decline.beyond, decline.cpu) == (100, 25)
+    script.memory.close()
+
+
+def test_a_gateway_that_cannot_tell_says_nothing(script: Script) -> None:
+    script.welcome(an_assignment(plan=a_plan(1)))
+    (update,) = script.heard(Update)
+    assert (update.beyond, update.cpu) == (None, None)
 
 
 def test_of_two_plans_at_hand_the_one_that_closes_first_goes_first(script: Script) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
-from fedmq_edge_node.alarms import Cleared, Policy, Raised
+from fedmq_edge_node.alarms import Cleared, Evidence, Policy, Raised
 from fedmq_edge_node.machines import Machine
 from fedmq_edge_node.operating import OperatingSettings, State
 from fedmq_edge_node.watching import Opinion, Seen, Watcher, WatchPolicy, Window
+from fedmq_edge_node.watching import learnt as learnt_of
 from numpy.typing import NDArray
 
 from fedmq.simulator import simulate_vibration
@@ -242,3 +244,149 @@ def test_drift_is_told_once_when_it_lasts_and_moves_no_limit() -> None:
     assert len(drifts) == 1
     assert drifts[0].now > drifts[0].was
     assert line.watcher.summaries() == before
+
+
+def by_the_fleet(seen: Sequence[Seen]) -> list[Evidence]:
+    return [
+        evidence
+        for one in seen
+        for reading in one.readings
+        if reading.kind == "anomaly"
+        for evidence in reading.evidence
+        if evidence.by == "fleet"
+    ]
+
+
+def test_the_fleets_limit_holds_while_the_machines_own_is_learnt_and_no_longer() -> None:
+    line = Line(PLAIN)
+    line.watcher.heed({("all", "acceleration"): 1e-3})
+    seen = line.run(6)
+    told = by_the_fleet(seen)
+    assert {(one.name, one.limit) for one in told} == {("acceleration", 1e-3)}
+    assert [kind for _, kind in raised(seen)] == ["anomaly"]
+    learning = Line(PLAIN)
+    learning.run(80)
+    learning.watcher.heed({("all", "acceleration"): 1e-3})
+    later = learning.run(4)
+    assert any(one.learning is not None and one.learning.done for one in later)
+    assert by_the_fleet(later) == []
+    assert raised(later) == []
+
+
+def test_a_dismissal_raises_the_fleets_limit_for_this_machine_too() -> None:
+    line = Line(PLAIN)
+    line.watcher.heed({("all", "acceleration"): 1e-3})
+    assert [kind for _, kind in raised(line.run(6))] == ["anomaly"]
+    line.watcher.verdict("anomaly", fault=None)
+    assert {one.level < 1 for one in by_the_fleet(line.run(4))} == {True}
+
+
+def test_the_fleets_limit_is_never_above_the_machines_own_zones() -> None:
+    zones = MACHINE.zone_limits
+    assert zones is not None
+    line = Line()
+    line.watcher.heed({("all", "velocity"): 100 * zones.b_c, ("all", "kurtosis"): 50.0})
+    limits = {one.name: one.limit for one in by_the_fleet(line.run(6))}
+    assert limits == {"velocity": zones.b_c, "kurtosis": 50.0}
+
+
+def test_only_what_is_learnt_and_comparable_is_for_the_fleet() -> None:
+    model = Said("1-7-abcd-own")
+    model.next = Opinion(score=0.1)
+    line = Line(PLAIN, [model])
+    line.run(15)
+    assert learnt_of(line.watcher.dump()) == []
+    line.run(60)
+    found = {one.measure: one for one in learnt_of(line.watcher.dump())}
+    assert found["acceleration"].shared
+    assert found["acceleration"].summary.count >= POLICY.learning_windows
+    (score,) = [one for name, one in found.items() if name.startswith("score of ")]
+    assert not score.shared
+
+
+def test_a_machine_much_quieter_than_it_was_is_an_anomaly_and_standing_or_a_dismissal_is_none() -> None:
+    line = Line(PLAIN)
+    line.run(50)
+    assert raised(line.run(5, gain=0.8)) == []
+    seen = line.run(5, gain=0.5)
+    assert [kind for _, kind in raised(seen)] == ["anomaly"]
+    first = next(o for one in seen for o in one.outcomes if isinstance(o, Raised))
+    assert {one.name for one in first.evidence[:2]} == {"quieter acceleration", "quieter velocity"}
+    assert first.evidence[0].value == pytest.approx(2.0, rel=0.1)
+    assert first.evidence[0].limit == pytest.approx(1.5, rel=0.05)
+    line.watcher.verdict("anomaly", fault=None)
+    line.run(10)
+    assert raised([*line.run(5, gain=0.5), *line.stand(8), *line.run(8)]) == []
+    off = Line(PLAIN, policy=msgspec.structs.replace(POLICY, lower_limits=False))
+    off.run(50)
+    assert raised(off.run(8, gain=0.5)) == []
+
+
+def test_while_it_learns_nothing_is_too_quiet() -> None:
+    line = Line(PLAIN)
+    line.run(20)
+    assert raised(line.run(8, gain=0.5)) == []
+
+
+def at_speed(line: Line, speed: float, count: int, label: str = "normal") -> list[Seen]:
+    """The orders move, and what the structure rings at does not."""
+    seen = []
+    for _ in range(count):
+        signal = simulate_vibration(
+            label=label,
+            severity=0.0 if label == "normal" else 20.0,
+            shaft_hz=30.0 * speed,
+            load=1.0,
+            resonance_hz=3200.0,
+            seconds=SECONDS,
+            rng=np.random.default_rng((line.n, 7)),
+        )
+        seen.append(line.watcher.step(line.window(np.asarray(signal, dtype=np.float64).reshape(-1, 1))))
+    return seen
+
+
+def test_another_speed_is_told_by_the_vibration_and_has_a_normal_of_its_own() -> None:
+    line = Line()
+    at_speed(line, 1.0, 50)
+    seen = at_speed(line, 1.2, 50)
+    assert raised(seen) == []
+    assert {one.band for one in seen if one.used} == {"1.21 x speed"}
+    assert seen[-1].learning is not None
+    assert 25 <= seen[-1].learning.windows <= POLICY.learning_windows
+    # The bearing's lines are looked for where the shaft is now.
+    faulty = at_speed(line, 1.2, 4, "outer_race")
+    assert faulty[-1].condition is not None
+    assert faulty[-1].condition.shaft_hz == pytest.approx(36.0, rel=0.01)
+    assert "defect" in {kind for _, kind in raised(faulty)}
+
+
+def test_bearing_lines_say_nothing_where_the_shafts_do_not_confirm_its_speed() -> None:
+    """A fault's strikes without a shaft in them: whatever they are, nobody knows how fast it turns."""
+    line = Line()
+    seen = []
+    for _ in range(8):
+        signal = shaking(line.n, "outer_race", severity=20.0)
+        spectrum = np.fft.rfft(signal[:, 0])
+        spectrum[:120] = 0.0
+        seen.append(line.watcher.step(line.window(np.fft.irfft(spectrum, len(signal))[:, None])))
+    assert all("defect" not in {reading.kind for reading in one.readings} for one in seen)
+    assert any(one.condition is not None and max(one.condition.defects.values()) > 3.5 for one in seen)
+    # A sensor that measures it is believed.
+    told = Line()
+    told.run(0)
+    seen = [told.watcher.step(told.window(shaking(told.n, "outer_race"), speed_hz=30.0)) for _ in range(6)]
+    assert "defect" in {kind for _, kind in raised(seen)}
+
+
+def test_what_is_learnt_is_learnt_late_and_not_before_a_change() -> None:
+    line = Line(PLAIN)
+    seen = line.run(12)
+    learnt = [begin for one in seen for begin in one.learnt]
+    assert learnt == sorted(learnt)
+    assert max(learnt) == pytest.approx(EVERY * (12 - 1) - 20.0, abs=EVERY)
+    # What ran steadily before it stopped, but not for long enough, is never learnt.
+    stopped_at = EVERY * line.n
+    seen += [*line.stand(6), *line.run(20)]
+    learnt = [begin for one in seen for begin in one.learnt]
+    assert not [begin for begin in learnt if stopped_at - 20.0 < begin < stopped_at + 60.0]
+    assert [begin for begin in learnt if begin > stopped_at + 60.0]

@@ -187,7 +187,8 @@ def test_elements_behind_those_of_a_type_are_shown_and_marked() -> None:
     """A decoder passes over them; whoever would carry something out in them must not be able to."""
     data = to_bytes(Decline(round_id=1, reason=Reason.CPU, sent=1, received=2))
     body = msgspec.msgpack.decode(data[1:])
-    smuggled = data[:1] + msgspec.msgpack.encode([*body, b"signal" * 50])
+    empty = [None] * (1 + len(Decline.__struct_fields__) - len(body))
+    smuggled = data[:1] + msgspec.msgpack.encode([*body, *empty, b"signal" * 50])
     seen = read(Watch(), up(Channel.ANSWER), smuggled)
     assert seen.kind == "Decline"
     (found,) = seen.unexplained

@@ -29,7 +29,7 @@ UNITS = {
         "fedmq-identity.service",
         "fedmq-release.service",
     ],
-    "monitoring": ["fedmq-metrics.service"],
+    "monitoring": ["fedmq-metrics.service", "fedmq-report.service"],
     "watch": ["fedmq-watch.service"],
 }
 

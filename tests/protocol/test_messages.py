@@ -312,7 +312,7 @@ def test_a_decline_costs_at_most_16_bytes() -> None:
 
 def test_fields_at_the_end_that_hold_nothing_are_not_sent() -> None:
     bare = msgspec.structs.replace(UPDATE, evaluation=None)
-    assert to_bytes(bare) == with_body(body_of(bare)[:-1])
+    assert to_bytes(bare) == with_body(body_of(bare)[:-3])
     rest = msgspec.structs.replace(ROUND, delta=None)
     assert to_bytes(rest) == with_body(body_of(rest)[:-3])
     only_a_scaler = msgspec.structs.replace(ROUND, delta=None, scaler=bytes(64))
@@ -341,17 +341,18 @@ def test_fields_that_a_newer_version_adds_are_passed_over(message: Message, home
 
 def test_fields_that_an_older_version_does_not_know_take_their_defaults() -> None:
     assert from_bytes(STATUS, with_body([2, bytes(8), False])) == Leave(nonce=bytes(8), clean=False)
-    short_update = from_bytes(ANSWER, with_body(body_of(UPDATE)[:-1]))
+    short_update = from_bytes(ANSWER, with_body(body_of(UPDATE)[:-3]))
     assert short_update == msgspec.structs.replace(UPDATE, evaluation=None)
     short_plan = from_bytes(PLAN, with_body(body_of(ROUND)[:-3]))
     assert short_plan == msgspec.structs.replace(ROUND, delta=None, scaler=None, release=None)
-    short_birth = from_bytes(STATUS, with_body(body_of(BIRTH)[:-5]))
+    short_birth = from_bytes(STATUS, with_body(body_of(BIRTH)[:-6]))
     assert short_birth == msgspec.structs.replace(BIRTH, held=(), tags=(), sensors=(), root=None, card=None)
 
 
 def test_a_field_without_a_default_must_be_there() -> None:
     for message, homes in EVERY:
-        refused(with_body(body_of(message)[:2]), homes[0])
+        body = body_of(message)
+        refused(with_body(body[: min(2, len(body) - 1)]), homes[0])
 
 
 # --- lies ------------------------------------------------------------------------------------------------------------

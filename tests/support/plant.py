@@ -20,8 +20,9 @@ from fedmq_coordinator.job import Job, TaskPlan
 from fedmq_coordinator.ledger import Book, Ledger, Order
 from fedmq_coordinator.models import ModelStore
 from fedmq_coordinator.service import Coordinator
-from fedmq_coordinator.settings import LimitSettings, RoundSettings
+from fedmq_coordinator.settings import DriftSettings, FleetSettings, LimitSettings, PublishSettings, RoundSettings
 from fedmq_coordinator.tasks import Wish
+from fedmq_edge_node.courier import Courier
 from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_edge_node.memory import Memory
 from fedmq_edge_node.samples import FEATURES, SampleError, Samples
@@ -110,9 +111,17 @@ class Plant:
         more: Sequence[TaskPlan] = (),
         bundle: bytes = b"",
         personal: PersonalPolicy | None = None,
+        publish: PublishSettings | None = None,
         crash_point: Callable[[str], None] = lambda name: None,
         authority: TrustAuthority | None = None,
+        watched: bool = False,
+        fleet: FleetSettings | None = None,
+        drift: DriftSettings | None = None,
     ) -> None:
+        """`watched`: a watch works beside each gateway, and keeps its book at `book_of(name)`."""
+        self.watched = watched
+        self.fleet = fleet
+        self.drift = drift
         self.directory = directory
         self.authority = authority
         """Whose seals all messages carry; None: none do."""
@@ -123,6 +132,7 @@ class Plant:
         self.bundle = bundle
         """Of the first task, where its model is somebody's own."""
         self.personal = personal
+        self.publish = publish
         self.more = more
         """Further tasks beside the first."""
         self.now = START
@@ -152,12 +162,15 @@ class Plant:
                     *self.more,
                 ],
                 limits=self.limits,
+                fleet=self.fleet,
+                drift=self.drift,
                 session=self.coordinator_session,
                 ledger=self.ledger,
                 models=ModelStore(self.directory / "models"),
                 clock=lambda: self.now,
                 new_lineage=new_lineage,
                 seals=self.authority and self.authority.coordinator(lambda: self.now),
+                publish=self.publish,
                 crash_point=self.crash_point,
             )
         except BaseException:
@@ -192,10 +205,14 @@ class Plant:
             seals=seals,
             renewed=lambda: self.renewals.pop(name, None),
             stale_seconds=self.stale_seconds,
+            courier=Courier(self.book_of(name), every_seconds=10.0) if self.watched else None,
         )
         self.gateways[name] = gateway
         session.start()
         return gateway
+
+    def book_of(self, name: str) -> Path:
+        return self.directory / name / "watch" / "alerts.sqlite"
 
     def kill_gateway(self, name: str) -> None:
         gateway = self.gateways.pop(name)

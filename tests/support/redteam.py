@@ -103,6 +103,7 @@ ATTACKS = (
     "settings file writable by others",
     "symlink in the state directory",
     "site A's bridge poses as site B's gateway",
+    "tells of another gateway's machines",
     "dashboard without a token",
     "dashboard, one wrong token after the other",
     "dashboard by a name that was made to point here",

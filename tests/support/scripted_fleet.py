@@ -58,6 +58,9 @@ class ScriptedGateway:
         self.place = -1
         self.tasks: dict[int, Assignment] = {}
         """By lineage, as the last welcome had them."""
+        self.beyond: int | None = None
+        self.cpu: int | None = None
+        """What its updates tell of these."""
         self.welcomes: list[Welcome] = []
         self.plans: list[RoundPlan] = []
         self.other: list[Message] = []
@@ -132,6 +135,8 @@ class ScriptedGateway:
             sent=0,
             received=0,
             loss=5000,
+            beyond=self.beyond,
+            cpu=self.cpu,
         )
         self.say(Channel.ANSWER, self.sent[plan.round_id])
 

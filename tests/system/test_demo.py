@@ -100,7 +100,8 @@ def test_the_demo_runs_on_the_embedded_broker_and_ends_with_a_table_and_a_page(t
         assert line in figures["output"]
     page = re.search(r"^report: (.+)$", figures["output"], re.MULTILINE)
     assert page is not None
-    assert Path(page.group(1)) == directory / "report.html"
+    assert page.group(1) == (directory / "report.html").resolve().as_uri()
+    assert figures["output"].rstrip().endswith(page.group(0)), "the link is the last line"
     assert (directory / "report.html").stat().st_size > 10_000
 
 

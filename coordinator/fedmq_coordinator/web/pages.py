@@ -39,7 +39,7 @@ LATEST_ROUNDS = 6
 MACHINES_SHOWN = 300
 ANSWERS_SHOWN = 500
 
-VERSUS = {"dense": "plain FedAvg in float32", "raw": "uploading the raw signal once"}
+VERSUS = {"dense": "Against plain FedAvg", "raw": "Against raw upload"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,7 +352,7 @@ def _worth(about: Overview) -> list[Child]:
 
 
 def _against(saving: Saving, about: Overview) -> Markup:
-    name = f"Against {VERSUS[saving.against]}"
+    name = VERSUS[saving.against]
     if saving.factor is None:
         return _card(saving.against, name, "not known", "no bytes to compare with")
     more = _more(saving)
