@@ -34,6 +34,8 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 NICE = 5
 """The rounds go before the pictures of them."""
+OOM_SCORE_ADJ = 500
+"""In thousandths of the memory that there is: the kernel takes this process before another of the same size."""
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
 
@@ -100,7 +102,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     dashboard = Dashboard(ledger_path(state_dir), http)
     if arguments.inherited is not None:
-        os.nice(NICE)
+        _stand_back()
         number, pipe = arguments.inherited
         dashboard.serve(socket.socket(fileno=number), with_parent=pipe)
         return
@@ -108,6 +110,13 @@ def _run(arguments: argparse.Namespace) -> None:
     with bind(host, port) as listener:
         print(f"dashboard: {url(http, listener)}", file=sys.stderr, flush=True)
         dashboard.serve(listener)
+
+
+def _stand_back() -> None:
+    """Where processor or memory are short, the coordinator has them."""
+    os.nice(NICE)
+    with contextlib.suppress(OSError):  # no Linux, or not allowed: the kernel chooses by size then
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ), encoding="ascii")
 
 
 def _http_alone(overrides: Sequence[str]) -> HttpSettings:
