@@ -22,7 +22,7 @@ from fedmq_coordinator.web.app import HEADERS, MAX_BODY_BYTES
 from fedmq_coordinator.web.files import FILES
 from fedmq_coordinator.web.views import FLEET
 from fedmq_protocol.messages import SensorHealth
-from ledgers import a_decline, a_gateway, a_round, an_answer, write_plant
+from ledgers import a_decline, a_gateway, a_round, a_wire, an_answer, write_plant
 from machine_rows import a_drift, a_machine, a_watch, an_alert
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -141,6 +141,21 @@ def test_who_deserves_a_look_stands_first(tmp_path: Path) -> None:
     assert [row["battery"] for row in rows if row["battery"]] == ["low, round 4"]
     assert {row["link"] for row in rows} == {None}
     assert rows[2]["sensors"] == "axle silent for 900 s"
+
+
+def test_where_federation_cost_more_the_headline_says_so(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
+        book = ledger.book("bearings")
+        ledger.save_gateway(a_gateway("a", 0, signal_bytes=1000))
+        book.open_round(a_round(1, drawn=1))
+        book.save_answer(an_answer(1, "a", dense_bytes=500))
+        ledger.save_wire(a_wire("a", 6000, 4000))
+        ledger.commit()
+    with served(tmp_path / "ledger.sqlite") as site:
+        page = site.get("/").text
+    assert "10.0 times MORE bytes than plain FedAvg" in page
+    assert 'class="warn"' in page
+    assert "9.00 kB sent on top" in page
 
 
 def test_an_empty_ledger_has_a_page_too(tmp_path: Path) -> None:
