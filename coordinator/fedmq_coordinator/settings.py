@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from fedmq_protocol.messages import MAX_TASKS, PersonalPolicy
+from fedmq_protocol.observing import MetricsSettings
 from fedmq_protocol.settings import ConnectionSettings, Table, named
 from fedmq_protocol.task import MAX_REMAINING, Recipe, Windowing
 from fedmq_protocol.topics import CHUNK_BYTES
@@ -27,11 +28,13 @@ __all__ = [
     "ControlSettings",
     "CoordinatorSettings",
     "DriftSettings",
+    "FleetMetricsSettings",
     "FleetSettings",
     "LimitSettings",
     "MoneySettings",
     "MoreTaskSettings",
     "PersonalSettings",
+    "PublishSettings",
     "RecipeSettings",
     "RoundSettings",
     "TaskSettings",
@@ -765,6 +768,40 @@ class ControlSettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishSettings(Table):
+    """What is told to people's tools at the broker, such as Telegraf and Node-RED: see docs/metrics.md."""
+
+    rounds: Annotated[
+        bool, Meta(description="Whether each closed round is published on down/report: a JSON of 400 bytes, retained.")
+    ] = True
+    fleet_seconds: Annotated[
+        float | None,
+        Meta(
+            ge=1,
+            le=86_400,
+            examples=[60],
+            description="How often the state of the fleet is published on down/fleet: a JSON of some 500 bytes and 200"
+            " for each task more, retained. Without it, never.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetMetricsSettings(MetricsSettings):
+    """Figures for Prometheus: see docs/metrics.md. They need the extra "metrics"."""
+
+    gateways_most: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Gateways that have series of their own, by their place in the roster. Each costs Prometheus"
+            " some ten. The others are in every sum, and counted as fedmq_gateways_left_out.",
+        ),
+    ] = 200
+
+
+@dataclass(frozen=True, kw_only=True)
 class MoneySettings(Table):
     """What the report and the dashboard reckon in money with. Changing this starts nothing anew."""
 
@@ -892,6 +929,14 @@ class CoordinatorSettings(Table):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"
+    log_format: Annotated[
+        Literal["console", "json"] | None,
+        Meta(
+            examples=["json"],
+            description='How log lines look: "console" for people, "json" an object a line, for programs. Without it'
+            " the environment variable FEDMQ_LOG_FORMAT says so, else it is console.",
+        ),
+    ] = None
     connection: ConnectionSettings = field(default_factory=ConnectionSettings)
     task: TaskSettings
     rounds: RoundSettings = field(default_factory=RoundSettings)
@@ -900,6 +945,8 @@ class CoordinatorSettings(Table):
     fleet: FleetSettings = field(default_factory=FleetSettings)
     drift: DriftSettings = field(default_factory=DriftSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
+    metrics: FleetMetricsSettings = field(default_factory=FleetMetricsSettings)
+    publish: PublishSettings = field(default_factory=PublishSettings)
     money: MoneySettings = field(default_factory=MoneySettings)
 
     def check(self) -> Iterator[tuple[str, str]]:
