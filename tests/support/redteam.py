@@ -103,6 +103,7 @@ ATTACKS = (
     "settings file writable by others",
     "symlink in the state directory",
     "site A's bridge poses as site B's gateway",
+    "tells of another gateway's machines",
 )
 """In the order in which they are told. A test names its own with `@pytest.mark.attack`."""
 
