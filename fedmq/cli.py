@@ -33,6 +33,7 @@ examples:
   fedmq demo                                       the whole job on this machine, with simulated bearings
   fedmq broker                                     a broker for development, Mosquitto where it is installed
   fedmq coordinator --config coordinator.toml      opens rounds, aggregates, keeps the ledger
+  fedmq coordinator --config coordinator.toml --http 8080      the same, with the dashboard as a web page
   fedmq gateway --config gateway.toml              trains on its own recordings when its gates allow
   fedmq bridge probe                               what sensors talk on serial ports, and at which rate
   fedmq bridge run --config bridge.toml            keeps what they say for a gateway to learn from
@@ -150,6 +151,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(coordinator)
     add_log_format(coordinator)
     add_metrics(coordinator)
+    from fedmq.dashboard import add_http
+    from fedmq.dashboard import add_parser as add_dashboard
+
+    add_http(coordinator, "serve the dashboard there; a port alone is on 127.0.0.1 (short for --set http.listen=…)")
     coordinator.add_argument(
         "--new-lineage", action="store_true", help="learn afresh: a new scaler and the seeded start; the ledger stays"
     )
@@ -261,6 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     add_metrics_command(commands)
     add_task(commands)
     add_audit(commands)
+    add_dashboard(commands)
     from fedmq.bridge.command import add_label
     from fedmq.bridge.command import add_parser as add_bridge
     from fedmq.ca.command import add_parser as add_ca
@@ -437,6 +443,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument(
         "--closing", type=float, default=30.0, metavar="SECONDS", help="a round's closing time (default: 30)"
     )
+    demo.add_argument("--http", metavar="[HOST:]PORT", help="show it in a browser as it goes; 0 picks a free port")
     demo.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     demo.add_argument("--csv", type=Path, metavar="FILE", help="write metrics and bytes as CSV, one line a round")
     demo.add_argument(
@@ -753,7 +760,9 @@ def _coordinator(arguments: argparse.Namespace) -> None:
     notifier = Notifier()
     coordinator = build_coordinator(settings, new_lineage=arguments.new_lineage, alive=notifier.alive)
     _stop_on_signal(coordinator, notifier)
-    with running.of_coordinator(settings, coordinator):
+    from fedmq.dashboard import beside
+
+    with running.of_coordinator(settings, coordinator), beside(settings, arguments):
         notifier.ready()
         run_coordinator(coordinator, settings)
 
