@@ -65,7 +65,7 @@ BLOCKS = (
     *("add", "list", "settings", "first status", "first alerts", "first show", "zone show", "ack"),
     *("confirm", "event", "learning", "learnt", "false show", "dismiss", "after dismissal"),
     *("month show", "month confirm", "month event", "labels", "drift"),
-    *("tasks", "promote", "report", "named list", "named show", "last status"),
+    *("tasks", "report", "promote", "named list", "named show", "last status"),
 )
 """The page's marks, in their order."""
 
@@ -78,15 +78,16 @@ def run_at(at: float, lines: Sequence[Sequence[str]]) -> int:
     import datetime as clocks
 
     behind = time.time() - at
-    real_time, real = time.time, clocks.datetime
-    time.time = lambda: real_time() - behind
+    clock = time.time
 
-    class Moved(real):  # type: ignore[misc, valid-type]
+    class Moved(datetime):
         @classmethod
-        def now(cls, tz: clocks.tzinfo | None = None) -> clocks.datetime:
-            return real.fromtimestamp(time.time(), tz)
+        def now(cls, tz: clocks.tzinfo | None = None) -> Moved:
+            return cls.fromtimestamp(clock() - behind, tz)
 
-    clocks.datetime = Moved  # type: ignore[misc]
+    # Before anything of fedmq is loaded, which takes them from there.
+    vars(time)["time"] = lambda: clock() - behind
+    vars(clocks)["datetime"] = Moved
     from fedmq.cli import main
 
     for words in lines:
@@ -218,8 +219,13 @@ class Plant:
 
 def alert_of(plant: Plant, machine: str) -> int:
     """The newest alert of a machine."""
+    return alerts_of(plant, machine)[0]
+
+
+def alerts_of(plant: Plant, machine: str) -> list[int]:
+    """Newest first."""
     said = plant.fedmq(["alert", "list", "--machine", machine, "--all", "--json"])
-    return int(json.loads(said)[0]["id"])
+    return [int(alert["id"]) for alert in json.loads(said)]
 
 
 # --- the story -------------------------------------------------------------------------------------------------------
@@ -286,10 +292,10 @@ def month_two(plant: Plant) -> str:
         if step >= 6:
             worn.label, worn.severity = "inner_race", 1.5 * (step - 5)
         plant.hear(("motor-35", "motor-23"), seconds=60.0)
-    number = alert_of(plant, "motor-23")
-    plant.show("month show", f"fedmq alert show {number}")
+    numbers = alerts_of(plant, "motor-23")[::-1]
+    plant.show("month show", "fedmq alert list --machine motor-23", f"fedmq alert show {numbers[0]}")
     evidence = plant.fedmq(["alert", "list", "--machine", "motor-23", "--all", "--json"])
-    plant.show("month confirm", f"fedmq alert confirm {number} inner_race")
+    plant.show("month confirm", *(f"fedmq alert confirm {number} inner_race" for number in numbers))
     plant.watch()
     plant.show("month event", "fedmq machine event motor-23 bearing-changed")
     plant.watch()
@@ -317,9 +323,9 @@ def month_three(plant: Plant) -> None:
             federation.until(lambda: federation.rounds() >= ROUNDS, f"{ROUNDS} rounds")
             plant.on(85)
             plant.show("tasks", "fedmq task list --state coordinator")
+            plant.show("report", "fedmq report --state coordinator | grep macro-F1 went")
             plant.show("promote", "fedmq task promote faults --state coordinator")
             federation.until(federation.in_service, "the release")
-        plant.show("report", "fedmq report --state coordinator | grep macro-F1 went")
     plant.on(86)
     plant.motors["motor-31"].label, plant.motors["motor-31"].severity = "ball", 24.0
     plant.hear(("motor-31",))
@@ -460,12 +466,12 @@ def written(page: str, blocks: dict[str, str]) -> str:
 
 def picture(evidence: str) -> str:
     """The trend of what raised the alert, with its limit, as SVG; from the alert's own JSON."""
-    alert = json.loads(evidence)[0]
+    alert = json.loads(evidence)[-1]  # the first one
     worst = max(alert["evidence"], key=lambda one: one["value"] / one["limit"])
     points = [(at, value) for at, value in worst["trend"]]
     left, right, top, bottom = 60.0, 700.0, 30.0, 230.0
     first, last = points[0][0], points[-1][0]
-    most = 1.1 * max(max(value for _, value in points), worst["value"], worst["limit"])
+    most = 1.25 * max(worst["limit"], *(value for _, value in points))
 
     def x(at: float) -> float:
         return left + (right - left) * (at - first) / (last - first)

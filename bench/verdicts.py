@@ -56,7 +56,7 @@ from fedmq_firmware_bridge.store import Store
 from numpy.typing import NDArray
 
 from fedmq.data import GEARBOX_WINDOWING, Recording, recordings_at, signal_of
-from fedmq.defaults import round_settings, task_settings
+from fedmq.defaults import Kind, round_settings, task_settings
 from fedmq.demo import HEALTHY_VITALS
 from fedmq.demo import _toml as toml
 from fedmq.programs import ledger_path
@@ -357,10 +357,11 @@ class Federation:
         pace = replace(pace, resume_on_new_data=True, interval_seconds=0.2, min_gateways=len(GATEWAYS))
         test = str(self.folder / "test")
         tasks: dict[str, dict[str, Any]] = {}
-        for name, kind in ((CLASSIFIER, "mlp"), (ANOMALIES, "autoencoder")):
+        kinds: dict[str, Kind] = {CLASSIFIER: "mlp", ANOMALIES: "autoencoder"}
+        for name, kind in kinds.items():
             task = task_settings(
                 name=name,
-                kind=kind,  # type: ignore[arg-type]
+                kind=kind,
                 classes=self.plan.classes,
                 windowing=self.plan.windowing,
                 seed=self.seed,

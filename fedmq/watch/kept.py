@@ -8,6 +8,7 @@ pass over. All of it can be done again: what is there already stays, and a file 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,10 +47,12 @@ class Kept:
         over = alert.to_at is not None or judged_at >= alert.from_at + self._seconds
         return self._seconds > 0 and over and next(self._of(alert.id), None) is None
 
-    def keep(self, store: Store, machine: Machine, alert: Alert, label: str | None) -> int:
-        """Recordings made. Raises StoreError where the store cannot be read."""
-        until = alert.from_at + self._seconds
-        until = until if alert.to_at is None else min(until, max(alert.to_at, alert.from_at + LEAST_SECONDS))
+    def keep(
+        self, store: Store, machine: Machine, alert: Alert, label: str | None, decided_at: float = math.inf
+    ) -> int:
+        """Recordings made, of what came before the verdict. Raises StoreError where the store cannot be read."""
+        ended_at = min(math.inf if alert.to_at is None else alert.to_at, decided_at)
+        until = min(alert.from_at + self._seconds, max(ended_at, alert.from_at + LEAST_SECONDS))
         made = 0
         for run in store.runs(machine=alert.machine):
             if not watched(run, machine) or run.ended_at <= alert.from_at or run.taken_at >= until:

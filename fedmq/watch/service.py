@@ -15,6 +15,7 @@ Owns the order of things. What is judged how is `watching`'s, what is durable is
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -317,10 +318,15 @@ class Watch:
             if self._is_aside(alert, healthy=alert.state == "dismissed"):
                 label = ASIDE
             self._crash_point("before keep")
-            self._kept.keep(self._store, machine, alert, label)
+            self._kept.keep(self._store, machine, alert, label, self._decided_at(alert))
             self._crash_point("after keep")
             # Where nothing was made the ring has gone round: looking again would not help.
             self._settled.add(alert.id)
+
+    def _decided_at(self, alert: Alert) -> float:
+        """What came after a verdict nobody has looked at: it is neither labelled nor kept under that name."""
+        verdicts = [step.at for step in self._book.steps(alert.id) if step.what in ("confirmed", "dismissed")]
+        return verdicts[-1] if verdicts else math.inf
 
     def _tell(self) -> None:
         for output in self._outputs:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fedmq_edge_node.alertbook import Position
+from fedmq_edge_node.machines import Machine
 from fedmq_edge_node.operating import OperatingSettings
 from fedmq_edge_node.sensors import Sensors
 from fedmq_firmware_bridge.port import Port
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 
 from fedmq.cli import main
 from fedmq.data import DataError, recordings_at, signal_of
+from fedmq.watch.feeding import feed
 from fedmq.watch.playing import FADE_SECONDS, Player, ScriptError, Take, parse_script, whole
 from fedmq.watch.replay import Firmware, play_into, play_to_socket, simulated_machine, to_takes
 
@@ -267,6 +271,31 @@ def test_no_training_window_is_of_a_machine_that_stands_or_changes_its_speed(tmp
     assert levels(operating={"pump-4": OperatingSettings()}) == levels()
 
 
+def test_no_training_window_is_of_a_slow_change_of_speed_that_its_level_hardly_shows(tmp_path: Path) -> None:
+    store = tmp_path / "bridge.sqlite"
+    orders = sum(tone(20.0 * order) / order for order in range(1, 12))
+    rng = np.random.default_rng(0)
+    machine = Take(label="normal", name="shaft", values=orders + rng.normal(0.0, 0.02, orders.shape))
+    script = "normal:100s,speed=0.95:40s,normal:100s,speed=1:60s,normal:100s"
+    one = Player([machine], parse_script(script), rate_hz=RATE_HZ, noise_g=1e-3)
+    play_into(store, one, machine="pump-3", from_at=START)
+    writer = Store(store)
+    writer.label("pump-3", START, START + one.seconds, "normal", noted_at=START)
+    writer.close()
+    windowing = Windowing(samples=2000, hop=2000, sampling_rate_hz=RATE_HZ, features="raw", held_out=0.25)
+
+    def pitches(**more: Mapping[str, OperatingSettings]) -> list[float]:
+        found = Sensors(store, unix=lambda: START + one.seconds, **more).load(windowing, ("normal",), "normal")
+        return [pitch(window) for window in np.concatenate([found.train_x, found.held_x])]
+
+    steady = pytest.approx(20.0, abs=0.1), pytest.approx(19.0, abs=0.1)
+    assert any(hz not in steady for hz in pitches())
+    running = pitches(operating={"pump-3": OperatingSettings()})
+    assert len(running) > 120
+    assert [hz for hz in running if hz not in steady] == []
+    assert any(hz == steady[1] for hz in running)
+
+
 # --- to a bridge that runs -------------------------------------------------------------------------------------------
 
 
@@ -349,3 +378,20 @@ def test_the_command_plays_and_says_what_was_when(tmp_path: Path, capsys: pytest
         assert said in capsys.readouterr().err
     assert main(["replay", str(tmp_path / "plant"), "--socket", str(tmp_path / "s"), "--speed", "5"]) == 1
     assert "broken" in capsys.readouterr().err
+
+
+def test_two_machines_in_one_store_and_at_one_time_are_both_judged(tmp_path: Path) -> None:
+    """Each is a line of its own: a position in the one is none in the other."""
+    store = tmp_path / "bridge.sqlite"
+    for machine in ("pump-1", "pump-2"):
+        words = ["replay", "simulated", "--store", str(store), "--machine", machine, "--from", "2026-11-29T08:00"]
+        assert main([*words, "--script", "normal:10s"]) == 0
+    machines = {name: Machine(name=name) for name in ("pump-1", "pump-2")}
+    positions: dict[str, Position] = {}
+    windows: list[str] = []
+    with contextlib.closing(Store(store)) as opened:
+        while every := list(feed(opened, machines, positions, window_seconds=1.0, every_seconds=1.0, most=3)):
+            for one in every:
+                positions[one.key] = one.position
+                windows.append(one.machine)
+    assert windows.count("pump-1") == windows.count("pump-2") == 10

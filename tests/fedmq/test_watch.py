@@ -250,6 +250,22 @@ def test_a_machine_that_is_not_in_the_file_is_not_judged(tmp_path: Path) -> None
     plant.recorder.close()
 
 
+def test_what_comes_after_a_verdict_is_not_kept_under_its_name(plant: Plant) -> None:
+    """An alert that was dismissed and goes on may become a fault that nobody has looked at."""
+    book = anomaly(plant)
+    watch = plant.watch(book)
+    finish(watch)
+    book.decide(1, None, who="ann", at=plant.now)
+    decided_at = plant.now
+    plant.hear(8, "inner_race")
+    plant.hear(6)
+    finish(watch)
+    assert labels(plant)[34:] == ["unlabelled"] * 14
+    kept = list((plant.directory / "watch" / "kept" / "normal").glob("1--*.npy"))
+    assert len(kept) == 4
+    assert all(int(path.stem.rpartition("-")[2]) <= round(1000 * decided_at) for path in kept)
+
+
 def test_kept_recordings_are_bounded(plant: Plant) -> None:
     from fedmq.watch.kept import Kept
 
