@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from fedmq.arguments import add_override, add_settings
 from fedmq.logs import add_log_format, start_logging
 
 if TYPE_CHECKING:
@@ -34,19 +35,14 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
 NICE = 5
 """The rounds go before the pictures of them."""
+OOM_SCORE_ADJ = 500
+"""In thousandths of the memory that there is: the kernel takes this process before another of the same size."""
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
 
 
 def add_http(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument(
-        "--http",
-        dest="overrides",
-        action="append",
-        type=lambda value: f"http.listen={value}",
-        metavar="[HOST:]PORT",
-        help=text,
-    )
+    add_override(parser, "--http", "http.listen", text, metavar="[HOST:]PORT")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -57,17 +53,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         " settings, or of a copy of its state directory. It reads the ledger and nothing else. `fedmq coordinator"
         " --http` serves the same page beside the coordinator.",
     )
-    dashboard.add_argument("--config", type=Path, metavar="FILE", help="the coordinator's settings in TOML")
-    dashboard.add_argument(
-        "--state", type=Path, metavar="DIR", help="in place of settings: a coordinator's state directory"
+    add_settings(
+        dashboard, "coordinator.toml", "http.token_file=FILE", help_config="the coordinator's settings in TOML"
     )
     dashboard.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting, such as --set http.token_file=FILE; may be given several times",
+        "--state", type=Path, metavar="DIR", help="in place of settings: a coordinator's state directory"
     )
     add_http(dashboard, f"where it listens (default: as the settings say, or {DEFAULT_LISTEN})")
     add_log_format(dashboard)
@@ -100,7 +90,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     dashboard = Dashboard(ledger_path(state_dir), http)
     if arguments.inherited is not None:
-        os.nice(NICE)
+        _stand_back()
         number, pipe = arguments.inherited
         dashboard.serve(socket.socket(fileno=number), with_parent=pipe)
         return
@@ -108,6 +98,13 @@ def _run(arguments: argparse.Namespace) -> None:
     with bind(host, port) as listener:
         print(f"dashboard: {url(http, listener)}", file=sys.stderr, flush=True)
         dashboard.serve(listener)
+
+
+def _stand_back() -> None:
+    """Where processor or memory are short, the coordinator has them."""
+    os.nice(NICE)
+    with contextlib.suppress(OSError):  # no Linux, or not allowed: the kernel chooses by size then
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ), encoding="ascii")
 
 
 def _http_alone(overrides: Sequence[str]) -> HttpSettings:

@@ -22,8 +22,11 @@ from fedmq_coordinator.web.app import HEADERS, MAX_BODY_BYTES
 from fedmq_coordinator.web.files import FILES
 from fedmq_coordinator.web.views import FLEET
 from fedmq_protocol.messages import SensorHealth
-from ledgers import a_decline, a_gateway, a_round, an_answer, write_plant
+from ledgers import a_decline, a_gateway, a_round, a_wire, an_answer, write_plant
 from machine_rows import a_drift, a_machine, a_watch, an_alert
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
 PAGES = ("/", "/gateway?name=bay1-press", "/round?id=17", "/login")
 DATA = ("/api/overview", "/api/fleet", "/api/gateway?name=bay1-press", "/api/round?id=17")
@@ -138,6 +141,21 @@ def test_who_deserves_a_look_stands_first(tmp_path: Path) -> None:
     assert [row["battery"] for row in rows if row["battery"]] == ["low, round 4"]
     assert {row["link"] for row in rows} == {None}
     assert rows[2]["sensors"] == "axle silent for 900 s"
+
+
+def test_where_federation_cost_more_the_headline_says_so(tmp_path: Path) -> None:
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
+        book = ledger.book("bearings")
+        ledger.save_gateway(a_gateway("a", 0, signal_bytes=1000))
+        book.open_round(a_round(1, drawn=1))
+        book.save_answer(an_answer(1, "a", dense_bytes=500))
+        ledger.save_wire(a_wire("a", 6000, 4000))
+        ledger.commit()
+    with served(tmp_path / "ledger.sqlite") as site:
+        page = site.get("/").text
+    assert "10.0 times MORE bytes than plain FedAvg" in page
+    assert 'class="warn"' in page
+    assert "9.00 kB sent on top" in page
 
 
 def test_an_empty_ledger_has_a_page_too(tmp_path: Path) -> None:
@@ -261,6 +279,17 @@ def test_without_a_token_nothing_answers_but_health_and_the_form_for_one(guarded
 def test_a_token_opens_everything(guarded: Visitor) -> None:
     for path in (*PAGES, *DATA, "/static/dashboard.js"):
         assert guarded.get(path, authorization=f"Bearer {VIEWER}").status == 200, path
+
+
+def test_a_further_route_stands_behind_the_same_door(plant: Path, tmp_path: Path) -> None:
+    async def more(request: Request) -> Response:
+        return PlainTextResponse("more")
+
+    with served(plant, routes=(Route("/more", more),), **with_tokens(tmp_path)) as site:
+        assert site.get("/more").status == 401
+        answer = site.get("/more", authorization=f"Bearer {VIEWER}")
+        assert (answer.status, answer.text) == (200, "more")
+        assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 def test_a_wrong_token_opens_nothing_and_soon_nobody_looks_at_another(plant: Path, tmp_path: Path) -> None:

@@ -218,6 +218,12 @@ async function refresh() {
   tellTimes();
 }
 
+// Where somebody types, or has typed, or reads on with the keyboard, nothing is taken away.
+function isInUse(part) {
+  const typed = [...part.querySelectorAll(".verdict input")].some((input) => input.value !== input.defaultValue);
+  return typed || part.contains(document.activeElement);
+}
+
 const said = new Map(); // of each part, what the server said last
 
 function renew(page) {
@@ -225,8 +231,7 @@ function renew(page) {
   if (!document.getElementById("chart-metric") && page.getElementById("chart-metric")) location.reload(); // the first round
   for (const part of PARTS) {
     const [old, young] = [document.querySelector(part), page.querySelector(part)];
-    // Where somebody types or reads on with the keyboard, nothing is taken away.
-    if (old && young && !old.contains(document.activeElement) && said.get(part) !== young.innerHTML) {
+    if (old && young && !isInUse(old) && said.get(part) !== young.innerHTML) {
       said.set(part, young.innerHTML);
       old.replaceWith(document.adoptNode(young));
     }
@@ -236,12 +241,19 @@ function renew(page) {
 }
 
 let waiting = null;
+let pause = 150; // milliseconds; a page that takes long to bring up to date is brought up less often
 
 function soon() {
-  waiting ??= setTimeout(() => {
+  waiting ??= setTimeout(async () => {
+    const began = performance.now();
+    try {
+      await refresh();
+    } catch (error) {
+      tellState("", STALE, error);
+    }
+    pause = Math.max(150, 5 * (performance.now() - began));
     waiting = null;
-    refresh().catch((error) => tellState("", STALE, error));
-  }, 150);
+  }, pause);
 }
 
 function tellState(kind, text, error) {

@@ -103,7 +103,7 @@ def gateway(view: GatewayView, shown: Snapshot, who: Who) -> str:
         ("of it joining", size(line.joining.total)),
         ("payload", size(line.payload.total)),
         ("dense float32", size(line.dense.total)),
-        ("raw signal, once", size(line.raw_bytes)),
+        ("raw signal, once", "" if line.raw_bytes is None else size(line.raw_bytes)),
         ("against dense", _times(line.dense.total, line.wire.total)),
     ]
     body: list[Child] = [

@@ -267,7 +267,7 @@ def snapshot(ledger: Ledger, task: str | None, now: float) -> Snapshot:
             metric_last=report.metric_last,
             metric_last_round=report.metric_last_round,
             wire=report.wire,
-            raw_bytes=report.raw_bytes,
+            raw_bytes=report.raw_bytes or 0,  # known of a whole report: only a part of one may lack it
             savings=savings(report, price),
             price=price,
             wire_per_gateway_round_median=report.wire_per_gateway_round_median,
@@ -297,7 +297,7 @@ def savings(report: Report, price: money.Price) -> list[Saving]:
             saved=other - wire,
             worth=money.cost(other - wire, price),
         )
-        for against, other in (("dense", report.dense.total), ("raw", report.raw_bytes))
+        for against, other in (("dense", report.dense.total), ("raw", report.raw_bytes or 0))
     ]
 
 
