@@ -43,7 +43,7 @@ from fedmq_edge_node.personal import Scorer  # noqa: E402
 from fedmq_edge_node.watching import Seen, Watcher, WatchPolicy, Window  # noqa: E402
 
 import fedmq  # noqa: E402
-from fedmq.data import CWRU_TABLE, Fleet, Recording, cmapss, cwru, gearbox, recordings_at, signal_of  # noqa: E402
+from fedmq.data import CMAPSS_MOST, CWRU_TABLE, Fleet, Recording, cmapss, cwru, gearbox, recordings_at, signal_of  # noqa: E402
 from fedmq.defaults import Kind  # noqa: E402
 from fedmq.notebook import Result  # noqa: E402
 from fedmq.simulator import simulate_vibration  # noqa: E402
@@ -462,7 +462,7 @@ def reading_of(machine: str, kind: Any, level: float, n: float) -> Reading:
 # --- b. remaining life -----------------------------------------------------------------------------------------------
 
 FOLDS = 5
-MOST_TOLD = 125.0
+MOST_TOLD = CMAPSS_MOST
 """Cycles that the regressor can tell at most."""
 LEAST_LEAD = 20
 """Cycles that a maintenance needs: a later warning is as good as a miss."""

@@ -7,7 +7,6 @@ Heavy imports stand inside the functions: a gateway's process must not carry wha
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import shutil
 import signal
@@ -18,6 +17,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedmq import __version__
+from fedmq.logs import add_log_format, start_logging
+from fedmq.metrics.command import add_metrics
+from fedmq.metrics.command import add_parser as add_metrics_command
 from fedmq.notify import Notifier
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ examples:
   fedmq demo                                       the whole job on this machine, with simulated bearings
   fedmq broker                                     a broker for development, Mosquitto where it is installed
   fedmq coordinator --config coordinator.toml      opens rounds, aggregates, keeps the ledger
+  fedmq coordinator --config coordinator.toml --http 8080      the same, with the dashboard as a web page
   fedmq gateway --config gateway.toml              trains on its own recordings when its gates allow
   fedmq bridge probe                               what sensors talk on serial ports, and at which rate
   fedmq bridge run --config bridge.toml            keeps what they say for a gateway to learn from
@@ -115,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         " newly on it. A list that does not pass is an error in the log, and the one before stays in force.",
     )
     _add_settings(guard, "broker.toml")
+    add_log_format(guard)
     guard.add_argument("--site", metavar="NAME", help="this is the broker of that site, as `fedmq broker site` made it")
     guard.set_defaults(run=_guard)
     site = actions.add_parser(
@@ -145,6 +149,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(coordinator, "coordinator.toml")
     _add_check(coordinator)
+    add_log_format(coordinator)
+    add_metrics(coordinator)
+    from fedmq.dashboard import add_http
+    from fedmq.dashboard import add_parser as add_dashboard
+
+    add_http(coordinator, "serve the dashboard there; a port alone is on 127.0.0.1 (short for --set http.listen=…)")
     coordinator.add_argument(
         "--new-lineage", action="store_true", help="learn afresh: a new scaler and the seeded start; the ledger stays"
     )
@@ -164,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         "backup", type=Path, metavar="BACKUP", help="a copy of a state directory, or of its ledger with models beside"
     )
     _add_settings(recover, "coordinator.toml")
+    add_log_format(recover)
     recover.set_defaults(run=_recover)
 
     gateway = commands.add_parser(
@@ -174,6 +185,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(gateway, "gateway.toml")
     _add_check(gateway)
+    add_log_format(gateway)
+    add_metrics(gateway)
     gateway.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
     gateway.add_argument(
         "--show",
@@ -250,8 +263,10 @@ def _parser() -> argparse.ArgumentParser:
 
     from fedmq.auditing import add_parser as add_audit
 
+    add_metrics_command(commands)
     add_task(commands)
     add_audit(commands)
+    add_dashboard(commands)
     from fedmq.bridge.command import add_label
     from fedmq.bridge.command import add_parser as add_bridge
     from fedmq.ca.command import add_parser as add_ca
@@ -428,6 +443,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     demo.add_argument(
         "--closing", type=float, default=30.0, metavar="SECONDS", help="a round's closing time (default: 30)"
     )
+    demo.add_argument("--http", metavar="[HOST:]PORT", help="show it in a browser as it goes; 0 picks a free port")
     demo.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
     demo.add_argument("--csv", type=Path, metavar="FILE", help="write metrics and bytes as CSV, one line a round")
     demo.add_argument(
@@ -677,12 +693,6 @@ def _sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def _log(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-
-
 class _Stoppable(Protocol):
     stopping: bool
 
@@ -714,18 +724,21 @@ def _gateway(arguments: argparse.Namespace) -> None:
     settings = load(GatewaySettings, arguments.config, arguments.overrides)
     if arguments.check:
         return
-    _log(settings.log_level)
+    start_logging(settings.log_level, arguments.log_format, settings.log_format, gateway=settings.name)
+    from fedmq.metrics import running
     from fedmq.programs import build_gateway, show_gateway
 
     if arguments.show:
         for line in show_gateway(settings):
             print(line)
         return
+    running.check(settings.metrics)
     notifier = Notifier()
     gateway = build_gateway(settings, notifier.alive)
     _stop_on_signal(gateway, notifier)
-    notifier.ready()
-    gateway.run()
+    with running.of_gateway(settings, gateway):
+        notifier.ready()
+        gateway.run()
 
 
 def _coordinator(arguments: argparse.Namespace) -> None:
@@ -736,17 +749,22 @@ def _coordinator(arguments: argparse.Namespace) -> None:
     if arguments.example:
         print(document(CoordinatorSettings), end="")
         return
+    from fedmq.metrics import running
     from fedmq.programs import build_coordinator, load_coordinator, run_coordinator
 
     settings = load_coordinator(arguments.config, arguments.overrides)
     if arguments.check:
         return
-    _log(settings.log_level)
+    start_logging(settings.log_level, arguments.log_format, settings.log_format)
+    running.check(settings.metrics)
     notifier = Notifier()
     coordinator = build_coordinator(settings, new_lineage=arguments.new_lineage, alive=notifier.alive)
     _stop_on_signal(coordinator, notifier)
-    notifier.ready()
-    run_coordinator(coordinator, settings)
+    from fedmq.dashboard import beside
+
+    with running.of_coordinator(settings, coordinator), beside(settings, arguments):
+        notifier.ready()
+        run_coordinator(coordinator, settings)
 
 
 def _recover(arguments: argparse.Namespace) -> None:
@@ -755,7 +773,7 @@ def _recover(arguments: argparse.Namespace) -> None:
     from fedmq_protocol.settings import load
 
     settings = load(CoordinatorSettings, arguments.config, arguments.overrides)
-    _log(settings.log_level)
+    start_logging(settings.log_level, arguments.log_format, settings.log_format)
     from fedmq.programs import recover
 
     for sentence in recover(settings, arguments.backup):
@@ -777,7 +795,7 @@ def _broker(arguments: argparse.Namespace) -> None:
 def _guard(arguments: argparse.Namespace) -> None:
     from fedmq.programs import run_guard
 
-    _log("info")
+    start_logging("info", arguments.log_format)
     run_guard(arguments)
 
 
@@ -789,6 +807,11 @@ def _site(arguments: argparse.Namespace) -> None:
 
 def _width() -> int:
     return shutil.get_terminal_size().columns
+
+
+def _in_colour() -> bool:
+    """Where a person looks, and has not said otherwise (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -890,33 +913,33 @@ def _status(arguments: argparse.Namespace) -> None:
     import json
     import time
 
-    from fedmq_coordinator.metrics import to_metrics
+    if arguments.prometheus:
+        from fedmq.metrics.gathering import by_control, by_ledger
 
-    if arguments.control is not None:
+        def parts() -> str:
+            place = arguments.state if arguments.control is None else arguments.control
+            return (by_ledger if arguments.control is None else by_control)(place)
+
+    elif arguments.control is not None:
         from fedmq_coordinator.control import Look, ask
 
         def parts() -> str:
-            form: Literal["json", "text"] = "json" if arguments.json or arguments.prometheus else "text"
-            look = Look(what="status", task=arguments.task, form=form, width=_control_width())
-            said = ask(arguments.control, look).text
-            if arguments.prometheus:
-                return to_metrics(json.loads(said))
-            return said + ("\n" if arguments.json else "")
+            form: Literal["json", "text"] = "json" if arguments.json else "text"
+            look = Look(what="status", task=arguments.task, form=form, width=_control_width(), colour=_in_colour())
+            return ask(arguments.control, look).text + ("\n" if arguments.json else "")
 
     else:
         from fedmq.programs import open_ledger
 
         ledger = open_ledger(arguments.state)
-        from fedmq_coordinator.report_text import status
+        from fedmq_coordinator.status_text import status
         from fedmq_coordinator.tasks import state_of_affairs
 
         def parts() -> str:
-            if arguments.prometheus:
-                return to_metrics(state_of_affairs(ledger, time.time()))
             if arguments.json:
                 return json.dumps(state_of_affairs(ledger, time.time()), indent=2) + "\n"
             names = _task_names(ledger, arguments.task)
-            return "\n".join(status(ledger, time.time(), _width(), name) for name in names)
+            return "\n".join(status(ledger, time.time(), _width(), name, colour=_in_colour()) for name in names)
 
     while True:
         if arguments.watch and sys.stdout.isatty():

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from fedmq_edge_node.samples import Targets
     from fedmq_edge_node.service import Gateway, Source
     from fedmq_edge_node.settings import GatewaySettings
+    from fedmq_edge_node.vitals import Reader
     from fedmq_protocol.signing import CoordinatorSeals, GatewaySeals
     from numpy.typing import NDArray
 
@@ -73,6 +74,7 @@ __all__ = [
     "show_gateway",
     "socket_path",
     "task_plans",
+    "vitals_reader",
 ]
 
 log = logging.getLogger("fedmq.coordinator")
@@ -184,7 +186,7 @@ def build_gateway(settings: GatewaySettings, alive: Callable[[], None] = lambda:
     from fedmq_edge_node.proving import prover
     from fedmq_edge_node.runtimes import available_engines, make_engine, make_preparation, unknown_engine
     from fedmq_edge_node.service import CRASH_POINTS, Gateway, will
-    from fedmq_edge_node.vitals import FileVitals, Reader, VitalsReader, cpu_seconds, lower_priority
+    from fedmq_edge_node.vitals import cpu_seconds, lower_priority
 
     if settings.engine not in ("auto", *available_engines()):
         raise ValueError(unknown_engine(settings.engine))
@@ -195,10 +197,8 @@ def build_gateway(settings: GatewaySettings, alive: Callable[[], None] = lambda:
     seals = _Renewing(settings, nonce, memory)
     federation = settings.connection.federation
     session = MqttSession(connection_of(settings.connection, settings.name), will(federation, settings.name, nonce))
-    if settings.vitals_file is None:
-        reader: Reader = VitalsReader(towards=settings.connection.host)
-    else:
-        reader = FileVitals(path=settings.vitals_file)
+    reader = vitals_reader(settings)
+    if settings.vitals_file is not None:
         reader.read()  # a file that cannot be read is told now
     return Gateway(
         name=settings.name,
@@ -240,6 +240,15 @@ def _courier(settings: GatewaySettings) -> Courier | None:
     from fedmq_edge_node.courier import Courier
 
     return Courier(settings.watch_state / "alerts.sqlite", every_seconds=settings.watch_seconds)
+
+
+def vitals_reader(settings: GatewaySettings) -> Reader:
+    """What reads this machine's vitals, or the file that stands for them."""
+    from fedmq_edge_node.vitals import FileVitals, VitalsReader
+
+    if settings.vitals_file is None:
+        return VitalsReader(towards=settings.connection.host)
+    return FileVitals(path=settings.vitals_file)
 
 
 def memory_path(settings: GatewaySettings) -> Path:
@@ -378,6 +387,7 @@ def build_coordinator(
         crash_point=crash,
         holds=lock,
         audit=audit_log(settings.state_dir),
+        publish=settings.publish,
         alive=alive,
     )
 

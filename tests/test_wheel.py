@@ -113,6 +113,7 @@ def test_the_wheel_holds_what_is_not_python_and_no_tests(wheel: Path) -> None:
     assert sorted(name for name in names if "/maps/" in name) == [
         f"fedmq_firmware_bridge/maps/{one}" for one in shipped
     ]
+    assert {"fedmq/metrics/files/fedmq.rules.yml", "fedmq/metrics/files/fedmq.json"} <= set(names)
     packages = {name.partition("/")[0] for name in names if name.endswith("/py.typed")}
     assert packages == {path.parent.name for path in ROOT.glob("*/py.typed")} | {
         path.parent.name for path in ROOT.glob("*/fedmq_*/py.typed")

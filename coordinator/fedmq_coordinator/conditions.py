@@ -99,6 +99,8 @@ class Conditions:
         self._summaries_changed = True
         self._machines_changed = True
         self._merged_at: float | None = None
+        self._quantiles: dict[bytes, tuple[float, ...]] = {}
+        """Of each summary, by its mark: a large fleet's are not read again each time."""
         self._looked_at: float | None = None
         self._limits = ledger.merged_limits()
         self._watches = {watch.gateway: watch for watch in ledger.watches()}
@@ -316,7 +318,10 @@ class Conditions:
                 least_gateways=self._settings.min_gateways,
                 aside=self._aside(),
                 now=now,
+                known=self._quantiles,
             )
+            marks = {one.mark for one in self._ledger.summaries()}
+            self._quantiles = {mark: one for mark, one in self._quantiles.items() if mark in marks}
         if found != self._limits:
             self._limits = found
             self._ledger.save_merged(found)

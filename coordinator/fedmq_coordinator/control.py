@@ -39,7 +39,7 @@ from typing import Annotated, Literal, Self
 import msgspec
 from fedmq_protocol.secrets import writable_by_others
 
-from fedmq_coordinator import report
+from fedmq_coordinator import report, tallies
 from fedmq_coordinator.audit import AuditLog, Who, user_name
 from fedmq_coordinator.condition import alerts_of, machines_of
 from fedmq_coordinator.ledger import Ledger
@@ -138,11 +138,13 @@ class Look(
 ):
     """Something to read: how it goes, the savings, or as JSON how each task stands, the machines, the alerts."""
 
-    what: Literal["status", "report", "tasks", "machines", "alerts"]
+    what: Literal["status", "report", "tasks", "tallies", "machines", "alerts"]
     task: str | None = None
     """None: each."""
     form: Literal["text", "json", "csv", "html"] = "text"
     width: int = 80
+    colour: bool = False
+    """Of the status."""
     view: View = EVERYTHING
     """Of the report."""
     price_per_gb: float | None = None
@@ -361,6 +363,8 @@ def _look(ledger: Ledger, look: Look, now: float) -> str:
         with ledger.snapshot():
             rows = machines_of(ledger) if look.what == "machines" else alerts_of(ledger)
         return msgspec.json.encode(rows).decode()
+    if look.what == "tallies":
+        return msgspec.json.encode(tallies.build(ledger)).decode()
     if look.what == "status" and look.form == "json":
         return msgspec.json.encode(state_of_affairs(ledger, now)).decode()
     names: list[str | None] = [look.task]
@@ -368,9 +372,9 @@ def _look(ledger: Ledger, look: Look, now: float) -> str:
     if look.task is None and len(known) > 1:
         names = list(known)
     if look.what == "status":
-        from fedmq_coordinator.report_text import status
+        from fedmq_coordinator.status_text import status
 
-        return "\n".join(status(ledger, now, look.width, name) for name in names)
+        return "\n".join(status(ledger, now, look.width, name, colour=look.colour) for name in names)
     price = price_of(from_bytes(ledger.get(MONEY)), per_gb=look.price_per_gb, currency=look.currency)
     built = [report.build(ledger, name, view=look.view, price=price) for name in names]
     if len(built) > 1 and look.form in ("html", "csv"):

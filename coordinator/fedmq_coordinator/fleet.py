@@ -4,7 +4,7 @@ Owns both rules. Refuses to know how summaries and machines come here, and who i
 
 Limits are medians over *gateways* of each one's quantiles, and no quantiles of pooled counts: a gateway has one voice,
 however many windows it says it has seen. With n gateways, of which fewer than half lie, each median lies between values
-of honest ones, so nobody can loosen everybody's limit alone; docs/decisions/0020-limits-are-medians-over-gateways.md
+of honest ones, so nobody can loosen everybody's limit alone; docs/decisions/0017-limits-are-medians-over-gateways.md
 has the reasons.
 """
 
@@ -32,21 +32,21 @@ def limits(
     least_gateways: int,
     aside: Collection[str] = (),
     now: float,
+    known: dict[bytes, tuple[float, ...]] | None = None,
 ) -> list[Limit]:
     """By kind of machine, band and measure, where so many gateways have learnt what is normal; gateways set `aside`
-    have no voice. Of `before` those stay as they are that have hardly moved."""
+    have no voice. Of `before` those stay as they are that have hardly moved. `known` keeps quantiles by the summary's
+    mark from one time to the next."""
+    seen = {} if known is None else known
     voices: dict[tuple[str, str, str], list[tuple[float, ...]]] = {}
     for one in summaries:
         if one.gateway in aside:
             continue
-        try:
-            summary = Summary.from_bytes(one.sketch)
-        except SummaryError:
-            continue  # other software has written it
-        if summary.count:
-            place = (one.kind, one.band, one.measure)
-            voices.setdefault(place, []).append(tuple(summary.quantile(share) for share in QUANTILES))
-    known = {(one.kind, one.band, one.measure): one for one in before}
+        quantiles = seen.get(one.mark) or _quantiles(one.sketch)
+        if quantiles is not None:
+            seen[one.mark] = quantiles
+            voices.setdefault((one.kind, one.band, one.measure), []).append(quantiles)
+    standing = {(one.kind, one.band, one.measure): one for one in before}
     found = []
     for place, said in sorted(voices.items()):
         if len(said) < max(1, least_gateways):
@@ -56,9 +56,17 @@ def limits(
         fresh = Limit(
             kind=kind, band=band, measure=measure, gateways=len(said), at=now, quantiles=to_quantiles(medians)
         )
-        old = known.get(place)
+        old = standing.get(place)
         found.append(old if old is not None and _same(old, fresh) else fresh)
     return found
+
+
+def _quantiles(sketch: bytes) -> tuple[float, ...] | None:
+    try:
+        summary = Summary.from_bytes(sketch)
+    except SummaryError:
+        return None  # other software has written it
+    return tuple(summary.quantile(share) for share in QUANTILES) if summary.count else None
 
 
 def _same(old: Limit, fresh: Limit) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from fedmq_protocol.logs import about
 from fedmq_protocol.messages import (
     AskVerdict,
     BlobRef,
@@ -90,6 +91,10 @@ class Intake:
         transfer = self._transfers.get(name)
         if transfer is None or transfer.incoming.transfer != chunk.transfer:
             return
+        with about(round=transfer.update.round_id):
+            self._take_chunk(name, transfer, chunk, now)
+
+    def _take_chunk(self, name: str, transfer: _Transfer, chunk: Chunk, now: float) -> None:
         # A slow link takes as long for the next one.
         transfer.pause = min(max(CHUNK_PAUSE_SECONDS, 2 * (now - transfer.still_since)), LONGEST_PAUSE_SECONDS)
         transfer.still_since = now

@@ -761,6 +761,11 @@ class Ledger(_Records):
         clause = "WHERE gateway = ?1 AND number = ?2 AND book = (SELECT book FROM watches WHERE watches.gateway = ?1)"
         return next(iter(self._select(Alert, "alerts", clause, (gateway, number))), None)
 
+    def count_machines(self) -> dict[str, int]:
+        """How many there are, by state."""
+        rows = self._execute("SELECT state, count(*) FROM machines GROUP BY state ORDER BY 1")
+        return {str(state): int(count) for state, count in rows}
+
     def count_alerts(self) -> dict[tuple[str, str], int]:
         """How many there are, by state and severity."""
         rows = self._execute("SELECT state, severity, count(*) FROM alerts GROUP BY state, severity ORDER BY 1, 2")
@@ -858,8 +863,47 @@ class Ledger(_Records):
         except sqlite3.Error as error:
             raise self._failed(error) from error
 
+    def answers_of(self, gateway: str, last: int) -> list[Answer]:
+        """A gateway's last answers to whichever task, in order."""
+        found = self._select(Answer, "answers", "WHERE gateway = ? ORDER BY round DESC LIMIT ?", (gateway, last))
+        return found[::-1]
+
+    def told(self, prefix: str) -> dict[str, bytes]:
+        """What `put` has kept under keys that begin so, by the rest of the key."""
+        rows = self._execute(
+            "SELECT substr(key, ?), value FROM state WHERE task = 0 AND substr(key, 1, ?) = ?",
+            (len(prefix) + 1, len(prefix), prefix),
+        )
+        return {str(rest): bytes(value) for rest, value in rows.fetchall()}
+
+    def tally(self, round_id: int) -> dict[tuple[str, str], int]:
+        """A round's answers by kind and verdict."""
+        rows = self._execute(
+            "SELECT kind, verdict, count(*) FROM answers WHERE round = ? GROUP BY kind, verdict", (round_id,)
+        )
+        return {(str(kind), str(verdict)): int(count) for kind, verdict, count in rows.fetchall()}
+
     def wires(self) -> list[Wire]:
         return self._select(Wire, "wire", "ORDER BY gateway, reported_at")
+
+    def wire_totals(self) -> tuple[int, int]:
+        """Bytes sent and received by all gateways, as far as they have told."""
+        row = self._execute("SELECT total(sent), total(received) FROM wire").fetchone()
+        return int(row[0]), int(row[1])
+
+    def counters_of_answers(self) -> Iterator[tuple[str, bytes, int, int, int]]:
+        """Gateway, boot nonce, task, bytes sent and received as each answer told them; by process, in order of time.
+
+        Read as they are taken: to be used up within one snapshot.
+        """
+        yield from self._execute(
+            "SELECT gateway, nonce, rounds.task, sent, received FROM answers JOIN rounds ON rounds.id = round"
+            " ORDER BY gateway, nonce, received_at, round"
+        )
+
+    def folded_totals(self, task: int) -> list[bytes]:
+        """`Folded` of each gateway, of a task by its number."""
+        return [bytes(totals) for (totals,) in self._execute("SELECT totals FROM folded WHERE task = ?", (task,))]
 
     def save_wire(self, wire: Wire) -> None:
         """Cumulative: an older report that arrives late never lowers a newer one."""
@@ -1165,6 +1209,65 @@ class Book(_Records):
 
     def count_refused(self, channel: str, reason: str, size: int) -> None:
         self.ledger.count_refused(channel, reason, size)
+
+    # -- sums, for figures that are asked for again and again ----------------------------------------------------
+
+    def closings(self) -> list[tuple[str, float, float]]:
+        """Outcome, opening and close of each closed round, in order."""
+        found = self._execute(
+            "SELECT outcome, opened_at, closed_at FROM rounds WHERE task = ? AND closed_at IS NOT NULL ORDER BY id",
+            (self.number,),
+        )
+        return [(str(outcome), float(opened_at), float(closed_at)) for outcome, opened_at, closed_at in found]
+
+    def answer_sums(self) -> list[tuple[str, str, str | None, int, int, int, int, int]]:
+        """Of the answers that are kept one by one, for each gateway, kind and reason: how many, bytes of payloads, what
+        accepted updates would have taken dense, CPU time, and how many told of that. Kinds are those of `Folded`."""
+        found = self._execute(
+            "SELECT gateway, CASE WHEN kind = 'update' AND verdict = 'accepted' AND counted_in IS NOT round"  # noqa: S608
+            " THEN 'update,accepted late' ELSE kind || ',' || verdict END AS counted, reason, count(*),"
+            " total(payload_bytes),"
+            " total(CASE WHEN kind = 'update' AND verdict = 'accepted' THEN dense_bytes ELSE 0 END),"
+            " total(cpu), count(cpu)"
+            f" FROM answers WHERE {self._of_rounds} GROUP BY gateway, counted, reason"
+        )
+        return [
+            (str(name), str(kind), why, int(count), int(payload), int(dense), int(cpu), int(told))
+            for name, kind, why, count, payload, dense, cpu, told in found
+        ]
+
+    def delivered_bytes(self) -> int:
+        """Of broadcast deltas, each as often as it was heard: by who answered its round or was about while it ran."""
+        return int(
+            self._one(
+                "SELECT total(delta_bytes * (SELECT count(*) FROM (SELECT gateway FROM answers WHERE round = made.id"
+                " UNION SELECT name FROM gateways WHERE first_seen <= coalesce(made.closed_at, made.closes_at)"
+                " AND (present OR last_seen >= made.opened_at))))"
+                " FROM versions JOIN rounds AS made ON made.id = versions.round"
+                " WHERE versions.task = ? AND delta_bytes > 0",
+                (self.number,),
+            )
+        )
+
+    def count_owed_answers(self) -> int:
+        return int(self._one(f"SELECT count(*) FROM answers WHERE owed = 1 AND {self._of_rounds}"))  # noqa: S608
+
+    def last_scored(self) -> tuple[float, float | None, str | None] | None:
+        """Metric, loss and source of the last round that has a metric."""
+        row = self._execute(
+            "SELECT metric, loss, metric_source FROM rounds WHERE task = ? AND metric IS NOT NULL"
+            " ORDER BY id DESC LIMIT 1",
+            (self.number,),
+        ).fetchone()
+        return None if row is None else (float(row[0]), row[1], row[2])
+
+    def catch_up_sums(self) -> list[tuple[str, int, int]]:
+        """Kind, how many were published, bytes."""
+        found = self._execute(
+            "SELECT kind, count(*), total(bytes) FROM catch_ups WHERE task = ? GROUP BY kind ORDER BY kind",
+            (self.number,),
+        )
+        return [(str(kind), int(count), int(size)) for kind, count, size in found]
 
     # -- who should be looked at ---------------------------------------------------------------------------------
 

@@ -36,10 +36,12 @@ class Outgoing:
 
 
 class Outbox:
-    """In the order in which things were said. Without `seals` nothing is sealed."""
+    """In the order in which things were said. Without `seals` nothing is sealed; without `reports` tools hear nothing
+    of closed rounds."""
 
-    def __init__(self, federation: str, seals: CoordinatorSeals | None = None) -> None:
+    def __init__(self, federation: str, seals: CoordinatorSeals | None = None, *, reports: bool = True) -> None:
         self._federation = federation
+        self._reports = reports
         self._seals = seals
         self._waiting: list[Outgoing] = []
 
@@ -59,8 +61,13 @@ class Outbox:
         self._put(where, self._sealed(where, message), expiry_seconds=expiry_seconds)
 
     def report(self, body: dict[str, Any]) -> None:
-        """JSON for people's tools, such as Telegraf and Node-RED."""
-        self._put(topic(self._federation, Direction.DOWN, Channel.REPORT), msgspec.json.encode(body))
+        """A closed round as JSON, for people's tools such as Telegraf and Node-RED."""
+        if self._reports:
+            self._put(topic(self._federation, Direction.DOWN, Channel.REPORT), msgspec.json.encode(body))
+
+    def fleet(self, body: dict[str, Any]) -> None:
+        """How the fleet stands, as JSON for the same."""
+        self._put(topic(self._federation, Direction.DOWN, Channel.FLEET), msgspec.json.encode(body))
 
     def take(self) -> list[Outgoing]:
         """All that waits; the outbox is then empty."""

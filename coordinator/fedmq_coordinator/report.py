@@ -272,7 +272,7 @@ def build(ledger: Ledger, task: str | None = None, *, view: View = EVERYTHING, p
     raw = sum(raw_of.values())
     scored = [line for line in round_lines if line.metric is not None]
     kept = {r.id for r in span if r.totals is None}
-    per_round = [count for number, count in shares.single if number in kept]
+    per_round = [count for (_, number), count in shares.single.items() if number in kept]
     seconds = [line.seconds for line in round_lines if line.seconds is not None]
     tails = _tails(gateways, wires)
     personal = [_personal_line(trial) for trial in facts.trials if trial.personal is not None and chosen(trial.gateway)]

@@ -7,17 +7,15 @@ sum of all of these, so that a span of time has it whole or cannot have it at al
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from fedmq_coordinator.ledger import Answer, Mark, Round, Wire
 from fedmq_coordinator.report_model import Traffic
 from fedmq_coordinator.report_view import View
 
 __all__ = ["TCP_JOIN_BYTES", "TLS_JOIN_BYTES", "Share", "Shares", "SummedUp", "divide"]
-
-Counted = TypeVar("Counted", Wire, Answer, Mark)
 
 TCP_JOIN_BYTES = 2_000
 """What TCP/IP adds, about, to the start and the end of a process that does not count it: the connection's own segments,
@@ -36,25 +34,50 @@ def divide(
     counter that falls back, or exceeds what the wire table holds, divides nothing anew: shares are never negative.
     Where the first answers of a process are summed up already, its mark says where the others go on.
     """
+    shares: dict[tuple[str, int | None], Traffic] = defaultdict(Traffic)
+    for wire, number, counted in _pieces(wires, answers, marks):
+        shares[wire.gateway, number] += Traffic(up=counted.sent, down=counted.received)
+    return dict(shares)
+
+
+class _Counted(NamedTuple):
+    """Where a process's counters stand, or how far they went."""
+
+    sent: int
+    received: int
+    beyond: int
+
+    def upto(self, limit: _Counted) -> _Counted:
+        return _Counted(*map(min, self, limit))
+
+    def from_(self, start: _Counted) -> _Counted:
+        return _Counted(*map(max, self, start))
+
+    def since(self, start: _Counted) -> _Counted:
+        return _Counted(*(mine - its for mine, its in zip(self, start, strict=True)))
+
+
+def _pieces(
+    wires: Iterable[Wire], answers: Iterable[Answer], marks: Iterable[Mark]
+) -> Iterator[tuple[Wire, int | None, _Counted]]:
+    """Each process's counters, cut at its answers: what belongs to joining (None), and to the round of each answer."""
     of_process: dict[tuple[str, bytes], list[Answer]] = defaultdict(list)
     for answer in sorted(answers, key=lambda a: (a.received_at, a.round)):
         of_process[answer.gateway, answer.nonce].append(answer)
     begun = {(mark.gateway, mark.nonce): mark for mark in marks}
-    shares: dict[tuple[str, int | None], Traffic] = defaultdict(Traffic)
     for wire in wires:
+        whole = _Counted(wire.sent, wire.received, wire.beyond or 0)
         holder: int | None = None
-        sent = received = 0
+        at = _Counted(0, 0, 0)
         mark = begun.get((wire.gateway, wire.nonce))
         if mark is not None:
-            shares[wire.gateway, None] += Traffic(up=mark.joined_sent, down=mark.joined_received)
-            holder, sent, received = mark.round, mark.sent, mark.received
+            yield wire, None, _Counted(mark.joined_sent, mark.joined_received, mark.joined_beyond)
+            holder, at = mark.round, _Counted(mark.sent, mark.received, mark.beyond)
         for answer in of_process[wire.gateway, wire.nonce]:
-            upto_sent = min(max(answer.sent, sent), wire.sent)
-            upto_received = min(max(answer.received, received), wire.received)
-            shares[wire.gateway, holder] += Traffic(up=upto_sent - sent, down=upto_received - received)
-            sent, received, holder = upto_sent, upto_received, answer.round
-        shares[wire.gateway, holder] += Traffic(up=wire.sent - sent, down=wire.received - received)
-    return dict(shares)
+            upto = _Counted(answer.sent, answer.received, answer.beyond or 0).from_(at).upto(whole)
+            yield wire, holder, upto.since(at)
+            holder, at = answer.round, upto
+        yield wire, holder, whole.since(at)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +126,8 @@ class Share:
 class Shares:
     by_gateway: Mapping[str, Share]
     by_round: Mapping[int | None, Share]
-    single: Sequence[tuple[int, int]]
-    """Round, and what one gateway had in it on the wire."""
+    single: Mapping[tuple[str, int], int]
+    """What one gateway had in one round on the wire."""
 
     @classmethod
     def of(
@@ -120,42 +143,27 @@ class Shares:
     ) -> Shares:
         """Of these wires what belongs to these rounds, and with `joining` what of that lies in the view, too. `answers`
         and `marks` are of all tasks, for they follow each other in one process."""
-        joined = wires if not view.in_time else _joined_in(view, wires, answers, marks, summed_up)
-        if not joining:
-            joined = []
+        joined = _joined_in(view, wires, answers, marks, summed_up) if view.in_time else wires
+        joins = {(wire.gateway, wire.nonce) for wire in joined} if joining else set()
         by_gateway: dict[str, Share] = defaultdict(Share)
         by_round: dict[int | None, Share] = defaultdict(Share)
-        single: list[tuple[int, int]] = []
-        for (gateway, number), traffic in _parts(wires, joined, answers, marks, rounds).items():
-            by_gateway[gateway].wire[number] += traffic
-            by_round[number].wire[number] += traffic
-            if number is not None:
-                single.append((number, traffic.total))
-        counts = [[_beyond(wire) for wire in of if wire.beyond is not None] for of in (wires, joined)]
-        beyond = _parts(*counts, [_beyond(a) for a in answers], [_beyond(m) for m in marks], rounds)
-        for (gateway, number), traffic in beyond.items():
-            by_gateway[gateway].beyond[number] += traffic.up
-            by_round[number].beyond[number] += traffic.up
-        for wire in joined:
-            if wire.beyond is None:
+        single: Counter[tuple[str, int]] = Counter()
+        for wire, number, counted in _pieces(wires, answers, marks):
+            if number is None:
+                if (wire.gateway, wire.nonce) not in joins:
+                    continue
+            elif number not in rounds:
+                continue
+            else:
+                single[wire.gateway, number] += counted.sent + counted.received
+            for share in (by_gateway[wire.gateway], by_round[number]):
+                share.wire[number] += Traffic(up=counted.sent, down=counted.received)
+                share.beyond[number] += counted.beyond
+        for wire in wires:
+            if wire.beyond is None and (wire.gateway, wire.nonce) in joins:
                 by_gateway[wire.gateway].beyond[None] += TCP_JOIN_BYTES + TLS_JOIN_BYTES
                 by_round[None].beyond[None] += TCP_JOIN_BYTES + TLS_JOIN_BYTES
         return cls(by_gateway=by_gateway, by_round=by_round, single=single)
-
-
-def _parts(
-    wires: Sequence[Wire], joined: Sequence[Wire], answers: Sequence[Answer], marks: Sequence[Mark], rounds: Set[int]
-) -> dict[tuple[str, int | None], Traffic]:
-    parts = {key: traffic for key, traffic in divide(wires, answers, marks).items() if key[1] in rounds}
-    joins = divide(joined, answers, marks)
-    return parts | {key: traffic for key, traffic in joins.items() if key[1] is None}
-
-
-def _beyond(one: Counted) -> Counted:
-    """The same row with what TCP/IP and TLS put around in the place of its bytes, so that it divides alike."""
-    if isinstance(one, Mark):
-        return replace(one, sent=one.beyond, received=0, joined_sent=one.joined_beyond, joined_received=0)
-    return replace(one, sent=one.beyond or 0, received=0)
 
 
 def _joined_in(

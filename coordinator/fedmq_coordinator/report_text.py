@@ -1,4 +1,4 @@
-"""The report and the state of things as plain text, for a terminal, a pipe or an ssh window.
+"""The report as plain text, for a terminal, a pipe or an ssh window.
 
 Owns layout and nothing else: every figure comes from `report`. Lines fit the width asked for, there are no colour
 codes, and what came from a gateway cannot move the cursor. Only here is rich imported, and only when text is asked
@@ -8,16 +8,10 @@ for, so that a coordinator runs without it.
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import msgspec
-from fedmq_protocol.messages import SensorHealth
-
-from fedmq_coordinator.condition import machines_told
-from fedmq_coordinator.ledger import Answer, Gateway, Ledger, Round
 from fedmq_coordinator.money import amount
 from fedmq_coordinator.report import (
     GatewayLine,
@@ -26,30 +20,21 @@ from fedmq_coordinator.report import (
     Report,
     RoundLine,
     Traffic,
-    build,
-    flag_text,
     ip_told,
     many,
-    personal_text,
     size,
 )
-from fedmq_coordinator.roster import SENSORS_OF
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["MissingExtraError", "status", "to_text"]
+__all__ = ["MissingExtraError", "to_text"]
 
 ROUNDS_SHOWN = 40
 """The latest rounds; JSON and CSV have them all."""
 
 GATEWAYS_SHOWN = 40
 """Those with the most bytes; JSON has them all."""
-
-SENSORS_SHOWN = 8
-"""Gateways whose sensors are not well."""
-SILENT_SECONDS = 300
-SLOW_PCT = 95
 
 
 class MissingExtraError(ImportError):
@@ -102,89 +87,6 @@ def to_text(report: Report, width: int = 80, *, title: bool = False) -> str:
     page.heading("How it is counted")
     page.lines([*report.rules, report.ip.formula], bullet="-")
     return page.text()
-
-
-def status(ledger: Ledger, now: float, width: int = 80, task: str | None = None) -> str:
-    """The round in progress, the model, who is there, and bytes so far, of one task. `now`: unix seconds."""
-    report = build(ledger, task)
-    with ledger.snapshot():
-        gateways = ledger.gateways()
-        book = ledger.book(report.task) if report.task else None
-        row = None if book is None else book.row()
-        round_ = None if book is None else book.last_round()
-        answers = [] if round_ is None else ledger.answers(round_.id)
-        version = None if round_ is None else ledger.last_version(round_.lineage)
-        verdicts = {g.name: book.verdict(g.name) for g in gateways} if book is not None else {}
-        alone = len(ledger.tasks()) == 1
-        sensors = {g.name: _sensors(ledger.get(SENSORS_OF + g.name)) for g in gateways}
-        watched = [] if book is None else machines_told(ledger, book)
-    page = _Page(width)
-    fields = [("round", "No round has been opened yet")]
-    if row is not None and not (alone and row.state == "running" and not row.paused_tags):
-        tags = ", ".join(row.paused_tags.split("\n"))
-        fields.insert(0, ("task", f"{row.name}, {row.state}{f'; gateways tagged {tags} pause' if tags else ''}"))
-    if round_ is not None:
-        fields[-1:] = _round_state(round_, answers, gateways, now)
-    model = "none yet" if version is None else f"version {version.number}, made {_ago(version.created_at, now)}"
-    if version is not None and version.level:
-        model += f"; updates thickened to level {version.level}"
-    if report.metric_last is not None and report.metric_last_round is not None:
-        scored = next(line for line in reversed(report.rounds) if line.id == report.metric_last_round)
-        model += f"; {report.metric_name} {report.metric_last:.3f} after round {scored.id} ({scored.metric_source})"
-    carried = f"{size(report.wire.up)} up, {size(report.wire.down)} down on the wire"
-    if report.tails:
-        silent = many(len({t.gateway for t in report.tails}), "gateway")
-        carried += f"; the latest bytes of {silent} not reported yet"
-    here = sum(g.present for g in gateways)
-    presence = f"{here} present, {len(gateways) - here} absent"
-    if report.set_aside:
-        presence += f"; set aside: {_aside(report)}"
-    if report.flagged:
-        named = [f"{line.gateway} ({flag_text(line)})" for line in report.flagged]
-        more = f" and {len(named) - 12} more" if len(named) > 12 else ""
-        fields.append(("flagged", ", ".join(named[:12]) + more))
-    unwell = [f"{name}: {words}" for name, every in sensors.items() if (words := "; ".join(filter(None, every)))]
-    if any(sensors.values()):
-        told = "; ".join(unwell[:SENSORS_SHOWN]) or "all well"
-        more = f"; and {len(unwell) - SENSORS_SHOWN:,} gateways more" if len(unwell) > SENSORS_SHOWN else ""
-        fields.append(("sensors", f"as last told, {told}{more}"))
-    fields += [("model", model), ("bytes", carried), ("gateways", presence)]
-    if report.personal:
-        fields.append(("personal", personal_text(report.personal)))
-    fields += watched
-    page.fields(fields)
-    if gateways:
-        last = {line.name: line for line in report.gateways}
-        shown = sorted(gateways, key=lambda g: (g.present, g.last_seen, g.name))[:GATEWAYS_SHOWN]
-        page.table(
-            ("gateway", "", "last seen", "last answer", "windows", "wire"),
-            [_presence_row(g, last[g.name], verdicts.get(g.name), now) for g in shown],
-            left=(0, 1, 2, 3),
-        )
-        if len(gateways) > len(shown):
-            page.lines([f"{len(gateways) - len(shown):,} more: absent ones are named first, then the longest silent."])
-    return page.text()
-
-
-def _sensors(stored: bytes | None) -> list[str]:
-    """What is wrong with each sensor that the gateway's last birth told of; an empty text where nothing is."""
-    if stored is None:
-        return []
-    return [_unwell(sensor) for sensor in msgspec.json.decode(stored, type=tuple[SensorHealth, ...])]
-
-
-def _unwell(sensor: SensorHealth) -> str:
-    wrong = [
-        word
-        for word, is_so in (
-            (f"silent for {sensor.silent_seconds:,} s", sensor.silent_seconds >= SILENT_SECONDS),
-            (f"at {sensor.rate_pct} % of its rate", sensor.rate_pct < SLOW_PCT),
-            ("clipping", sensor.clipping),
-            ("flat", sensor.flat),
-        )
-        if is_so
-    ]
-    return f"{sensor.name} {', '.join(wrong)}" if wrong else ""
 
 
 # -- the report's parts ----------------------------------------------------------------------------------------
@@ -366,56 +268,6 @@ def _who(gateways: Iterable[GatewayLine], reason: str) -> str:
     return ", ".join(named[:5]) + more
 
 
-# -- the state's parts -----------------------------------------------------------------------------------------
-
-
-def _round_state(
-    round_: Round, answers: Sequence[Answer], gateways: Sequence[Gateway], now: float
-) -> list[tuple[str, str]]:
-    name = f"{round_.id} ({round_.kind})"
-    if round_.closed_at is None:
-        left = round_.closes_at - now
-        closes = f"closes in {_span(left)}"
-        if left < 0:
-            closes = f"should have closed {_span(-left)} ago: does the coordinator run?"
-        state = f"{name} in progress, opened {_utc(round_.opened_at)}, {_ago(round_.opened_at, now)}; {closes}"
-    else:
-        state = f"{name} closed {_ago(round_.closed_at, now)}: {round_.outcome}; no round is open"
-    accepted = sum(a.kind != "decline" and a.verdict == "accepted" for a in answers)
-    declines = Counter(a.reason or "not said" for a in answers if a.kind == "decline")
-    said = f"{len(answers)} of {round_.drawn} drawn: {accepted} accepted, {declines.total()} declined"
-    if declines:
-        said += f" ({', '.join(f'{reason} {count}' for reason, count in sorted(declines.items()))})"
-    if late := sum(a.late for a in answers):
-        said += f", {late} of them late"
-    if others := len(answers) - accepted - declines.total():
-        said += f", {others} not accepted"
-    fields = [("round", state), ("answers", said)]
-    answered = {a.gateway for a in answers}
-    missing = [g.name for g in gateways if g.name not in answered]
-    if missing and round_.closed_at is None and len(answers) < round_.drawn:
-        more = f" and {len(missing) - 12} more" if len(missing) > 12 else ""
-        drawn = "" if round_.drawn >= len(gateways) else " (not all of them are drawn)"
-        fields.append(("missing", f"{', '.join(missing[:12])}{more}{drawn}"))
-    return fields
-
-
-def _presence_row(
-    gateway: Gateway, line: GatewayLine, verdict: tuple[int, int, bytes, str] | None, now: float
-) -> tuple[str, ...]:
-    answer = "none yet" if line.last_round is None else f"round {line.last_round}"
-    if verdict is not None:
-        answer = f"round {verdict[0]}: {verdict[3]}"
-    return (
-        gateway.name,
-        "present" if gateway.present else "ABSENT",
-        _ago(gateway.last_seen, now),
-        answer,
-        f"{gateway.windows:,}",
-        size(line.wire.total),
-    )
-
-
 # -- layout ----------------------------------------------------------------------------------------------------
 
 
@@ -518,19 +370,3 @@ def _number(value: float | None, digits: int) -> str:
 
 def _utc(at: float) -> str:
     return datetime.fromtimestamp(at, tz=UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _ago(at: float, now: float) -> str:
-    return f"{_span(max(0.0, now - at))} ago"
-
-
-def _span(seconds: float) -> str:
-    """'35 s', '4 min', '2 h 05 min', '3 days'."""
-    whole = round(seconds)
-    if whole < 90:
-        return f"{whole} s"
-    if whole < 5400:
-        return f"{round(whole / 60)} min"
-    if whole < 48 * 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{round(whole / 86400)} days"

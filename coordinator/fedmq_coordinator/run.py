@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 from fedmq_compression.pipeline import Decoded
+from fedmq_protocol.logs import about
 from fedmq_protocol.messages import (
     BlobRef,
     RoundKind,
@@ -52,6 +53,7 @@ from fedmq_coordinator.roster import Members
 from fedmq_coordinator.rounds import Round, verdict_name
 from fedmq_coordinator.schedule import may_resume, next_opening, reason_to_rest, rounds_tonight
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
+from fedmq_coordinator.summary import round_summary
 from fedmq_coordinator.watch import Watch
 
 __all__ = ["Run", "Score"]
@@ -586,9 +588,13 @@ class Run:
         )
         for name, absence in self._absences.items():
             if absence.left and (name not in before or absence.missed > before[name].missed):
-                log.warning(
-                    "%s was asked in vain in %d rounds in a row: set aside for %d", name, absence.missed, absence.left
-                )
+                with about(gateway=name):
+                    log.warning(
+                        "%s was asked in vain in %d rounds in a row: set aside for %d",
+                        name,
+                        absence.missed,
+                        absence.left,
+                    )
 
     def _training_loss(self, round_id: int) -> float:
         """Mean over the updates in the round's sum, by their weights there."""
@@ -623,20 +629,15 @@ class Run:
     def _tell_tools(self, round_: Round, outcome: str) -> None:
         """The small JSON topic for Telegraf, Node-RED and the like."""
         row = self._ledger.round(round_.plan.round_id)
-        body = {
-            "task": self._line.task.name,
-            "round": round_.plan.round_id,
-            "kind": round_.plan.kind.name.lower(),
-            "outcome": outcome,
-            "version": self._line.version,
-            "updates": len(round_.updates),
-            "of_earlier_rounds": round_.others,
-            "declines": len(round_.declines),
-            "asked": len(round_.asked),
-            "flagged": len(self.watch.flagged),
-            "metric": row.metric if row is not None else None,
-            "seconds": row.closed_at - row.opened_at if row is not None and row.closed_at is not None else None,
-        }
+        body = round_summary(
+            round_,
+            row,
+            task=self._line.task.name,
+            outcome=outcome,
+            version=self._line.version,
+            flagged=len(self.watch.flagged),
+            metric_name=(self._ledger.get("metric_name") or b"metric").decode("utf-8", "replace"),
+        )
         self._outbox.report(body)
 
     def _plan(self, kind: RoundKind, round_id: int, drawn: int | Slot, closes_at: int) -> RoundPlan:

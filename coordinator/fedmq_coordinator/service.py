@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from fedmq_protocol.condition import Condition
+from fedmq_protocol.logs import about
 from fedmq_protocol.messages import (
     AskChunks,
     AskModel,
@@ -61,7 +62,8 @@ from fedmq_coordinator.models import ModelError, ModelStore
 from fedmq_coordinator.outbox import Outbox
 from fedmq_coordinator.rates import Rates
 from fedmq_coordinator.roster import SENSORS_OF, Roster
-from fedmq_coordinator.settings import DriftSettings, FleetSettings, LimitSettings
+from fedmq_coordinator.settings import DriftSettings, FleetSettings, LimitSettings, PublishSettings
+from fedmq_coordinator.summary import fleet_summary
 from fedmq_coordinator.tasks import OrderError, Wish
 
 if TYPE_CHECKING:
@@ -103,12 +105,21 @@ CRASH_POINTS = (
             Channel.CHUNK,
             Channel.MODEL,
             Channel.REPORT,
+            Channel.FLEET,
             Channel.CONDITION,
         )
         for when in ("before", "after")
     ),
 )
 """What `crash_point` is called with: around each durable step, and around each message, by its channel."""
+
+
+def _sender(text: str) -> str | None:
+    """The gateway that a topic names."""
+    try:
+        return parse(text).gateway
+    except ValueError:
+        return None
 
 
 def _rates(limits: LimitSettings, tasks: Sequence[TaskPlan]) -> Rates:
@@ -151,6 +162,7 @@ class Coordinator:
         crash_point: Callable[[str], None] = lambda name: None,
         holds: object = None,
         audit: AuditLog | None = None,
+        publish: PublishSettings | None = None,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
         names = [plan.task.name for plan in tasks]
@@ -167,7 +179,9 @@ class Coordinator:
         self._audit = audit
         models.crash_point = crash_point
         self._seals = seals
-        self._outbox = Outbox(federation, seals)
+        self._publish = publish or PublishSettings()
+        self._fleet_at = -math.inf
+        self._outbox = Outbox(federation, seals, reports=self._publish.rounds)
         self._said_plan_at = 0.0
         now = clock()
         self._roster = Roster(ledger, windowing=tasks[0].task.windowing)
@@ -189,18 +203,19 @@ class Coordinator:
             if plan.task.name in stopped:
                 log.info("task %r was stopped: its settings have no effect", plan.task.name)
                 continue
-            self._jobs[plan.task.name] = Job(
-                plan,
-                federation=federation,
-                limits=self._limits,
-                ledger=ledger,
-                models=models,
-                roster=self._roster,
-                outbox=self._outbox,
-                rates=self._rates,
-                now=now,
-                new_lineage=new_lineage,
-            )
+            with about(task=plan.task.name):
+                self._jobs[plan.task.name] = Job(
+                    plan,
+                    federation=federation,
+                    limits=self._limits,
+                    ledger=ledger,
+                    models=models,
+                    roster=self._roster,
+                    outbox=self._outbox,
+                    rates=self._rates,
+                    now=now,
+                    new_lineage=new_lineage,
+                )
         ledger.configure(names, now)
         self._welcomed: dict[str, Birth] = {}
         """The birth of each gateway that was answered."""
@@ -222,6 +237,11 @@ class Coordinator:
     def job(self, name: str) -> Job:
         """Raises KeyError for a task that does not go on."""
         return self._jobs[name]
+
+    @property
+    def connected(self) -> bool:
+        """With the broker; for any thread."""
+        return self._connected
 
     @property
     def jobs(self) -> list[Job]:
@@ -272,7 +292,8 @@ class Coordinator:
                 self._conditions.dismissed(name)
         if self._connected:
             for job in self._jobs.values():
-                job.proceed(now)
+                with about(task=job.name, round=job.run.newest_round):
+                    job.proceed(now)
             lasting = self._conditions.proceed(now)
             if lasting is not None:
                 for job in self._jobs.values():
@@ -281,6 +302,7 @@ class Coordinator:
                 self._newest_round = newest
                 retention.fold(self._ledger, keep_rounds=self._limits.keep_rounds)
             self._show_a_head(now)
+            self._tell_of_fleet(now)
         self._count_refused(now)
         self._commit()
         for said in self._outbox.take():
@@ -320,7 +342,8 @@ class Coordinator:
             case Dropped():
                 log.warning("%d messages were dropped because they came faster than they were read", event.messages)
             case Received():
-                self._receive(event, now)
+                with about(gateway=_sender(event.topic)):
+                    self._receive(event, now)
 
     def _receive(self, event: Received, now: float) -> None:
         channel = "?"
@@ -368,13 +391,15 @@ class Coordinator:
                 self._conditions.on_condition(gateway, message, len(event.payload), now)
             case Trial():
                 for job in self._of_lineage(message.lineage, gateway):
-                    job.on_trial(gateway, message, now)
+                    with about(task=job.name):
+                        job.on_trial(gateway, message, now)
             case AskChunks():
                 if not any(job.on_ask_chunks(gateway, message, now) for job in self._jobs.values()):
                     log.info("%s asks for chunks of a transfer that is over", gateway)
             case Chunk():
                 for job in self._jobs.values():
-                    job.intake.on_chunk(gateway, message, now)
+                    with about(task=job.name):
+                        job.intake.on_chunk(gateway, message, now)
             case _:
                 log.warning("dropped a %s on %s: not for the coordinator", type(message).__name__, event.topic)
 
@@ -416,15 +441,16 @@ class Coordinator:
         if job is None:
             log.info("%s speaks of round %d, whose task is over", gateway, message.round_id)
             return
-        match message:
-            case Update():
-                job.intake.on_update(gateway, message, now)
-            case Decline():
-                job.intake.on_decline(gateway, message, now)
-            case Statistics():
-                job.intake.on_statistics(gateway, message, now)
-            case AskVerdict():
-                job.intake.on_ask_verdict(gateway, message)
+        with about(task=job.name, round=message.round_id):
+            match message:
+                case Update():
+                    job.intake.on_update(gateway, message, now)
+                case Decline():
+                    job.intake.on_decline(gateway, message, now)
+                case Statistics():
+                    job.intake.on_statistics(gateway, message, now)
+                case AskVerdict():
+                    job.intake.on_ask_verdict(gateway, message)
 
     def _of_round(self, round_id: int) -> Job | None:
         """Of a round that never was any job can say so."""
@@ -488,6 +514,13 @@ class Coordinator:
                 return
         self._welcome_all(now)
 
+    def _tell_of_fleet(self, now: float) -> None:
+        """For people's tools, where the settings ask for it. Sums of the ledger alone: the loop waits for them."""
+        every = self._publish.fleet_seconds
+        if every is not None and not 0 <= now - self._fleet_at < every:
+            self._fleet_at = now
+            self._outbox.fleet(fleet_summary(self._ledger, self._roster.all(), list(self._jobs.values()), now))
+
     def _note_sensors(self, name: str, birth: Birth) -> None:
         """For people who look: nothing is decided by it."""
         key = SENSORS_OF + name
@@ -550,7 +583,8 @@ class Coordinator:
                 done = True
             except (OrderError, ModelError) as error:
                 result, done = str(error), False
-            log.log(logging.INFO if done else logging.ERROR, "%s %s: %s", order.verb, order.task, result)
+            with about(task=order.task):
+                log.log(logging.INFO if done else logging.ERROR, "%s %s: %s", order.verb, order.task, result)
             self._note_order(order, by, done, result)
             self._ledger.finish_order(order.id, at=now, done=done, result=result)
             if not done:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import time
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
 from fedmq_protocol.messages import MAX_TASKS, PersonalPolicy
+from fedmq_protocol.observing import MetricsSettings
 from fedmq_protocol.settings import ConnectionSettings, Table, named
 from fedmq_protocol.task import MAX_REMAINING, Recipe, Windowing
 from fedmq_protocol.topics import CHUNK_BYTES
@@ -27,15 +29,20 @@ __all__ = [
     "ControlSettings",
     "CoordinatorSettings",
     "DriftSettings",
+    "FleetMetricsSettings",
     "FleetSettings",
+    "HttpSettings",
     "LimitSettings",
     "MoneySettings",
     "MoreTaskSettings",
     "PersonalSettings",
+    "PublishSettings",
     "RecipeSettings",
     "RoundSettings",
     "TaskSettings",
     "WindowingSettings",
+    "is_loopback",
+    "parse_listen",
 ]
 
 _WINDOWING = Windowing()
@@ -765,6 +772,40 @@ class ControlSettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishSettings(Table):
+    """What is told to people's tools at the broker, such as Telegraf and Node-RED: see docs/metrics.md."""
+
+    rounds: Annotated[
+        bool, Meta(description="Whether each closed round is published on down/report: a JSON of 400 bytes, retained.")
+    ] = True
+    fleet_seconds: Annotated[
+        float | None,
+        Meta(
+            ge=1,
+            le=86_400,
+            examples=[60],
+            description="How often the state of the fleet is published on down/fleet: a JSON of some 500 bytes and 200"
+            " for each task more, retained. Without it, never.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetMetricsSettings(MetricsSettings):
+    """Figures for Prometheus: see docs/metrics.md. They need the extra "metrics"."""
+
+    gateways_most: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="Gateways that have series of their own, by their place in the roster. Each costs Prometheus"
+            " some ten. The others are in every sum, and counted as fedmq_gateways_left_out.",
+        ),
+    ] = 200
+
+
+@dataclass(frozen=True, kw_only=True)
 class MoneySettings(Table):
     """What the report and the dashboard reckon in money with. Changing this starts nothing anew."""
 
@@ -788,6 +829,106 @@ class MoneySettings(Table):
     @property
     def price(self) -> Price:
         return Price(per_gb=self.per_gb, currency=self.currency)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpSettings(Table):
+    """The dashboard: a web page with the rounds as they go, what they save, and the fleet. Changing this starts nothing
+    anew."""
+
+    listen: Annotated[
+        str | None,
+        Meta(
+            max_length=300,
+            examples=["127.0.0.1:8080"],
+            description="Address and port that it listens on; a port alone is on 127.0.0.1. Beyond this machine it"
+            " takes a token_file, or behind_proxy = true. Without this key there is no dashboard.",
+        ),
+    ] = None
+    token_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/fedmq/dashboard.token"],
+            extra={"credential": True},
+            description="File whose first line, of 24 characters or more, lets people look; only this program's user"
+            " may read it (chmod 600). `openssl rand -hex 32` makes a good one. Without it everybody on this machine"
+            " may look, and behind a proxy everybody whom that lets through.",
+        ),
+    ] = None
+    operator_token_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/fedmq/dashboard-operator.token"],
+            extra={"credential": True},
+            description="The same with a token that also lets people give orders, such as the verdict on an alert."
+            " Without it the page shows things and changes nothing.",
+        ),
+    ] = None
+    certificate_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/fedmq/dashboard.crt"],
+            extra={"credential": True},
+            description="PEM file of a certificate, with those that lead to its CA: the dashboard then speaks HTTPS.",
+        ),
+    ] = None
+    key_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/fedmq/dashboard.key"],
+            extra={"credential": True},
+            description="PEM file of the key of certificate_file, which only this program's user may read (chmod 600).",
+        ),
+    ] = None
+    behind_proxy: Annotated[
+        bool,
+        Meta(
+            description="Whether a reverse proxy stands in front, speaks HTTPS to browsers, and is the only one that"
+            " reaches the port. It is then believed about who asks (X-Forwarded-For) and by which name, and cookies"
+            " are for HTTPS alone."
+        ),
+    ] = False
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port; None where there is no dashboard."""
+        return None if self.listen is None else parse_listen(self.listen)
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        if (self.certificate_file is None) != (self.key_file is None):
+            missing, given = (
+                ("key_file", "certificate_file") if self.key_file is None else ("certificate_file", "key_file")
+            )
+            yield missing, f"required where there is a {given}"
+        if self.listen is None:
+            return
+        try:
+            host, _ = parse_listen(self.listen)
+        except ValueError as error:
+            yield "listen", str(error)
+            return
+        if not is_loopback(host) and self.token_file is None and not self.behind_proxy:
+            yield (
+                "listen",
+                f"{host} can be reached from other machines: name a token_file, or say behind_proxy = true where a"
+                " proxy asks people who they are",
+            )
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """`8080`, `127.0.0.1:8080`, `[::1]:8080` or `host:8080`. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdecimal()) or int(port) > 65_535 or (":" in host and not host.startswith("[")):
+        raise ValueError(f"expected a port, HOST:PORT or [ADDRESS]:PORT, got {text[:60]!r}")
+    return (host.removeprefix("[").removesuffix("]") or "127.0.0.1"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it. A name other than localhost may mean anything, and does not."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -892,6 +1033,14 @@ class CoordinatorSettings(Table):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"
+    log_format: Annotated[
+        Literal["console", "json"] | None,
+        Meta(
+            examples=["json"],
+            description='How log lines look: "console" for people, "json" an object a line, for programs. Without it'
+            " the environment variable FEDMQ_LOG_FORMAT says so, else it is console.",
+        ),
+    ] = None
     connection: ConnectionSettings = field(default_factory=ConnectionSettings)
     task: TaskSettings
     rounds: RoundSettings = field(default_factory=RoundSettings)
@@ -900,7 +1049,10 @@ class CoordinatorSettings(Table):
     fleet: FleetSettings = field(default_factory=FleetSettings)
     drift: DriftSettings = field(default_factory=DriftSettings)
     control: ControlSettings = field(default_factory=ControlSettings)
+    metrics: FleetMetricsSettings = field(default_factory=FleetMetricsSettings)
+    publish: PublishSettings = field(default_factory=PublishSettings)
     money: MoneySettings = field(default_factory=MoneySettings)
+    http: HttpSettings = field(default_factory=HttpSettings)
 
     def check(self) -> Iterator[tuple[str, str]]:
         yield from named("name", self.name)

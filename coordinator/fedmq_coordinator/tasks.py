@@ -293,13 +293,20 @@ def state_of_affairs(ledger: Ledger, now: float) -> dict[str, Any]:
     with ledger.snapshot():
         last = {answer[0]: answer[1:] for answer in ledger.last_answers(ANSWERED_ROUNDS)}
         tasks = [(row, ledger.book(row.name)) for row in ledger.tasks()]
+        sent: Counter[str] = Counter()
+        received: Counter[str] = Counter()
+        for wire in ledger.wires():
+            sent[wire.gateway] += wire.sent
+            received[wire.gateway] += wire.received
         return {
             "now": now,
+            "wire": {"sent": sent.total(), "received": received.total()},
             "tasks": [
                 {
                     "name": row.name,
                     "state": row.state,
-                    "lineage": int(book.get("lineage") or 0),
+                    "lineage": (lineage := int(book.get("lineage") or 0)),
+                    "version": 0 if (version := ledger.last_version(lineage)) is None else version.number,
                     "rounds": book.count_rounds(),
                     "proposal": None if (proposal := book.proposal()) is None else msgspec.to_builtins(proposal),
                     "round": None if (round_ := book.last_round()) is None else _round_of(round_, ledger),
@@ -328,6 +335,8 @@ def state_of_affairs(ledger: Ledger, now: float) -> dict[str, Any]:
                     "software": gateway.software,
                     "first_seen": gateway.first_seen,
                     "last_seen": gateway.last_seen,
+                    "sent": sent[gateway.name],
+                    "received": received[gateway.name],
                     "tags": sorted(gateway.tag_set),
                     "answer": None
                     if gateway.name not in last

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 import numpy as np
 from fedmq_compression.pipeline import Decoded
+from fedmq_protocol.logs import about
 from numpy.typing import NDArray
 
 from fedmq_coordinator import conduct
@@ -142,7 +143,8 @@ class Watch:
                 found, reason = conduct.against(own.toward, fleet, cosines), "against"
             if found is not None:
                 self._save(Flag(gateway=name, at=now, round=round_id, state="flagged", reason=reason, evidence=found))
-                log.warning("%s is flagged: %s", name, found)
+                with about(gateway=name):
+                    log.warning("%s is flagged: %s", name, found)
 
     def set_aside(self, name: str, round_id: int, now: float) -> None:
         """By order. What was found of it stays beside that."""

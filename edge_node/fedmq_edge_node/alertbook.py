@@ -207,7 +207,7 @@ class Alertbook:
 
     def standings(self) -> dict[str, dict[str, Any]]:
         """How each machine was when it was last looked at."""
-        rows = self._execute("SELECT machine, value FROM standings ORDER BY machine")
+        rows = self._all("SELECT machine, value FROM standings ORDER BY machine")
         return {row[0]: msgspec.json.decode(row[1]) for row in rows}
 
     def step(
@@ -362,7 +362,7 @@ class Alertbook:
         return [_alert(row) for row in rows]
 
     def alert(self, number: int) -> Alert:
-        row = self._execute(f"{_ALERTS} WHERE id = ?", (number,)).fetchone()
+        row = next(iter(self._all(f"{_ALERTS} WHERE id = ?", (number,))), None)
         if row is None:
             raise BookError(f"there is no alert {number}; `fedmq alert list` names those that there are")
         return _alert(row)
@@ -463,23 +463,23 @@ class Alertbook:
     def changed_alerts(self, after: int, most: int, *, history: int) -> list[tuple[int, Alert]]:
         """Alerts that have changed since, each with the number of its last change, in that order; none but the newest
         `history` alerts."""
-        rows = self._execute(
+        rows = self._all(
             "SELECT alert, max(id) FROM steps WHERE id > ? AND alert > (SELECT coalesce(max(id), 0) FROM alerts) - ?"
             " GROUP BY alert ORDER BY 2 LIMIT ?",
             (after, history, most),
-        ).fetchall()
+        )
         return [(int(change), self.alert(int(number))) for number, change in rows]
 
     def normals(self, machine: str) -> dict[str, bytes]:
         """Of `parts` what is normal for a machine, by key."""
-        rows = self._execute("SELECT key, value FROM parts WHERE machine = ? AND key LIKE 'normal%'", (machine,))
+        rows = self._all("SELECT key, value FROM parts WHERE machine = ? AND key LIKE 'normal%'", (machine,))
         return {str(key): bytes(value) for key, value in rows}
 
     def obey(self, key: str, number: int, what: str, fault: str, *, who: str, at: float) -> tuple[bool, str]:
         """Do what was ordered from afar, once: whatever has this key is the same order. Whether it was done, and what
         there is to say. Raises BookFailure where the file takes nothing, and nothing is done then."""
         with self._transaction():
-            row = self._execute("SELECT value FROM meta WHERE key = 'orders from afar'").fetchone()
+            row = self._one("SELECT value FROM meta WHERE key = 'orders from afar'")
             known = {} if row is None else msgspec.json.decode(row[0], type=dict[str, tuple[bool, str]])
             if key in known:
                 return known[key]
@@ -624,7 +624,15 @@ class Alertbook:
             ) from error
 
     def _one(self, sql: str) -> Any:
-        return self._execute(sql).fetchone()
+        return next(iter(self._all(sql)), None)
+
+    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Every row, for a damaged page is found as they are read."""
+        rows = self._execute(sql, values)
+        try:
+            return rows.fetchall()
+        except sqlite3.Error as error:
+            raise BookFailure(f"{self.path}: {error}; is the disk damaged?") from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -75,14 +75,20 @@ class Courier:
         self._path = path
         self._every_seconds = every_seconds
         self._book: Alertbook | None = None
+        self._file: tuple[int, int] | None = None
+        """Which one is open: another may take its place."""
         self._complained = False
         self._counter = 0
+        self._mark: bytes | None = None
+        """Of the book that was told of last."""
         self._heard = False
         """Whether the coordinator has said on this connection what it has."""
         self._cursor = 0
         self._known: dict[str, _Row] = {}
         """What it has of machines and summaries, by their keys."""
         self._anew = False
+        self._pending: tuple[Noted | None, bool] | None = None
+        """What the coordinator has, while there is no book to hold it against; and whether that is the first word."""
         self._unsure: Noted | None = None
         """After a start: what is on record, to be held against what there is."""
         self._on_its_way: tuple[Condition, dict[str, _Row | None]] | None = None
@@ -131,7 +137,17 @@ class Courier:
     def _take(self, noted: Noted | None, now: float, *, starting: bool) -> None:
         book = self._open()
         if book is None:
+            # What there is to tell is seen once there is a book.
+            self._pending = noted, starting
             return
+        try:
+            self._hold_against(book, noted, now, starting=starting)
+        except BookError as error:
+            self._pending = noted, starting
+            self._fail(error)
+
+    def _hold_against(self, book: Alertbook, noted: Noted | None, now: float, *, starting: bool) -> None:
+        self._pending = None
         if noted is None or noted.book != _mark_of(book):
             self._cursor, self._known = 0, {}
             self._anew = noted is not None and noted.counter is None
@@ -157,18 +173,18 @@ class Courier:
         book = self._open()
         if book is None:
             return
-        for order in message.orders:
-            if order.book != _mark_of(book):
-                self._done[order.key] = Done(key=order.key, done=False, text="the gateway has another alertbook now")
-                continue
-            try:
+        try:
+            for order in message.orders:
+                if order.book != _mark_of(book):
+                    text = "the gateway has another alertbook now"
+                    self._done[order.key] = Done(key=order.key, done=False, text=text)
+                    continue
                 done, text = book.obey(
                     order.key.hex(), order.alert, order.what, order.fault, who=order.who, at=float(order.at)
                 )
-            except BookError as error:
-                self._fail(error)
-                return
-            self._done[order.key] = Done(key=order.key, done=done, text=_word(text, 200))
+                self._done[order.key] = Done(key=order.key, done=done, text=_word(text, 200))
+        except BookError as error:
+            self._fail(error)
         self._look_at = min(self._look_at, now)
 
     def limits(self, message: FleetLimits, now: float) -> None:
@@ -205,12 +221,21 @@ class Courier:
         if book is None:
             return None
         try:
-            return self._compose(book, now)
-        except (BookError, ValueError) as error:
+            if self._pending is not None:
+                noted, starting = self._pending
+                self._hold_against(book, noted, now, starting=starting)
+            message = self._compose(book, now)
+        except (BookError, ValueError, msgspec.MsgspecError) as error:
             self._fail(error)
             return None
+        self._complained = False
+        return message
 
     def _compose(self, book: Alertbook, now: float) -> Condition | None:
+        if self._mark not in (None, _mark_of(book)):
+            # Another book since the coordinator spoke: all of it is news, by its own count.
+            self._cursor, self._known, self._anew, self._unsure = 0, {}, False, None
+        self._mark = _mark_of(book)
         room = MOST_BYTES
         alerts: list[AlertState] = []
         newest = book.changes()
@@ -278,8 +303,13 @@ class Courier:
         return found
 
     def _open(self) -> Alertbook | None:
+        if self._book is not None and _file(self._path) != self._file:
+            log.info("%s is another file now", self._path)
+            self._book.close()
+            self._book = None
         if self._book is None:
             try:
+                self._file = _file(self._path)
                 self._book = Alertbook.existing(self._path)
             except BookError as error:
                 self._fail(error)
@@ -295,6 +325,14 @@ class Courier:
 
 
 # -- rows ------------------------------------------------------------------------------------------------------
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
 
 
 def _mark_of(book: Alertbook) -> bytes:

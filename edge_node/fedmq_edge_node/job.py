@@ -9,14 +9,16 @@ Every question is repeated with a doubling pause. What has come of a transfer ou
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import msgspec
 import numpy as np
+from fedmq_protocol.logs import about
 from fedmq_protocol.messages import (
     MIN_STATISTICS_WINDOWS,
     AskChunks,
@@ -48,6 +50,7 @@ from fedmq_protocol.transfer import TransferError, refer
 from numpy.typing import NDArray
 
 from fedmq_edge_node import work
+from fedmq_edge_node.figures import TaskFigures
 from fedmq_edge_node.memory import GatewayState, InService, Personal, StateError
 from fedmq_edge_node.personal import Fitting, Scorer, describe, scorer, windows_mark
 from fedmq_edge_node.runtimes import Engine, GraphStopped
@@ -209,6 +212,21 @@ class _Questions:
                 yield retry.at
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _told(method: Callable[Concatenate[Job, P], R]) -> Callable[Concatenate[Job, P], R]:
+    """Lines that are logged inside say of which task and of which round they are."""
+
+    @functools.wraps(method)
+    def inside(job: Job, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with about(task=job.task_name, round=job.newest_round):
+            return method(job, *args, **kwargs)
+
+    return inside
+
+
 class Job:
     """One task, from the state that is on disk."""
 
@@ -254,6 +272,33 @@ class Job:
         assert self._state.task is not None  # a job is made of an assignment, or of a state with its task
         return self._state.task
 
+    def task_name(self) -> str | None:
+        """None before it has joined."""
+        return None if self._state.task is None else self._state.task.name
+
+    def newest_round(self) -> int | None:
+        """That a plan has come for since the welcome."""
+        return None if self._newest is None else self._newest.round_id
+
+    def figures(self) -> TaskFigures | None:
+        """For any thread; None before it has joined."""
+        state, samples = self._state, self._samples
+        if state.task is None:
+            return None
+        by_class: dict[str, int] = {}
+        if samples is not None and state.task.objective == "classify":
+            counts = np.bincount(samples.train_y.astype(np.int64), minlength=len(state.task.classes))
+            by_class = dict(zip(state.task.classes, counts.tolist(), strict=False))
+        return TaskFigures(
+            name=state.task.name,
+            version=state.version,
+            in_service=None if state.in_service is None else state.in_service.version,
+            train_windows=None if samples is None else samples.train_windows,
+            held_windows=None if samples is None else samples.held_windows,
+            windows_by_class=by_class,
+            min_windows=state.task.min_windows,
+        )
+
     @property
     def models(self) -> list[ModelSpec]:
         """That of the task, and of the version in service, which may be another task's."""
@@ -282,6 +327,7 @@ class Job:
 
     # -- joining -----------------------------------------------------------------------------------------------
 
+    @_told
     def adopt(self, assignment: Assignment) -> None:
         """Take the assignment's word, durably. Raises ModelMismatch, and then all is as it was."""
         state = work.adopt(self._state, assignment, self._start(assignment.task or self.task))
@@ -301,6 +347,7 @@ class Job:
         # The same array where nothing is new: a state that is the same object is not written again.
         return known if start is not None and known is not None and np.array_equal(start, known) else start
 
+    @_told
     def welcomed(self, assignment: Assignment, now: float, *, arrived: bool) -> None:
         """Go by an assignment that was adopted; `arrived`: it is the first since the connection stands."""
         if arrived:
@@ -328,6 +375,7 @@ class Job:
 
     # -- what comes in -----------------------------------------------------------------------------------------
 
+    @_told
     def on_plan(self, plan: RoundPlan, now: float) -> bool:
         """Take a plan of this lineage; True where it speaks of a release that this gateway has not heard of."""
         newest = 0 if self._newest is None else self._newest.round_id
@@ -346,6 +394,7 @@ class Job:
         self._come_to_base(plan, now)
         return plan.release is not None and plan.release != self._releases
 
+    @_told
     def expect(self, plan: RoundPlan, now: float) -> bool:
         """Collect the delta that a plan names; False where there is none in chunks that leads on from here.
 
@@ -394,6 +443,7 @@ class Job:
         pending = self._state.pending
         return pending is not None and (receipt.round_id, receipt.counter) == (pending.round_id, pending.counter)
 
+    @_told
     def on_receipt(self, receipt: Receipt, now: float) -> None:
         if receipt.verdict is Verdict.UNKNOWN:
             self._send_pending(now)
@@ -401,12 +451,14 @@ class Job:
         self._save(work.settle(self._state, receipt))
         self._settled()
         if receipt.verdict is not Verdict.ACCEPTED:
-            log.warning("the update of round %d was not taken: %s", receipt.round_id, receipt.verdict.name.lower())
+            with about(round=receipt.round_id):
+                log.warning("the update of round %d was not taken: %s", receipt.round_id, receipt.verdict.name.lower())
 
     def _settled(self) -> None:
         self._ask.verdict.stop()
         self._upload = None
 
+    @_told
     def on_catch_up(self, message: CatchUp, now: float) -> None:
         """Take what this job has asked for; the rest is somebody else's, or from a version that is not at hand."""
         uses = [RELEASE] if self._is_release(message) else []
@@ -469,6 +521,7 @@ class Job:
         except TransferError as error:
             log.warning("dropped a transfer: %s", error)
 
+    @_told
     def on_chunk(self, chunk: Chunk, now: float) -> None:
         try:
             whole = self._downloads.add(chunk, now, self._host.bytes_received)
@@ -486,6 +539,7 @@ class Job:
                 if self._plan is not None and self._state.version < self._plan.base and self._ask.model.at is None:
                     self._come_to_base(self._plan, now)
 
+    @_told
     def on_missing(self, message: Missing) -> bool:
         """True where it is of this job's pending update."""
         pending = self._state.pending
@@ -522,6 +576,7 @@ class Job:
             due = min(due, max(now, self._fit_not_before))
         return due
 
+    @_told
     def ask(self, now: float) -> None:
         """Send on what waits, and put the questions that are due."""
         if self._upload is None and self._ask.idle and self._downloads.idle:
@@ -573,6 +628,7 @@ class Job:
         over = self._host.coordinator_time(now) > plan.closes_at or plan.kind is RoundKind.REST
         return not over and plan.round_id > self._state.answered and plan.draws(self._host.roster, self._host.name)
 
+    @_told
     def answer(self, now: float) -> bool:
         """Deal with the plan; True where that took a training."""
         plan = self._plan
@@ -785,6 +841,7 @@ class Job:
         self._candidate = _Candidate(release=self._release, steps=steps)
         self._ask.release.stop()
 
+    @_told
     def try_release(self) -> None:
         """Hold a released version that is at hand against the model in service."""
         candidate = self._candidate
@@ -862,6 +919,7 @@ class Job:
             self._windows = windows_mark(self._samples)
         return self._windows != own.windows
 
+    @_told
     def personalise(self, now: float) -> bool:
         """Go on with the personal model for a moment, where the gates are open; True where there was one to make."""
         if now < self._fit_not_before or not self._wants_personal():

@@ -52,6 +52,7 @@ from fedmq_edge_node.samples import (
     rates_agree,
     read_settings,
 )
+from fedmq_edge_node.turning import Turning
 
 __all__ = ["RECORDING_SECONDS", "Sensors", "in_g", "is_acceleration", "plain_name"]
 
@@ -65,7 +66,7 @@ GROWTH = 1.25
 
 STATE_SECONDS = 1.0
 """Between two looks at whether a machine runs."""
-STEPS_AHEAD = 8
+STEPS_AHEAD = 12
 """So many looks later it must still run steadily: a slow ramp is told from chance only once half of it is over."""
 
 MOST_TOLD = 16
@@ -292,11 +293,15 @@ class Sensors:
         first = piece.start - step * min(before, (piece.start - run.start) // step)
         last = min(run.stop, piece.stop + step * (STEPS_AHEAD + 1))
         signal = in_g(self._store.read(run, first, last), run)
-        state = Operating(settings)
+        state, turning = Operating(settings), Turning()
         usable = []
         for place in range(0, len(signal) - step + 1, step):
-            state.step((place + step) / run.rate_hz, level_g(signal[place : place + step]))
+            part = signal[place : place + step]
+            turn = turning.step(part, run.rate_hz)
+            state.step((place + step) / run.rate_hz, level_g(part), turned=turn.ratio, moving=turn.moving)
             usable.append(state.usable)
+            if state.usable:
+                turning.learn(turn)
         steps = [
             first + number * step
             for number in range(len(usable) - STEPS_AHEAD)

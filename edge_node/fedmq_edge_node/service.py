@@ -74,6 +74,7 @@ from numpy.typing import NDArray
 
 from fedmq_edge_node import work
 from fedmq_edge_node.bundles import ASK_AGAIN_SECONDS, Shelf
+from fedmq_edge_node.figures import Figures, Tally
 from fedmq_edge_node.gates import Budget, Limits, Vitals, check
 from fedmq_edge_node.job import Job, Retry
 from fedmq_edge_node.memory import GatewayState, InService, Memory
@@ -255,6 +256,8 @@ class Gateway:
         self._jobs = {name: Job(self, state) for name, state in memory.load().items()}
         self._budget = _budget(memory.get("budget"))
         self._budget_counted = 0
+        self._tally = Tally()
+        self._silent = False
         self._counted = source.signal_samples()
         self._recordings_changed = False
         self._connected = False
@@ -293,6 +296,24 @@ class Gateway:
         better here. None before the first release for this gateway. Raises ValueError where it cannot be run."""
         job = self._jobs.get(task_name)
         return None if job is None else job.scorer()
+
+    def figures(self) -> Figures:
+        """How it stands, for any thread."""
+        now = self._monotonic()
+        today, month = self._budget.used(datetime.fromtimestamp(self.coordinator_time(now)))
+        return Figures(
+            tally=self._tally,
+            connected=self._connected,
+            welcomed=self._connected and self._welcomed,
+            stale=self.stale,
+            heard_seconds=max(0.0, now - self._heard_at),
+            bytes_sent=self.bytes_sent,
+            bytes_received=self.bytes_received,
+            bytes_today=today,
+            bytes_month=month,
+            silent=self._silent,
+            tasks=tuple(told for job in list(self._jobs.values()) if (told := job.figures()) is not None),
+        )
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
@@ -495,7 +516,9 @@ class Gateway:
             self.join_again(now, ASK_AGAIN_SECONDS)
         ready = [job for job in self._jobs.values() if job.ready(now)]
         for job in sorted(ready, key=lambda job: job.closes_at):
+            began, cpu_began = self._monotonic(), self.cpu_seconds() or 0.0
             if job.answer(now):
+                self._tally.count_training(self._monotonic() - began, (self.cpu_seconds() or 0.0) - cpu_began)
                 break  # that took its time: hear first what has come meanwhile
         for job in self._jobs.values():
             job.try_release()
@@ -794,7 +817,17 @@ class Gateway:
             retain=row.retained,
         )
         self._crash_point(f"after {SENT[type(message)]}")
+        self._count(message)
         return taken
+
+    def _count(self, message: Message) -> None:
+        match message:
+            case Update():
+                self._tally.count_update(message.round_id)
+            case Statistics():
+                self._tally.statistics += 1
+            case Decline():
+                self._tally.declines[message.reason] += 1
 
     def listen_for_models(self) -> None:
         self._listening = True
@@ -859,6 +892,7 @@ class Gateway:
             silent = self._source.silent()
         except SampleError as error:
             silent = str(error)
+        self._silent = bool(silent)
         if silent:
             log.warning("%s", silent)
         return check(

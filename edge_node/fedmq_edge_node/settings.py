@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from fedmq_protocol.observing import MetricsSettings
 from fedmq_protocol.settings import ConnectionSettings, Table, named
 from msgspec import Meta
 
@@ -195,9 +196,18 @@ class GatewaySettings(Table):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"
+    log_format: Annotated[
+        Literal["console", "json"] | None,
+        Meta(
+            examples=["json"],
+            description='How log lines look: "console" for people, "json" an object a line, for programs. Without it'
+            " the environment variable FEDMQ_LOG_FORMAT says so, else it is console.",
+        ),
+    ] = None
     bridge: BridgeSettings = field(default_factory=BridgeSettings)
     connection: ConnectionSettings = field(default_factory=ConnectionSettings)
     gates: Limits = field(default_factory=Limits)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
     def check(self) -> Iterator[tuple[str, str]]:
         yield from named("name", self.name)

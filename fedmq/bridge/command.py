@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -12,6 +11,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
+
+from fedmq.logs import add_log_format, start_logging
+from fedmq.metrics.command import add_metrics
 
 __all__ = ["add_label", "add_parser"]
 
@@ -53,6 +55,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Reads all ports, Modbus lines and topics of the settings into the store. A port that vanishes is"
         " opened again; killed at any moment, it loses what came since its last flush and says so at its next start.",
     )
+    add_log_format(run)
+    add_metrics(run)
     run.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, such as bridge.toml")
     run.add_argument(
         "--set",
@@ -137,13 +141,11 @@ def _run(arguments: argparse.Namespace) -> None:
         print(document(BridgeSettings), end="")
         return
     settings = load(BridgeSettings, arguments.config, arguments.overrides)
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    start_logging(settings.log_level, arguments.log_format, settings.log_format)
     from fedmq.bridge.program import build_bridge
+    from fedmq.metrics import running
 
+    running.check(settings.metrics)
     bridge = build_bridge(settings)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -152,7 +154,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    bridge.run()
+    with running.of_bridge(settings, bridge):
+        bridge.run()
 
 
 def _probe(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from fedmq_firmware_bridge.polling import ModbusLine
 from fedmq_firmware_bridge.tables import TableError, build
+from fedmq_protocol.observing import MetricsSettings
 from fedmq_protocol.settings import Table
 from msgspec import Meta
 
@@ -313,7 +314,16 @@ class BridgeSettings(Table):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"
+    log_format: Annotated[
+        Literal["console", "json"] | None,
+        Meta(
+            examples=["json"],
+            description='How log lines look: "console" for people, "json" an object a line, for programs. Without it'
+            " the environment variable FEDMQ_LOG_FORMAT says so, else it is console.",
+        ),
+    ] = None
     mqtt: BrokerSettings = field(default_factory=BrokerSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     port: Annotated[
         tuple[PortSettings, ...],
         Meta(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fedmq_firmware_bridge.health import states
 from fedmq_firmware_bridge.store import Store
 
-__all__ = ["as_json", "as_prometheus", "as_text"]
+__all__ = ["as_json", "as_prometheus", "as_text", "gather"]
 
 STALE_FLUSHES = 3.0
 """A bridge that has not written for so many flushes does not run."""
@@ -91,77 +91,26 @@ def _sensor_rows(gathered: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def as_prometheus(store: Store, now: float) -> str:
-    gathered = _gather(store, now)
-    lines = []
+    """Raises MissingExtraError."""
+    from fedmq.metrics.bridge import samples
+    from fedmq.metrics.serving import to_text
 
-    def family(name: str, kind: str, about: str, samples: Sequence[tuple[str, float]]) -> None:
-        lines.extend([f"# HELP fedmq_{name} {about}", f"# TYPE fedmq_{name} {kind}"])
-        lines.extend(f"fedmq_{name}{{{labels}}} {value:.10g}" for labels, value in samples)
-
-    sources = [(_labels(source=name), source) for name, source in gathered["sources"].items()]
-    for key, kind, name, about in (
-        ("connected", "gauge", "bridge_source_connected", "Whether the port is open."),
-        ("opened", "counter", "bridge_source_opened_total", "How often the port was opened."),
-        ("bytes", "counter", "bridge_source_bytes_total", "Bytes heard."),
-        ("failed", "counter", "bridge_source_checksum_errors_total", "Frames whose checksum did not hold."),
-        ("malformed", "counter", "bridge_source_malformed_total", "Frames or lines that could not be read."),
-    ):
-        family(name, kind, about, [(labels, float(source[key])) for labels, source in sources])
-    devices = [
-        (_labels(source=name, address=str(device["address"]), machine=device["machine"]), device)
-        for name, source in gathered["sources"].items()
-        for device in source.get("devices", ())
-    ]
-    for key, about in (
-        ("requests", "Requests to a device of a Modbus line."),
-        ("answers", "Answers with registers."),
-        ("silent", "Requests that nothing came of."),
-        ("garbled", "Answers that made no sense, such as a wrong checksum."),
-        ("skipped", "Rows that were not asked for, as the line was busy."),
-    ):
-        family(f"modbus_{key}_total", "counter", about, [(labels, float(device[key])) for labels, device in devices])
-    refused = [
-        (f'{labels},exception="{code}"', float(count))
-        for labels, device in devices
-        for code, count in device["refused"].items()
-    ]
-    family("modbus_refused_total", "counter", "Exceptions that a device answered with.", refused)
-    sensors = [
-        (_labels(source=sensor["source"], sensor=sensor["name"], machine=sensor["machine"]), sensor)
-        for sensor in gathered["sensors"]
-    ]
-    for key, kind, name, about in (
-        ("promised_hz", "gauge", "sensor_promised_hz", "Samples a second that the sensor promises."),
-        ("achieved_hz", "gauge", "sensor_achieved_hz", "Samples a second in the last minute."),
-        ("silent_seconds", "gauge", "sensor_silent_seconds", "Seconds since it was heard."),
-        ("clipped_share", "gauge", "sensor_clipped_share", "Share of samples at the end of the scale."),
-        ("lost_frames", "counter", "sensor_lost_frames_total", "Frames that were sent and did not come."),
-        ("gaps", "counter", "sensor_gaps_total", "How often some were missing."),
-        ("duplicates", "counter", "sensor_duplicates_total", "Frames that came twice."),
-        ("restarts", "counter", "sensor_restarts_total", "Restarts of the sensor."),
-        ("overruns", "counter", "sensor_overruns_total", "Losses on the sensor itself."),
-    ):
-        family(name, kind, about, [(labels, sensor[key]) for labels, sensor in sensors if sensor[key] is not None])
-    flat = [(labels, float(len(sensor["flat_channels"]))) for labels, sensor in sensors]
-    family("sensor_flat_channels", "gauge", "Channels that show one number all the time.", flat)
-    return "\n".join(lines) + "\n"
-
-
-def _labels(**values: str) -> str:
-    escaped = {
-        key: value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n") for key, value in values.items()
-    }
-    return ",".join(f'{key}="{value}"' for key, value in escaped.items())
+    return to_text(samples(_gather(store, now)))
 
 
 def _gather(store: Store, now: float) -> dict[str, Any]:
-    reports = store.reports()
+    return gather(store.reports(), store.sample_bytes(), now)
+
+
+def gather(reports: Mapping[str, Any], sample_bytes: int, now: float) -> dict[str, Any]:
+    """How a bridge is, from what it notes of itself with each flush."""
     at, every = reports.get("at", 0.0), reports.get("flush_seconds", 0.0)
     age = max(0.0, now - at)
     return {
         "running": age <= STALE_FLUSHES * every + 5.0,
+        "at": at,
         "age_seconds": age,
-        "sample_bytes": store.sample_bytes(),
+        "sample_bytes": sample_bytes,
         "lost": reports.get("lost"),
         "dropped_bytes": reports.get("dropped_bytes", 0),
         "sources": reports.get("sources", {}),

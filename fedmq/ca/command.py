@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
-import logging
 import signal
 import socket
 import sys
@@ -18,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+from fedmq.logs import add_log_format, start_logging
 
 if TYPE_CHECKING:
     from fedmq.ca.authority import Authority, Request
@@ -33,6 +34,7 @@ it on a machine of few people, and copies of it. Keys on disk have no passphrase
 
 _EPILOG = """\
 from nothing to a first gateway:
+
   fedmq ca init --federation plant --broker-host broker.plant.example
   fedmq ca serve --host ca.plant.example       while gateways are enrolled; in another window:
   fedmq ca token press-1                       and with what it prints, on the gateway:
@@ -262,6 +264,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="how gateways reach it; may be given several times (default: this machine's name); localhost is added",
     )
     _add_days(serve)
+    add_log_format(serve)
     serve.add_argument(
         "--log-level", choices=("debug", "info", "warning", "error"), default="info", help=argparse.SUPPRESS
     )
@@ -528,9 +531,7 @@ def _token(arguments: argparse.Namespace) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    logging.basicConfig(
-        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    start_logging(arguments.log_level, arguments.log_format)
     from fedmq.ca.authority import Authority
     from fedmq.ca.serving import Server
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fedmq.logs import add_log_format, start_logging
 
 if TYPE_CHECKING:
     from fedmq.release.installing import State
@@ -102,6 +103,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_settings(pull)
+    add_log_format(pull)
     pull.add_argument("--check", action="store_true", help="only read the settings, say what is wrong, and end")
     pull.add_argument("--now", action="store_true", help="do not wait a random time first")
     pull.add_argument("--again", action="store_true", help="try a release that failed here once more")
@@ -186,7 +188,7 @@ def _pull(arguments: argparse.Namespace) -> None:
     settings = load(ReleaseSettings, arguments.config, arguments.overrides)
     if arguments.check:
         return
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging("info", arguments.log_format)
     from fedmq.programs import crash_point
     from fedmq.release.pulling import CRASH_POINTS, Pull, World
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
-import logging
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from fedmq.logs import add_log_format, start_logging
+from fedmq.metrics.command import add_metrics
 from fedmq.watch import afar
 from fedmq.watch.afar import add_place
 
@@ -96,6 +96,8 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         description="Runs beside bridge and gateway until it is stopped (SIGTERM). Killed at any moment, it goes on"
         " where it was: no alert is lost, and none raised twice.",
     )
+    add_log_format(run)
+    add_metrics(run)
     run.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, such as watch.toml")
     run.add_argument(
         "--set",
@@ -117,6 +119,9 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_book(status)
+    form = status.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    form.add_argument("--prometheus", action="store_true", help="print metrics as node_exporter's textfiles hold them")
     status.add_argument(
         "--config",
         type=Path,
@@ -124,7 +129,6 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="the watch's settings: its book is taken, and machines that nothing has been judged of are told, with why",
     )
     status.add_argument("--machine", metavar="NAME", help="this machine only")
-    status.add_argument("--json", action="store_true", help="print JSON instead of lines")
     status.set_defaults(run=_status)
 
 
@@ -235,13 +239,11 @@ def _run(arguments: argparse.Namespace) -> None:
     settings = load(WatchSettings, arguments.config, arguments.overrides)
     if arguments.check:
         return
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    start_logging(settings.log_level, arguments.log_format, settings.log_format)
+    from fedmq.metrics import running
     from fedmq.watch.program import build_watch
 
+    running.check(settings.metrics)
     watch = build_watch(settings)
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -250,7 +252,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    watch.run(until_done=arguments.until_done)
+    with running.of_watch(settings):
+        watch.run(until_done=arguments.until_done)
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -267,6 +270,11 @@ def _status(arguments: argparse.Namespace) -> None:
         unjudged = why_unjudged(settings, set(book.standings()))
     else:
         book = _book(arguments)
+    if arguments.prometheus:
+        from fedmq.watch.showing import as_prometheus
+
+        print(as_prometheus(book.path), end="")
+        return
     standings = book.standings()
     if arguments.machine is not None:
         _check_known(arguments.machine, [*standings, *unjudged])

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from fedmq_edge_node.alarms import Policy
 from fedmq_edge_node.watching import WatchPolicy
+from fedmq_protocol.observing import MetricsSettings
 from fedmq_protocol.settings import Table
 from msgspec import Meta
 
@@ -366,8 +367,17 @@ class WatchSettings(Table):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="Least grave message that is logged.")
     ] = "info"
+    log_format: Annotated[
+        Literal["console", "json"] | None,
+        Meta(
+            examples=["json"],
+            description='How log lines look: "console" for people, "json" an object a line, for programs. Without it'
+            " the environment variable FEDMQ_LOG_FORMAT says so, else it is console.",
+        ),
+    ] = None
     judging: JudgingSettings = field(default_factory=JudgingSettings)
     mqtt: MqttSettings = field(default_factory=MqttSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     webhook: Annotated[
         tuple[WebhookSettings, ...],
         Meta(max_length=16, description="A web address that alerts are posted to as JSON; one such table for each."),

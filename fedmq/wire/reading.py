@@ -128,7 +128,7 @@ class Watch:
             return self._strange(text, None, payload, retained, at, str(error))
         if not payload:
             return self._seen(where, text, payload, retained, at, kind="nothing", notes=("takes back what was kept",))
-        if where.channel is Channel.REPORT:
+        if where.channel in (Channel.REPORT, Channel.FLEET):
             return self._report(where, text, payload, retained, at)
         try:
             taken = split(payload)
@@ -185,7 +185,7 @@ class Watch:
             return self._strange(text, where, payload, retained, at, f"not a JSON object: {error}")
         covered = sum(field.size for field in fields)
         return self._seen(
-            where, text, payload, retained, at, kind="report", fields=fields, overhead=len(payload) - covered
+            where, text, payload, retained, at, kind=where.channel.value, fields=fields, overhead=len(payload) - covered
         )
 
     def _unsealed(self, where: Topic, message: Message, seal: Seal) -> tuple[str, ...]:

@@ -137,9 +137,13 @@ class Bridge:
             stretch = replace(stretch, follows=False)
         self._recorder.append(heard.sensor, stretch, offset)
 
-    def flush(self) -> None:
+    def reports(self) -> dict[str, object]:
+        """How its sources and sensors are now; for any thread."""
         with self._lock:
-            reports = self._reports(self._monotonic())
+            return self._reports(self._monotonic())
+
+    def flush(self) -> None:
+        reports = self.reports()
         try:
             self._recorder.flush(self._unix(), reports)
         except StoreError as error:

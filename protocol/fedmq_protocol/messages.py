@@ -155,7 +155,7 @@ Level: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_LEVEL)]
 """How much denser than the task's codecs say: `fedmq_protocol.task.Codec.at`."""
 Places: TypeAlias = Annotated[int, Meta(ge=0)]
 """Gateways of a fleet of at most 64: bit i is the one at place i of the roster. At most 64 bits long on the wire."""
-Beyond: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 50)]
+Beyond: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 40)]
 """What TCP/IP and TLS have put around the socket bytes of this process so far, both ways, in whole BEYOND_UNIT bytes;
 None where the system does not count it."""
 CpuTime: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 32)]

@@ -59,6 +59,7 @@ class Channel(Enum):
     PLAN = "plan"
     MODEL = "model"
     REPORT = "report"
+    FLEET = "fleet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +201,14 @@ TABLE: tuple[TopicSpec, ...] = (
         retained=True,
         max_bytes=4096,
         about="the last closed round as JSON, for people's tools (Telegraf, Node-RED); gateways do not subscribe",
+    ),
+    TopicSpec(
+        direction=Direction.DOWN,
+        channel=Channel.FLEET,
+        qos=0,
+        retained=True,
+        max_bytes=4096,
+        about="how the fleet stands as JSON, for people's tools, where the coordinator is set to tell it",
     ),
 )
 

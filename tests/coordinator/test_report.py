@@ -15,8 +15,7 @@ from fedmq_coordinator.absent import ABSENT, Absence, to_bytes
 from fedmq_coordinator.ledger import Answer, CatchUp, Ledger, Round, Trial, Version, Wire
 from fedmq_coordinator.report import METRIC_NAME, Report, Traffic, build, divide, size, to_csv, to_json
 from fedmq_coordinator.report_shares import TCP_JOIN_BYTES, TLS_JOIN_BYTES
-from fedmq_coordinator.roster import SENSORS_OF
-from fedmq_protocol.messages import SensorHealth
+from fedmq_coordinator.status_text import status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledgers import DENSE, START, a_decline, a_gateway, a_round, a_wire, an_answer, write_plant
@@ -257,7 +256,7 @@ def test_an_empty_ledger_gives_a_report_that_says_so(ledger: Ledger) -> None:
     assert report.factors.dense_over_wire is None
     assert "No round" in report_text.to_text(report)
     assert "No round" in report_html.to_html(report)
-    assert "No round" in report_text.status(ledger, START)
+    assert "No round" in status(ledger, START)
     assert len(to_csv(report).splitlines()) == 1
 
 
@@ -298,49 +297,11 @@ def test_text_of_hostile_names_cannot_move_the_cursor(ledger: Ledger) -> None:
     ledger.book("bearings").save_answer(a_decline(1, "a", "\x1b[2J\x1b]0;owned\x07 [bold]reason[/bold]"))
     ledger.commit()
 
-    text = report_text.to_text(build(ledger)) + report_text.status(ledger, START)
+    text = report_text.to_text(build(ledger)) + status(ledger, START)
 
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "[bold]reason[/bold]" in text.replace("\n", "")
-
-
-def test_status_names_the_round_the_missing_and_the_absent(plant: Ledger) -> None:
-    opened_at = START + 39 * 62.0
-
-    text = report_text.status(plant, opened_at + 20)
-
-    assert max(map(len, text.splitlines())) <= 80
-    assert "39 (training) in progress" in text
-    assert "closes in 40 s" in text
-    assert "4 of 7 drawn: 4 accepted, 0 declined" in text
-    assert re.search(r"[Mm]issing +bay3-conveyor, bay3-mixer, boiler-feed", text)
-    assert "version 38" in text
-    assert "6 present, 1 absent" in text
-    assert re.search(r"bay3-mixer +ABSENT +4 min ago", text)
-
-
-def test_status_of_an_overdue_round_asks_whether_the_coordinator_runs(plant: Ledger) -> None:
-    assert "does the coordinator" in report_text.status(plant, START + 39 * 62.0 + 3_600)
-
-
-def test_status_names_sensors_that_are_not_well_as_their_gateways_told_last(tmp_path: Path) -> None:
-    plant = write_plant(tmp_path / "ledger.sqlite")
-    well = SensorHealth(name="ventilator", rate_pct=100, silent_seconds=2)
-    assert "sensors" not in report_text.status(plant, START)
-    plant.put(SENSORS_OF + "bay3-mixer", msgspec.json.encode((well,)))
-    plant.commit()
-    assert re.search(r"sensors +as last told, all well", report_text.status(plant, START))
-    dead = SensorHealth(name="\x1b[2Jmotor", rate_pct=0, silent_seconds=4_000)
-    worn = SensorHealth(name="pump", rate_pct=80, silent_seconds=1, clipping=True, flat=True)
-    plant.put(SENSORS_OF + "bay3-conveyor", msgspec.json.encode((well, dead, worn)))
-    plant.commit()
-
-    text = " ".join(report_text.status(plant, START).split())
-
-    assert "motor silent for 4,000 s, at 0 % of its rate; pump at 80 % of its rate, clipping, flat" in text
-    assert "ventilator" not in text
-    assert "\x1b" not in text
 
 
 # -- the page --------------------------------------------------------------------------------------------------
@@ -417,7 +378,7 @@ def test_who_is_set_aside_is_named_with_the_rounds_to_come(plant: Ledger) -> Non
     plant.commit()
     report = build(plant)
     assert [(line.gateway, line.missed, line.left) for line in report.set_aside] == [(gateway.name, 6, 2)]
-    for page in (report_text.to_text(report), report_text.status(plant, START)):
+    for page in (report_text.to_text(report), status(plant, START)):
         assert f"{gateway.name} (for 2 rounds)" in " ".join(page.split())
     assert f"{gateway.name} (2 more)" in report_html.to_html(report)
 
@@ -457,7 +418,7 @@ def test_where_personal_models_score_is_told_with_the_gain_and_why_not_elsewhere
     text = report_text.to_text(built)
     assert re.search(r"bay3-mixer +38 +scores +40 +0.950 +0.910", text)
     assert re.search(r"press-line +38 +one class +40", text)
-    assert "personal" in report_text.status(plant, START)
+    assert "personal" in status(plant, START)
 
 
 def test_without_personal_models_the_report_says_nothing_of_them(report: Report) -> None:

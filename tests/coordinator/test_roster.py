@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.roster import Roster
-from fedmq_protocol.messages import Birth, Leave
+from fedmq_protocol.messages import Birth, Decline, Leave
+from fedmq_protocol.reasons import Reason
 from fedmq_protocol.task import Windowing
 
 OLD, NEW = b"old start", b"new start"
@@ -37,7 +38,7 @@ def test_a_birth_of_an_earlier_start_that_comes_late_does_not_replace_the_newer_
     assert roster.born("g", birth(OLD, sent=120, windows=5), 3.0) == newer
     assert roster.get("g") == newer
     assert "two gateways have this name" in caplog.text
-    assert roster.heard("g", 50, 0, 4.0) == NEW[:8]
+    assert roster.heard("g", Decline(round_id=1, reason=Reason.CPU, sent=50, received=0), 4.0) == NEW[:8]
     roster.left("g", Leave(nonce=NEW[:8], clean=True, sent=60, received=0), 5.0)
     gateway = roster.get("g")
     assert gateway is not None

@@ -18,9 +18,10 @@ from fedmq_coordinator.ledger import Answer, Ledger
 from fedmq_coordinator.outbox import Outbox, Outgoing
 from fedmq_coordinator.report import build, to_json
 from fedmq_coordinator.report_html import to_html
-from fedmq_coordinator.report_text import status, to_text
+from fedmq_coordinator.report_text import to_text
 from fedmq_coordinator.run import Run
 from fedmq_coordinator.settings import LimitSettings, RoundSettings
+from fedmq_coordinator.status_text import status
 from fedmq_protocol.messages import (
     AskChunks,
     AskModel,

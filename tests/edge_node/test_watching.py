@@ -8,10 +8,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from fedmq_edge_node.alarms import Cleared, Policy, Raised
+from fedmq_edge_node.alarms import Cleared, Evidence, Policy, Raised
 from fedmq_edge_node.machines import Machine
 from fedmq_edge_node.operating import OperatingSettings, State
 from fedmq_edge_node.watching import Opinion, Seen, Watcher, WatchPolicy, Window
+from fedmq_edge_node.watching import learnt as learnt_of
 from numpy.typing import NDArray
 
 from fedmq.simulator import simulate_vibration
@@ -243,6 +244,64 @@ def test_drift_is_told_once_when_it_lasts_and_moves_no_limit() -> None:
     assert len(drifts) == 1
     assert drifts[0].now > drifts[0].was
     assert line.watcher.summaries() == before
+
+
+def by_the_fleet(seen: Sequence[Seen]) -> list[Evidence]:
+    return [
+        evidence
+        for one in seen
+        for reading in one.readings
+        if reading.kind == "anomaly"
+        for evidence in reading.evidence
+        if evidence.by == "fleet"
+    ]
+
+
+def test_the_fleets_limit_holds_while_the_machines_own_is_learnt_and_no_longer() -> None:
+    line = Line(PLAIN)
+    line.watcher.heed({("all", "acceleration"): 1e-3})
+    seen = line.run(6)
+    told = by_the_fleet(seen)
+    assert {(one.name, one.limit) for one in told} == {("acceleration", 1e-3)}
+    assert [kind for _, kind in raised(seen)] == ["anomaly"]
+    learning = Line(PLAIN)
+    learning.run(80)
+    learning.watcher.heed({("all", "acceleration"): 1e-3})
+    later = learning.run(4)
+    assert any(one.learning is not None and one.learning.done for one in later)
+    assert by_the_fleet(later) == []
+    assert raised(later) == []
+
+
+def test_a_dismissal_raises_the_fleets_limit_for_this_machine_too() -> None:
+    line = Line(PLAIN)
+    line.watcher.heed({("all", "acceleration"): 1e-3})
+    assert [kind for _, kind in raised(line.run(6))] == ["anomaly"]
+    line.watcher.verdict("anomaly", fault=None)
+    assert {one.level < 1 for one in by_the_fleet(line.run(4))} == {True}
+
+
+def test_the_fleets_limit_is_never_above_the_machines_own_zones() -> None:
+    zones = MACHINE.zone_limits
+    assert zones is not None
+    line = Line()
+    line.watcher.heed({("all", "velocity"): 100 * zones.b_c, ("all", "kurtosis"): 50.0})
+    limits = {one.name: one.limit for one in by_the_fleet(line.run(6))}
+    assert limits == {"velocity": zones.b_c, "kurtosis": 50.0}
+
+
+def test_only_what_is_learnt_and_comparable_is_for_the_fleet() -> None:
+    model = Said("1-7-abcd-own")
+    model.next = Opinion(score=0.1)
+    line = Line(PLAIN, [model])
+    line.run(15)
+    assert learnt_of(line.watcher.dump()) == []
+    line.run(60)
+    found = {one.measure: one for one in learnt_of(line.watcher.dump())}
+    assert found["acceleration"].shared
+    assert found["acceleration"].summary.count >= POLICY.learning_windows
+    (score,) = [one for name, one in found.items() if name.startswith("score of ")]
+    assert not score.shared
 
 
 def test_a_machine_much_quieter_than_it_was_is_an_anomaly_and_standing_or_a_dismissal_is_none() -> None:

@@ -99,7 +99,7 @@ def test_rows_are_in_the_store_with_their_units_and_status_names_the_device_that
     assert shown["80"][2:4] == ["pump-3", "answers"]
     assert shown["81"][2:4] == ["fan-1", "missing"]
     silent = _told(store, 81, "silent")
-    assert f'fedmq_modbus_silent_total{{source="hall",address="81",machine="fan-1"}} {silent}' in as_prometheus(
+    assert f'fedmq_modbus_silent_total{{address="81",machine="fan-1",source="hall"}} {silent}.0' in as_prometheus(
         store, after
     )
 

@@ -271,6 +271,31 @@ def test_no_training_window_is_of_a_machine_that_stands_or_changes_its_speed(tmp
     assert levels(operating={"pump-4": OperatingSettings()}) == levels()
 
 
+def test_no_training_window_is_of_a_slow_change_of_speed_that_its_level_hardly_shows(tmp_path: Path) -> None:
+    store = tmp_path / "bridge.sqlite"
+    orders = sum(tone(20.0 * order) / order for order in range(1, 12))
+    rng = np.random.default_rng(0)
+    machine = Take(label="normal", name="shaft", values=orders + rng.normal(0.0, 0.02, orders.shape))
+    script = "normal:100s,speed=0.95:40s,normal:100s,speed=1:60s,normal:100s"
+    one = Player([machine], parse_script(script), rate_hz=RATE_HZ, noise_g=1e-3)
+    play_into(store, one, machine="pump-3", from_at=START)
+    writer = Store(store)
+    writer.label("pump-3", START, START + one.seconds, "normal", noted_at=START)
+    writer.close()
+    windowing = Windowing(samples=2000, hop=2000, sampling_rate_hz=RATE_HZ, features="raw", held_out=0.25)
+
+    def pitches(**more: Mapping[str, OperatingSettings]) -> list[float]:
+        found = Sensors(store, unix=lambda: START + one.seconds, **more).load(windowing, ("normal",), "normal")
+        return [pitch(window) for window in np.concatenate([found.train_x, found.held_x])]
+
+    steady = pytest.approx(20.0, abs=0.1), pytest.approx(19.0, abs=0.1)
+    assert any(hz not in steady for hz in pitches())
+    running = pitches(operating={"pump-3": OperatingSettings()})
+    assert len(running) > 120
+    assert [hz for hz in running if hz not in steady] == []
+    assert any(hz == steady[1] for hz in running)
+
+
 # --- to a bridge that runs -------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from fedmq_protocol.condition import AlertState, Condition, MachineState
 from fedmq_protocol.messages import AskVerdict, Birth, Decline, Receipt, Verdict, to_bytes
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.topics import Channel
@@ -90,6 +91,52 @@ def test_a_gateway_gives_no_receipts(stand: Stand, outcome: Outcome) -> None:
         assert closed.id == plan.round_id
     assert "was not taken" not in stand.gateway_log(VICTIM)
     outcome("broker: ACL")
+
+
+@pytest.mark.attack("tells of another gateway's machines")
+def test_a_gateway_tells_of_its_own_machines_alone(stand: Stand, outcome: Outcome) -> None:
+    machine = MachineState(name="press-1", kind="press", state="running", zone="D", learnt_pct=100, level=300, at=1)
+    alert = AlertState(
+        number=1,
+        machine="press-1",
+        kind="vibration",
+        state="open",
+        severity="alarm",
+        level=300,
+        sensor="press-1-de",
+        label=None,
+        verdict=None,
+        opened_at=1,
+        from_at=1,
+        to_at=None,
+    )
+    told = Condition(counter=1, book=b"book", since=0, upto=1, alerts=(alert,), machines=(machine,))
+    ledger = stand.site.ledger
+    with stand.insider("mallory-tells") as mallory, stand.eve() as eve:
+        # By the broker's ACL she reaches no other gateway's topic, and with the ACL out of the way the MAC is not the
+        # victim's: her own, none, and that of what she has said herself on her own topic.
+        forged = mallory.wire(Channel.CONDITION, told)
+        assert mallory.publish(up(VICTIM, Channel.CONDITION), forged) == NOT_AUTHORIZED
+        mallory.publish(up(VICTIM, Channel.CONDITION), forged, qos=0)
+        before = refused(stand)
+        for data in (forged, to_bytes(told)):
+            assert eve.publish(up(VICTIM, Channel.CONDITION), data) in SAID_YES
+        stand.site.poll(lambda: refused(stand) >= before + 2, "both to be refused")
+        # Measure: the same on her own topic is taken, and is a row of hers.
+        mallory.say(Channel.CONDITION, told)
+        stand.site.wait(lambda ledger: ledger.alerts(), "her own alert")
+    assert {(one.gateway, one.name) for one in ledger.machines()} == {("mallory-tells", "press-1")}
+    assert [one.place for one in ledger.alerts()] == ["mallory-tells/1"]
+    assert {one.gateway for one in ledger.watches()} == {"mallory-tells"}
+    outcome("broker: ACL; coordinator: MAC")
+
+
+def refused(stand: Stand) -> int:
+    """Messages on machines that the coordinator did not take for their seal."""
+    return sum(messages for channel, _, messages, _ in stand.site.ledger.refused() if channel == "condition")
+
+
+SAID_YES = ("Success", "No matching subscribers")
 
 
 @pytest.mark.attack("site A's bridge poses as site B's gateway")

@@ -59,7 +59,7 @@ ROUNDS_COORDINATOR = Disturbance(
     title="coordinator",
     coordinator=(
         *("before model file", "before model rename", "after model file"),
-        *around("commit", "welcome", "plan", "receipt", "report"),
+        *around("commit", "welcome", "plan", "receipt", "report", "fleet"),
     ),
 )
 ROUNDS_GATEWAY = Disturbance(title="gateway", gateway=around("save", "budget", "birth", "update"))
@@ -366,6 +366,7 @@ class CrashRun:
             rounds=rounds,
             # With a budget, or its bytes would not be written down, and those points never passed.
             gateway={"ask_jitter_seconds": 0.2, "gates.monthly_bytes": 1 << 40},
+            coordinator={"publish.fleet_seconds": 1},
             task={"hidden": [320], "codec.kind": "dense"} if self._kind.dense else {},
             round_={
                 "min_gateways": len(self._fleet.gateways) if self._kind.patient else 2,

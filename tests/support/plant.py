@@ -20,7 +20,7 @@ from fedmq_coordinator.job import Job, TaskPlan
 from fedmq_coordinator.ledger import Book, Ledger, Order
 from fedmq_coordinator.models import ModelStore
 from fedmq_coordinator.service import Coordinator
-from fedmq_coordinator.settings import DriftSettings, FleetSettings, LimitSettings, RoundSettings
+from fedmq_coordinator.settings import DriftSettings, FleetSettings, LimitSettings, PublishSettings, RoundSettings
 from fedmq_coordinator.tasks import Wish
 from fedmq_edge_node.courier import Courier
 from fedmq_edge_node.gates import Limits, Vitals
@@ -111,6 +111,7 @@ class Plant:
         more: Sequence[TaskPlan] = (),
         bundle: bytes = b"",
         personal: PersonalPolicy | None = None,
+        publish: PublishSettings | None = None,
         crash_point: Callable[[str], None] = lambda name: None,
         authority: TrustAuthority | None = None,
         watched: bool = False,
@@ -131,6 +132,7 @@ class Plant:
         self.bundle = bundle
         """Of the first task, where its model is somebody's own."""
         self.personal = personal
+        self.publish = publish
         self.more = more
         """Further tasks beside the first."""
         self.now = START
@@ -168,6 +170,7 @@ class Plant:
                 clock=lambda: self.now,
                 new_lineage=new_lineage,
                 seals=self.authority and self.authority.coordinator(lambda: self.now),
+                publish=self.publish,
                 crash_point=self.crash_point,
             )
         except BaseException:

@@ -185,7 +185,7 @@ def test_probe_status_and_label_say_what_an_engineer_wants_to_know(tmp_path: Pat
     gathered = json.loads(fedmq("bridge", "status", "--store", str(path), "--json").stdout)
     assert gathered["sensors"][0]["gaps"] == 1
     metrics = fedmq("bridge", "status", "--store", str(path), "--prometheus").stdout
-    assert 'fedmq_sensor_lost_frames_total{source="sensor-1",sensor="counting",machine="sensor-1"} 1' in metrics
+    assert 'fedmq_sensor_lost_frames_total{machine="sensor-1",number="1",source="sensor-1"} 1.0' in metrics
 
     labelled = fedmq("label", "--store", str(path), "--machine", "sensor-1", "--from", "1h", "inner-race")
     assert labelled.returncode == 0, labelled.stderr

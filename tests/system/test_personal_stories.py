@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from fedmq_coordinator.report import build
-from fedmq_coordinator.report_text import status, to_text
+from fedmq_coordinator.report_text import to_text
+from fedmq_coordinator.status_text import status
 from fedmq_edge_node.personal import Scorer
 from fedmq_edge_node.trainer import macro_f1
 from fedmq_protocol.messages import PersonalPolicy
