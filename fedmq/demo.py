@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +56,8 @@ POLL_SECONDS = 0.1
 START_SECONDS = 60.0
 LEAVE_SECONDS = 30.0
 
+DASHBOARD = r"dashboard: (https?://\S+)"
+"""As the coordinator logs where it is."""
 
 PERSONAL = PersonalSettings()
 PERSONAL_HELD_OUT = 0.25
@@ -102,6 +105,7 @@ class DemoOptions:
     csv: Path | None = None
     report: Path | None = None
     directory: Path | None = None
+    http: str | None = None
     progress: bool = True
 
 
@@ -392,6 +396,7 @@ class Plant:
                         "epochs": options.personal_epochs,
                     },
                     "limits": {"catch_up_gather_seconds": 0.3},
+                    **({} if options.http is None else {"http": {"listen": options.http}}),
                 }
             ),
             encoding="utf-8",
@@ -478,6 +483,11 @@ class Plant:
         path = ledger_path(self.state)
         self._wait(lambda: path.is_file() and path.stat().st_size > 0, "the coordinator to make its ledger")
         self._wait(lambda: _opens(path), "the coordinator to make its ledger")
+        if self.options.http is not None:
+            said = self.children[0].log
+            self._wait(lambda: bool(re.search(DASHBOARD, said.read_text(encoding="utf-8"))), "the dashboard")
+            (address,) = re.findall(DASHBOARD, said.read_text(encoding="utf-8"))[:1]
+            screen.say(f"dashboard: {address} as long as this goes on")
         ledger = Ledger(path, read_only=True)
         shown = 0
         stalled_since = time.monotonic()

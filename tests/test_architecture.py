@@ -61,6 +61,8 @@ DOORS = {
         "fedmq/simulate/sealing.py",
         "broker_config/revocation.py",
     },
+    "starlette": {"coordinator/web/app.py", "coordinator/web/service.py"},
+    "uvicorn": {"coordinator/web/service.py"},
     "grp": {"coordinator/control.py"},
     "sqlite3": {
         "coordinator/ledger.py",

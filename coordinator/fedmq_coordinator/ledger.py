@@ -863,6 +863,26 @@ class Ledger(_Records):
         except sqlite3.Error as error:
             raise self._failed(error) from error
 
+    def answers_of(self, gateway: str, last: int) -> list[Answer]:
+        """A gateway's last answers to whichever task, in order."""
+        found = self._select(Answer, "answers", "WHERE gateway = ? ORDER BY round DESC LIMIT ?", (gateway, last))
+        return found[::-1]
+
+    def told(self, prefix: str) -> dict[str, bytes]:
+        """What `put` has kept under keys that begin so, by the rest of the key."""
+        rows = self._execute(
+            "SELECT substr(key, ?), value FROM state WHERE task = 0 AND substr(key, 1, ?) = ?",
+            (len(prefix) + 1, len(prefix), prefix),
+        )
+        return {str(rest): bytes(value) for rest, value in rows.fetchall()}
+
+    def tally(self, round_id: int) -> dict[tuple[str, str], int]:
+        """A round's answers by kind and verdict."""
+        rows = self._execute(
+            "SELECT kind, verdict, count(*) FROM answers WHERE round = ? GROUP BY kind, verdict", (round_id,)
+        )
+        return {(str(kind), str(verdict)): int(count) for kind, verdict, count in rows.fetchall()}
+
     def wires(self) -> list[Wire]:
         return self._select(Wire, "wire", "ORDER BY gateway, reported_at")
 

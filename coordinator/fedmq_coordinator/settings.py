@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import time
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +31,7 @@ __all__ = [
     "DriftSettings",
     "FleetMetricsSettings",
     "FleetSettings",
+    "HttpSettings",
     "LimitSettings",
     "MoneySettings",
     "MoreTaskSettings",
@@ -39,6 +41,8 @@ __all__ = [
     "RoundSettings",
     "TaskSettings",
     "WindowingSettings",
+    "is_loopback",
+    "parse_listen",
 ]
 
 _WINDOWING = Windowing()
@@ -828,6 +832,106 @@ class MoneySettings(Table):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HttpSettings(Table):
+    """The dashboard: a web page with the rounds as they go, what they save, and the fleet. Changing this starts nothing
+    anew."""
+
+    listen: Annotated[
+        str | None,
+        Meta(
+            max_length=300,
+            examples=["127.0.0.1:8080"],
+            description="Address and port that it listens on; a port alone is on 127.0.0.1. Beyond this machine it"
+            " takes a token_file, or behind_proxy = true. Without this key there is no dashboard.",
+        ),
+    ] = None
+    token_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/fedmq/dashboard.token"],
+            extra={"credential": True},
+            description="File whose first line, of 24 characters or more, lets people look; only this program's user"
+            " may read it (chmod 600). `openssl rand -hex 32` makes a good one. Without it everybody on this machine"
+            " may look, and behind a proxy everybody whom that lets through.",
+        ),
+    ] = None
+    operator_token_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/fedmq/dashboard-operator.token"],
+            extra={"credential": True},
+            description="The same with a token that also lets people give orders, such as the verdict on an alert."
+            " Without it the page shows things and changes nothing.",
+        ),
+    ] = None
+    certificate_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/fedmq/dashboard.crt"],
+            extra={"credential": True},
+            description="PEM file of a certificate, with those that lead to its CA: the dashboard then speaks HTTPS.",
+        ),
+    ] = None
+    key_file: Annotated[
+        Path | None,
+        Meta(
+            examples=["/etc/fedmq/dashboard.key"],
+            extra={"credential": True},
+            description="PEM file of the key of certificate_file, which only this program's user may read (chmod 600).",
+        ),
+    ] = None
+    behind_proxy: Annotated[
+        bool,
+        Meta(
+            description="Whether a reverse proxy stands in front, speaks HTTPS to browsers, and is the only one that"
+            " reaches the port. It is then believed about who asks (X-Forwarded-For) and by which name, and cookies"
+            " are for HTTPS alone."
+        ),
+    ] = False
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port; None where there is no dashboard."""
+        return None if self.listen is None else parse_listen(self.listen)
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        if (self.certificate_file is None) != (self.key_file is None):
+            missing, given = (
+                ("key_file", "certificate_file") if self.key_file is None else ("certificate_file", "key_file")
+            )
+            yield missing, f"required where there is a {given}"
+        if self.listen is None:
+            return
+        try:
+            host, _ = parse_listen(self.listen)
+        except ValueError as error:
+            yield "listen", str(error)
+            return
+        if not is_loopback(host) and self.token_file is None and not self.behind_proxy:
+            yield (
+                "listen",
+                f"{host} can be reached from other machines: name a token_file, or say behind_proxy = true where a"
+                " proxy asks people who they are",
+            )
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """`8080`, `127.0.0.1:8080`, `[::1]:8080` or `host:8080`. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdecimal()) or int(port) > 65_535 or (":" in host and not host.startswith("[")):
+        raise ValueError(f"expected a port, HOST:PORT or [ADDRESS]:PORT, got {text[:60]!r}")
+    return (host.removeprefix("[").removesuffix("]") or "127.0.0.1"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it. A name other than localhost may mean anything, and does not."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@dataclass(frozen=True, kw_only=True)
 class MoreTaskSettings(Table):
     """Settings of one more task on the same fleet. The coordinator's own settings name this file in `more_tasks`."""
 
@@ -948,6 +1052,7 @@ class CoordinatorSettings(Table):
     metrics: FleetMetricsSettings = field(default_factory=FleetMetricsSettings)
     publish: PublishSettings = field(default_factory=PublishSettings)
     money: MoneySettings = field(default_factory=MoneySettings)
+    http: HttpSettings = field(default_factory=HttpSettings)
 
     def check(self) -> Iterator[tuple[str, str]]:
         yield from named("name", self.name)

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from fedmq_coordinator.audit import AuditLog, Who
 from fedmq_coordinator.condition import LOST, WAITING, Proposal, alerts_of, machines_of, machines_told
-from fedmq_coordinator.control import MOST_ALERT_ORDERS, AlertOrder, ControlError, place_alert_order
+from fedmq_coordinator.control import (
+    MOST_ALERT_ORDERS,
+    AlertOrder,
+    Answer,
+    Control,
+    ControlError,
+    Look,
+    Outcome,
+    Roles,
+    place_alert_order,
+)
 from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.tasks import AlertWish
 from machine_rows import RAISED_AT, a_drift, a_machine, a_watch, an_alert
 
+DAEMON, BIN, SYS = 1, 2, 3
+"""Users that every Debian has."""
 ANN = Who(user="ann", uid=1000, how="local")
 
 
@@ -118,6 +132,30 @@ def test_an_order_that_makes_no_sense_is_refused(ledger: Ledger, tmp_path: Path,
     with pytest.raises(ControlError, match=why):
         place_alert_order(ledger, AuditLog(tmp_path / "audit.log"), ANN, order, 5.0)
     assert ledger.alert_orders_waiting() == []
+
+
+def asked(ledger: Ledger, tmp_path: Path, request: object, uid: int) -> Answer:
+    roles = Roles(operators=("daemon",), viewers=("bin",), own_uid=4242)
+    control = Control(ledger.path, AuditLog(tmp_path / "audit.log"), roles, clock=lambda: 9.0)
+    return control.answer(msgspec.json.encode(request), uid, uid)
+
+
+def test_by_the_socket_operators_order_viewers_look_and_others_do_neither(ledger: Ledger, tmp_path: Path) -> None:
+    wanted = AlertOrder(gateway="g0", alert=1, what="dismiss", on_behalf="ann")
+    look = Look(what="alerts", form="json")
+    assert "a viewer, and orders are for operators" in asked(ledger, tmp_path, wanted, BIN).error
+    assert "neither an operator nor a viewer" in asked(ledger, tmp_path, look, SYS).error
+    assert len(msgspec.json.decode(asked(ledger, tmp_path, look, BIN).text)) == 6
+    machines = msgspec.json.decode(asked(ledger, tmp_path, Look(what="machines", form="json"), BIN).text)
+    assert [one["gateway"] for one in machines] == ["g0", "g1"]
+    assert ledger.alert_orders_waiting() == []
+    number = asked(ledger, tmp_path, wanted, DAEMON).order
+    (order,) = ledger.alert_orders_waiting()
+    assert (order.id, AlertWish.read(order).said_by) == (number, "ann by daemon")
+    assert asked(ledger, tmp_path, Outcome(order=number), BIN).done is None
+    log = (tmp_path / "audit.log").read_text()
+    assert "alert g0/1" in log
+    assert "ordered for ann" in log
 
 
 def test_so_many_orders_wait_for_one_gateway_and_no_more(ledger: Ledger, tmp_path: Path) -> None:

@@ -8,14 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedmq_coordinator.ledger import Ledger
 from fedmq_edge_node.alertbook import Alertbook, BookError
 from fedmq_edge_node.samples import Samples, list_recordings, load
 from fedmq_edge_node.sensors import Sensors
+from fedmq_edge_node.watching import learnt
 from fedmq_firmware_bridge.store import Store
+from fedmq_protocol.condition import QUANTILES
 from fedmq_protocol.task import Windowing
+from machine_rows import a_watch, an_alert
 from watched import BEGIN, EVERY, MACHINE, PUMP, Plant, finish
 
 from fedmq.cli import main
+from fedmq.watch.outputs import evidence_line
 from fedmq.watch.program import build_watch
 from fedmq.watch.settings import WatchSettings
 
@@ -332,3 +337,79 @@ def test_a_verdict_that_the_store_does_not_take_waits(plant: Plant, monkeypatch:
     finish(watch)
     assert book.orders() == []
     assert labels(plant)[30:] == ["outer_race"] * 4
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_fault_that_is_there_from_the_first_window_is_told_by_the_fleets_limits_alone(
+    tmp_path: Path, told: bool
+) -> None:
+    elsewhere = Plant(tmp_path / "elsewhere")
+    elsewhere.hear(40)
+    other = elsewhere.book()
+    finish(elsewhere.watch(other))
+    normals = learnt(other.normals(PUMP))
+    assert {one.measure for one in normals} >= {"acceleration", "kurtosis"}
+    plant = Plant(tmp_path / "here")
+    plant.hear(12, "outer_race")
+    book = plant.book()
+    if told:
+        book.keep_fleet_limits(
+            [
+                {
+                    "kind": kind,
+                    "band": one.band,
+                    "measure": one.measure,
+                    "quantiles": [one.summary.quantile(share) for share in QUANTILES],
+                }
+                for one in normals
+                for kind in ("motor", "something else")
+            ]
+        )
+    finish(plant.watch(book))
+    alerts = book.alerts()
+    if not told:
+        assert alerts == []
+        return
+    (alert,) = alerts
+    assert alert.kind == "anomaly"
+    assert {one.by for one in alert.evidence} == {"fleet"}
+    assert "the fleet's limit" in evidence_line(alert.evidence[0])
+    other.close()
+    book.close()
+
+
+def test_what_the_book_has_of_the_fleet_and_cannot_be_read_changes_nothing(plant: Plant) -> None:
+    book = plant.book()
+    book.keep_fleet_limits([{"kind": "motor", "quantiles": "none"}])
+    plant.hear(6)
+    finish(plant.watch(book))
+    assert book.alerts() == []
+
+
+def test_at_the_coordinator_an_alert_is_named_by_gateway_and_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.save_watch(a_watch("g0"))
+    ledger.save_alert(an_alert("g0", 12))
+    ledger.save_alert(an_alert("g0", 11, state="confirmed", verdict="ball"))
+    ledger.commit()
+    ledger.close()
+    at = ("--state", str(tmp_path))
+    assert main(["alert", "list", *at]) == 0
+    listed = capsys.readouterr().out
+    assert "g0/12" in listed
+    assert "g0/11" not in listed
+    assert main(["alert", "list", "--all", *at]) == 0
+    assert "g0/11" in capsys.readouterr().out
+    assert main(["alert", "show", "g0/12", *at]) == 0
+    assert "velocity 3.4 mm/s at a limit of 2.8, typically 1.1" in capsys.readouterr().out
+    assert main(["alert", "confirm", "g0/12", "ball", "--who", "bob", *at]) == 0
+    assert "g0 carries it out once it hears of it" in capsys.readouterr().err
+    assert main(["alert", "ack", "12", *at]) != 0
+    assert "expected an alert as GATEWAY/NUMBER" in capsys.readouterr().err
+    assert main(["alert", "ack", "g0/12"]) != 0
+    again = Ledger(tmp_path / "ledger.sqlite")
+    (order,) = again.orders_of_alert("g0", 12)
+    assert (order.verb, order.done) == ("confirm", None)
+    again.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from certificates import Authority
 from fleetbed import Bed, Spec
-from fleetbed.plant import MACHINE, PYTHON, Plant
+from fleetbed.plant import MACHINE, PYTHON, STATE, Plant
 from test_3_upgrade import break_gateways, running
 
 MACHINES = [Spec("hub", ("plant", "other")), "gw1", "far"]
@@ -183,6 +183,20 @@ def test_a_sensor_is_heard_and_what_it_says_is_judged(plant: Plant) -> None:
 
     gateway.wait("an alert", raised, seconds=180)
     assert {alert["machine"] for alert in alerts} == {"motor-1"}
+
+
+def test_the_alert_is_seen_at_the_coordinator_and_what_is_said_there_comes_back(plant: Plant) -> None:
+    def listed() -> list[dict[str, object]]:
+        return json.loads(plant.fedmq("alert", "list", "--json", "--all", "--state", STATE))
+
+    plant.hub.wait("the alert at the coordinator", listed, seconds=120)
+    number = listed()[0]["number"]
+    order = f"fedmq alert confirm gw1/{number} outer_race --control /run/fedmq/control.sock --wait 60"
+    said = plant.hub.run(f"/opt/fedmq/current/bin/{order}")
+    book = "/var/lib/fedmq/watch/alerts.sqlite"
+    shown = json.loads(plant.fedmq("alert", "list", "--all", "--json", "--book", book, machine="gw1"))
+    confirmed = [alert for alert in shown if alert["state"] == "confirmed"]
+    assert [alert["verdict"] for alert in confirmed] == ["outer_race"], said
 
 
 def test_remove_yml_leaves_nothing_of_all_that(plant: Plant) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -206,5 +207,40 @@ def write_plant(path: Path, rounds: int = 40) -> Ledger:
     ledger.count_refused("answer", "truncated", 17)
     ledger.count_refused("answer", "truncated", 21)
     ledger.count_refused("status", "identity", 120)
+    ledger.commit()
+    return ledger
+
+
+def write_large_fleet(path: Path, gateways: int = 5_000, rounds: int = 20) -> Ledger:
+    """A fleet of many, of which a tenth answers each round: some decline, some are away, some have silent sensors."""
+    ledger = Ledger(path)
+    draw = random.Random(11)
+    book = ledger.book("bearings")
+    book.put(METRIC_NAME, b"macro-F1")
+    names = [f"line{number % 40:02d}-gw{number:05d}" for number in range(gateways)]
+    sent, received = dict.fromkeys(names, 400), dict.fromkeys(names, 900)
+    for number in range(1, rounds + 1):
+        drawn = names[number % 10 :: 10]
+        opened_at = START + 60.0 * number
+        book.open_round(a_round(number, drawn=len(drawn)))
+        for name in drawn:
+            at = {"received_at": opened_at + 2 * draw.random(), "sent": sent[name], "received": received[name]}
+            if draw.random() < 0.1:
+                book.save_answer(a_decline(number, name, draw.choice(["battery", "cpu", "metered"]), **at))
+            else:
+                book.save_answer(an_answer(number, name, **at))
+            sent[name] += 310
+            received[name] += 360
+        book.set_metric(number, metric=0.95 - 0.5 * 0.8**number, loss=0.1 + 0.85**number, source="test set")
+    for place, name in enumerate(names):
+        tags = "\n".join(sorted({f"line-{place % 40}", draw.choice(["pump", "fan", "press"])}))
+        engine = draw.choice(["numpy", "onnxruntime,numpy"])
+        present = draw.random() > 0.03
+        ledger.save_gateway(a_gateway(name, place, present=present, tags=tags, engines=engine, last_seen=START + place))
+        ledger.save_wire(a_wire(name, sent[name], received[name], final=False))
+        if place % 7 == 0:
+            silent = 900 if place % 91 == 0 else 0
+            health = [{"name": "axle", "rate_pct": 100, "silent_seconds": silent}]
+            ledger.put(f"sensors of {name}", json.dumps([list(health[0].values())]).encode())
     ledger.commit()
     return ledger

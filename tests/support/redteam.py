@@ -104,6 +104,13 @@ ATTACKS = (
     "symlink in the state directory",
     "site A's bridge poses as site B's gateway",
     "tells of another gateway's machines",
+    "dashboard without a token",
+    "dashboard, one wrong token after the other",
+    "dashboard by a name that was made to point here",
+    "order that another site's page sends",
+    "script in a gateway's name",
+    "path out of the dashboard's files",
+    "slow, many and oversized requests to the dashboard",
 )
 """In the order in which they are told. A test names its own with `@pytest.mark.attack`."""
 

@@ -23,6 +23,14 @@
   const MOST_POINTS = 60;
   const SMALL_FONT = "12px system-ui, sans-serif";
   const charts = new Set();
+  // For uPlot, from the coarsest: seconds between two marks, what stands there, and what is added at a new year or day.
+  const TIMES = [
+    [86400 * 365, "{YYYY}", null, null],
+    [86400 * 28, "{MMM}", "\n{YYYY}", null],
+    [86400, "{D} {MMM}", "\n{YYYY}", null],
+    [60, "{HH}:{mm}", "\n{D} {MMM} {YYYY}", "\n{D} {MMM}"],
+    [1, "{HH}:{mm}:{ss}", "\n{D} {MMM} {YYYY}", "\n{D} {MMM}"],
+  ].map(([length, text, year, day]) => [length, text, year, null, day, null, null, null, 1]);
 
   function bytes(count) {
     if (count == null) return "";
@@ -120,7 +128,7 @@
         scales: { x: this.#across(), left: this.#up("left"), ...(right ? { right: this.#up("right") } : {}) },
         axes: [
           axis(wanted.time
-            ? { space: 64, size: 44 }
+            ? { space: 64, size: 44, values: TIMES }
             : { label: wanted.xLabel ?? "round", incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 50000, 100000], space: 44, size: 34 }),
           axis(this.#side("left")),
           ...(right ? [axis({ ...this.#side("right"), side: 1, grid: { show: false } })] : []),
