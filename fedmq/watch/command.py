@@ -376,11 +376,11 @@ def _show(arguments: argparse.Namespace) -> None:
         level = f" at {step.level:.2f}" if step.level else ""
         print(f"{_shown(step.at)}  {step.what}{level} by {step.who}" + (f": {step.text}" if step.text else ""))
     if alert.state in ("open", "acknowledged", "cleared"):
-        ack = f"`fedmq alert ack {alert.id}` when somebody is on it; " if alert.state == "open" else ""
         faults = "|".join(book.faults()) or "KIND"
-        print(
-            f"next: {ack}`fedmq alert confirm {alert.id} {faults}` or `dismiss {alert.id}` when it is known what it was"
-        )
+        if alert.state == "open":
+            print(f"next: `fedmq alert ack {alert.id}` when somebody is on it,")
+        print(f"{'then:' if alert.state == 'open' else 'next:'} `fedmq alert confirm {alert.id} {faults}`, or")
+        print(f"      `fedmq alert dismiss {alert.id}`, once it is known what it was")
 
 
 def _say(arguments: argparse.Namespace) -> None:

@@ -150,10 +150,10 @@ function tellWorth() {
   if (!latest) return;
   const worth = (saving) => amount((Math.abs(saving.saved) / 1e9) * Number(price()), main.dataset.currency);
   const strong = document.getElementById("worth-dense");
-  if (strong) strong.textContent = worth(latest.savings[0]);
+  if (strong && latest.savings[0].saved !== null) strong.textContent = worth(latest.savings[0]);
   for (const saving of latest.savings) {
     const part = document.querySelector(`[data-card="${saving.against}"] .worth`);
-    if (part) part.textContent = worth(saving);
+    if (part && saving.saved !== null) part.textContent = worth(saving);
   }
 }
 

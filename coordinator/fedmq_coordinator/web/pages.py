@@ -101,6 +101,8 @@ def gateway(view: GatewayView, shown: Snapshot, who: Who) -> str:
         ("wire up", size(line.wire.up)),
         ("wire down", size(line.wire.down)),
         ("of it joining", size(line.joining.total)),
+        ("with TCP/IP and TLS", f"{size(line.ip_bytes)}, {money.amount(line.money, about.price.currency)}"),
+        ("CPU time", "" if line.cpu_seconds is None else f"{line.cpu_seconds:,.1f} s"),
         ("payload", size(line.payload.total)),
         ("dense float32", size(line.dense.total)),
         ("raw signal, once", "" if line.raw_bytes is None else size(line.raw_bytes)),
@@ -338,14 +340,13 @@ def _headline(dense: Saving) -> str:
 
 def _worth(about: Overview) -> list[Child]:
     dense, price = about.savings[0], about.price
-    if dense.factor is None:
+    if dense.factor is None or dense.saved is None or dense.worth is None:
         return ["Savings are told once gateways have reported their bytes."]
-    kept = f"{size(abs(dense.saved))} {'not sent' if dense.saved >= 0 else 'sent on top'}: "
-    worth = tag("strong", money.amount(abs(dense.worth), price.currency), id="worth-dense")
+    more = dense.saved < 0
     return [
-        kept,
-        worth,
-        f" {'saved' if dense.saved >= 0 else 'spent'} at ",
+        f"With all packets of TCP/IP, {size(abs(dense.saved))} were {'sent on top' if more else 'not sent'}: ",
+        tag("strong", money.amount(abs(dense.worth), price.currency), id="worth-dense"),
+        f" {'spent' if more else 'saved'} at ",
         tag("span", f"{price.per_gb:g}", id="per-gb"),
         f" {price.currency} a gigabyte.",
     ]
@@ -353,14 +354,14 @@ def _worth(about: Overview) -> list[Child]:
 
 def _against(saving: Saving, about: Overview) -> Markup:
     name = VERSUS[saving.against]
-    if saving.factor is None:
+    if saving.factor is None or saving.saved is None or saving.worth is None:
         return _card(saving.against, name, "not known", "no bytes to compare with")
     more = _more(saving)
     worth = tag("span", money.amount(abs(saving.worth), about.price.currency), class_="worth")
     told = [
-        f"{'MORE' if more else 'fewer'} bytes, ",
+        f"{'MORE' if more else 'fewer'} bytes than its {size(saving.other or 0)}; ",
         worth,
-        f" {'spent' if more else 'saved'}; it takes {size(saving.other)}",
+        f" {'spent' if saving.saved < 0 else 'saved'}",
     ]
     factor = 1 / saving.factor if more else saving.factor
     return _card(saving.against, name, f"{_factor(factor)} ×", told, warn=more)
@@ -743,7 +744,7 @@ def _words(shown: Snapshot) -> Markup:
     return tag(
         "details",
         tag("summary", "In sentences, and how it is counted"),
-        tag("ul", [tag("li", text) for text in report.findings]),
+        tag("ul", [tag("li", text) for text in (*report.sentences, *report.findings)]),
         tag("h3", "How it is counted"),
         tag("ul", [tag("li", text) for text in (*report.rules, report.ip.formula)]),
         id="words",

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 from fedmq_protocol.messages import SensorHealth
 
-from fedmq_coordinator import money
 from fedmq_coordinator.ledger import Answer, Gateway, Ledger, LedgerError, Round, Trial
+from fedmq_coordinator.money import Price
 from fedmq_coordinator.report import (
     GatewayLine,
     Report,
@@ -69,14 +69,14 @@ class Saving(_View, frozen=True, kw_only=True):
     """Against one other way to do it."""
 
     against: str
-    other: int
-    """Bytes that it would have taken."""
+    other: int | None
+    """Bytes that it would have taken; None: not known."""
     factor: float | None
-    """How many times fewer; below 1 federation cost more. None where there is nothing to compare with."""
-    saved: int
-    """Bytes; below 0 federation cost more."""
-    worth: float
-    """In the price's currency."""
+    """How many times as much as on the wire; below 1 federation cost more. None: nothing to compare with."""
+    saved: int | None
+    """Bytes of a SIM card's bill, packets of TCP/IP and TLS counted; below 0 federation cost more."""
+    worth: float | None
+    """The same in the price's currency."""
 
 
 class Rounds(_View, frozen=True, kw_only=True):
@@ -114,7 +114,7 @@ class Overview(_View, frozen=True, kw_only=True):
     wire: Traffic
     raw_bytes: int
     savings: list[Saving]
-    price: money.Price
+    price: Price
     wire_per_gateway_round_median: float | None
     seconds_median: float | None
     present: int
@@ -247,7 +247,6 @@ def snapshot(ledger: Ledger, task: str | None, now: float) -> Snapshot:
     chosen = task if task is not None else names[0] if names else None
     report = build(ledger, chosen)
     with ledger.snapshot():
-        price = money.from_bytes(ledger.get(money.MONEY))
         federation = (ledger.get("federation") or b"").decode("utf-8", "replace")
         gateways = ledger.gateways()
         fleet = fleet_rows(report, gateways, ledger, now)
@@ -268,8 +267,8 @@ def snapshot(ledger: Ledger, task: str | None, now: float) -> Snapshot:
             metric_last_round=report.metric_last_round,
             wire=report.wire,
             raw_bytes=report.raw_bytes or 0,  # known of a whole report: only a part of one may lack it
-            savings=savings(report, price),
-            price=price,
+            savings=savings(report),
+            price=report.price,
             wire_per_gateway_round_median=report.wire_per_gateway_round_median,
             seconds_median=report.seconds_median,
             present=sum(g.present for g in gateways),
@@ -286,18 +285,15 @@ def snapshot(ledger: Ledger, task: str | None, now: float) -> Snapshot:
     )
 
 
-def savings(report: Report, price: money.Price) -> list[Saving]:
-    """Against plain FedAvg, and against uploading the signal."""
-    wire = report.wire.total
+def savings(report: Report) -> list[Saving]:
+    """Against plain FedAvg, and against uploading the signal: how many times fewer bytes on the wire, and what that is
+    on a SIM card's bill, as the report reckons both."""
     return [
-        Saving(
-            against=against,
-            other=other,
-            factor=other / wire if other and wire else None,
-            saved=other - wire,
-            worth=money.cost(other - wire, price),
+        Saving(against=against, other=other.bytes, factor=factor, saved=other.saved_bytes, worth=other.saved_money)
+        for against, other, factor in (
+            ("dense", report.savings.dense, report.factors.dense_over_wire),
+            ("raw", report.savings.raw, report.factors.raw_over_wire),
         )
-        for against, other in (("dense", report.dense.total), ("raw", report.raw_bytes or 0))
     ]
 
 
