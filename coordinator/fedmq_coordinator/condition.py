@@ -305,6 +305,7 @@ def machines_told(ledger: Ledger, book: Book) -> list[tuple[str, str]]:
     told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
     line = f"{len(machines)} at {_many(len(watches), 'gateway')}: {told or 'none judged yet'}"
     line += f"; {learning} still learn what is normal" if learning else ""
+    line += f"; told in {_many(sum(w.messages for w in watches), 'message')}, {sum(w.bytes for w in watches):,} bytes"
     counts = ledger.count_alerts()
     waiting = sum(count for (state, _), count in counts.items() if state in WAITING)
     alarms = sum(count for (state, severity), count in counts.items() if state in WAITING and severity == "alarm")

@@ -315,6 +315,8 @@ def state_of_affairs(ledger: Ledger, now: float) -> dict[str, Any]:
             ],
             "machines": {
                 "watched": len(ledger.machines()),
+                "messages": sum(watch.messages for watch in ledger.watches()),
+                "bytes": sum(watch.bytes for watch in ledger.watches()),
                 "alerts_waiting": sum(n for (state, _), n in ledger.count_alerts().items() if state in WAITING),
                 "drift": [
                     {

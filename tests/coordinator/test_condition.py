@@ -102,7 +102,7 @@ def test_the_status_says_how_machines_are_and_what_is_proposed(ledger: Ledger) -
     ledger.save_fleet_drifts([a_drift()])
     book.save_proposal(Proposal(at=1.0, reason="4 of 10 pumps at 3 gateways", state="proposed"))
     told = dict(machines_told(ledger, book))
-    assert told["machines"] == "2 at 2 gateways: 2 running"
+    assert told["machines"] == "2 at 2 gateways: 2 running; told in 6 messages, 1,800 bytes"
     assert told["alerts"] == "4 wait for somebody"
     assert told["drift"].startswith("4 of 10 pumps at 3 gateways are not as they were since ")
     assert told["proposal"].endswith("Order it with `fedmq task retrain pumps`")
