@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from fedmq import __version__
+from fedmq.arguments import add_override, add_settings
 from fedmq.logs import add_log_format, start_logging
 from fedmq.metrics.command import add_metrics
 from fedmq.metrics.command import add_parser as add_metrics_command
@@ -103,10 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     broker.add_argument("--broker", choices=("auto", "mosquitto", "embedded"), default="auto", help="default: auto")
     broker.add_argument("--directory", type=Path, help="where its files go (default: a temporary folder)")
     broker.add_argument("--render", type=Path, metavar="DIR", help="only write mosquitto.conf and acl into DIR")
-    _add_settings(broker, "broker.toml")
+    add_settings(broker, "broker.toml", "log_level=debug")
     _add_check(broker)
-    _add_override(broker, "--port", "port", "port on 127.0.0.1; 0 picks a free one (default: 1883)")
-    _add_override(broker, "--federation", "federation", "name in the topics that the ACL allows (default: plant)")
+    add_override(broker, "--port", "port", "port on 127.0.0.1; 0 picks a free one (default: 1883)")
+    add_override(broker, "--federation", "federation", "name in the topics that the ACL allows (default: plant)")
     broker.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
     broker.set_defaults(run=_broker, action=None)
     actions = broker.add_subparsers(dest="action", metavar="[guard | site]")
@@ -117,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         " certificates (revoked_file), checks it, makes Mosquitto reload it and ends the connections of those who are"
         " newly on it. A list that does not pass is an error in the log, and the one before stays in force.",
     )
-    _add_settings(guard, "broker.toml")
+    add_settings(guard, "broker.toml", "log_level=debug")
     add_log_format(guard)
     guard.add_argument("--site", metavar="NAME", help="this is the broker of that site, as `fedmq broker site` made it")
     guard.set_defaults(run=_guard)
@@ -138,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder with the site's ca.crt, client.crt and client.key (default: /etc/mosquitto/fedmq)",
     )
-    _add_settings(site, "broker.toml")
+    add_settings(site, "broker.toml", "log_level=debug")
     site.set_defaults(run=_site)
 
     coordinator = commands.add_parser(
@@ -147,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs beside the broker until it is stopped (SIGTERM). Stopped or killed at any moment, it goes "
         "on where it was.",
     )
-    _add_settings(coordinator, "coordinator.toml")
+    add_settings(coordinator, "coordinator.toml", "log_level=debug")
     _add_check(coordinator)
     add_log_format(coordinator)
     add_metrics(coordinator)
@@ -173,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     recover.add_argument(
         "backup", type=Path, metavar="BACKUP", help="a copy of a state directory, or of its ledger with models beside"
     )
-    _add_settings(recover, "coordinator.toml")
+    add_settings(recover, "coordinator.toml", "log_level=debug")
     add_log_format(recover)
     recover.set_defaults(run=_recover)
 
@@ -183,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs on a gateway until it is stopped (SIGTERM): checks battery, load and link, trains on its own "
         "windows, sends back a compressed delta. The raw signal stays here.",
     )
-    _add_settings(gateway, "gateway.toml")
+    add_settings(gateway, "gateway.toml", "log_level=debug")
     _add_check(gateway)
     add_log_format(gateway)
     add_metrics(gateway)
@@ -295,32 +296,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_settings(parser: argparse._ActionsContainer, example: str) -> None:
-    parser.add_argument("--config", type=Path, metavar="FILE", help=f"settings in TOML, such as {example}")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting, such as --set log_level=debug; may be given several times",
-    )
-
-
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="only read the settings, say what is wrong, and end")
-
-
-def _add_override(parser: argparse.ArgumentParser, flag: str, key: str, text: str) -> None:
-    """A flag that is short for `--set KEY=VALUE`."""
-    parser.add_argument(
-        flag,
-        dest="overrides",
-        action="append",
-        type=lambda value: f"{key}={value}",
-        metavar=key.upper(),
-        help=text,
-    )
 
 
 def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -538,7 +515,7 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     size.add_argument("--windows", type=_positive, default=100, metavar="N", help="of each gateway (default: 100)")
     size.add_argument("--fraction", type=float, metavar="SHARE", help="short for --set rounds.fraction=SHARE")
     size.add_argument("--closing-seconds", type=float, metavar="S", help="short for --set rounds.closing_seconds=S")
-    _add_settings(size, "coordinator.toml; rounds, task and limits are used")
+    add_settings(size, "coordinator.toml; rounds, task and limits are used", "log_level=debug")
     data = simulate.add_argument_group("real recordings (without faults)")
     data.add_argument("--data", metavar="sim|cwru:DIR|gearbox:DIR|cmapss:DIR|digits|DIR", help="as for `fedmq demo`")
     data.add_argument("--split", choices=("fault", "severity", "load"), default="fault", help="as for `fedmq demo`")

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from fedmq.arguments import add_override, add_settings
 from fedmq.logs import add_log_format, start_logging
 
 if TYPE_CHECKING:
@@ -41,14 +42,7 @@ DEFAULT_LISTEN = "127.0.0.1:8080"
 
 
 def add_http(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument(
-        "--http",
-        dest="overrides",
-        action="append",
-        type=lambda value: f"http.listen={value}",
-        metavar="[HOST:]PORT",
-        help=text,
-    )
+    add_override(parser, "--http", "http.listen", text, metavar="[HOST:]PORT")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -59,17 +53,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         " settings, or of a copy of its state directory. It reads the ledger and nothing else. `fedmq coordinator"
         " --http` serves the same page beside the coordinator.",
     )
-    dashboard.add_argument("--config", type=Path, metavar="FILE", help="the coordinator's settings in TOML")
-    dashboard.add_argument(
-        "--state", type=Path, metavar="DIR", help="in place of settings: a coordinator's state directory"
+    add_settings(
+        dashboard, "coordinator.toml", "http.token_file=FILE", help_config="the coordinator's settings in TOML"
     )
     dashboard.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting, such as --set http.token_file=FILE; may be given several times",
+        "--state", type=Path, metavar="DIR", help="in place of settings: a coordinator's state directory"
     )
     add_http(dashboard, f"where it listens (default: as the settings say, or {DEFAULT_LISTEN})")
     add_log_format(dashboard)

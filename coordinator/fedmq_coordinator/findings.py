@@ -104,7 +104,7 @@ def findings(
     metric_name: str,
     wire: Traffic,
     dense: Traffic,
-    raw: int | None,
+    raw: int,
     rounds: Sequence[RoundLine],
     gateways: Sequence[GatewayLine],
     below: Sequence[int],
@@ -130,9 +130,8 @@ def findings(
         )
     if wire.total:
         told.append(_against("plain FedAvg in float32, for the updates that were accepted,", dense.total, wire.total))
-        if raw is not None:
-            told.append(_against("uploading the raw signal once", raw, wire.total))
-        if raw is not None and 0 < raw < wire.total:
+        told.append(_against("uploading the raw signal once", raw, wire.total))
+        if 0 < raw < wire.total:
             told.append(
                 "In bytes alone it would have been cheaper to upload this signal. Federation then earns its bytes by"
                 " keeping the signal where it is, or once the gateways have gathered more of it."

@@ -250,7 +250,7 @@ def build(ledger: Ledger, task: str | None = None, *, view: View = EVERYTHING, p
             processes[name],
             shares.by_gateway[name],
             down_by_gateway[name],
-            raw_of.get(name),
+            raw_of.get(name, 0),
             price,
         )
         for name in (*seen, *others)
@@ -303,7 +303,7 @@ def build(ledger: Ledger, task: str | None = None, *, view: View = EVERYTHING, p
         ip=_ip(ip_bytes, wires),
         factors=Factors(
             dense_over_wire=_ratio(dense.total, total.total),
-            raw_over_wire=_ratio(raw or 0, total.total),
+            raw_over_wire=_ratio(raw, total.total),
             dense_over_payload=_ratio(dense.total, payload.total),
         ),
         wire_per_gateway_round_median=statistics.median(per_round) if per_round else None,
@@ -426,7 +426,7 @@ def _gateway_line(
     processes: int,
     share: Share,
     payload_down: int,
-    raw_bytes: int | None,
+    raw_bytes: int,
     price: Price,
 ) -> GatewayLine:
     wire = _sum(share.wire.values()) + Traffic(up=counted.sent, down=counted.received)
@@ -562,9 +562,7 @@ def _groups(gateways: Iterable[GatewayLine], view: View, price: Price) -> list[G
             ip_bytes=(ip_bytes := sum(line.ip_bytes for line in lines)),
             money=cost(ip_bytes, price),
             dense=_sum(line.dense for line in lines),
-            raw_bytes=None
-            if any(line.raw_bytes is None for line in lines)
-            else sum(line.raw_bytes or 0 for line in lines),
+            raw_bytes=sum(line.raw_bytes for line in lines),
             cpu_seconds=_total(line.cpu_seconds for line in lines),
         )
         for name, lines in sorted(members.items())

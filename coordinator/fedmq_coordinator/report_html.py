@@ -151,9 +151,8 @@ def _summary(report: Report) -> list[str]:
         _card("On the wire", size(report.wire.total), f"{size(report.wire.up)} up, {size(report.wire.down)} down"),
         _card("At the IP level", size(report.ip.bytes), f"as a SIM card is billed: {ip_told(report.ip)}"),
         _versus("dense float32", report.factors.dense_over_wire, report.dense.total),
+        _versus("uploading the raw signal", report.factors.raw_over_wire, report.raw_bytes),
     ]
-    if report.raw_bytes is not None:
-        cards.append(_versus("uploading the raw signal", report.factors.raw_over_wire, report.raw_bytes))
     if report.metric_last is not None:
         about = f"round {report.metric_last_round}; {report.metric_first:.3f} at first"
         cards.append(_card(report.metric_name, f"{report.metric_last:.3f}", about))
@@ -207,7 +206,7 @@ def _charts(report: Report) -> list[str]:
 
 
 def _totals(report: Report) -> list[str]:
-    wire, raw = report.wire.total, report.raw_bytes or 0
+    wire, raw = report.wire.total, report.raw_bytes
 
     def row(name: str, traffic: Traffic, kind: str = "") -> list[str]:
         return [_row_head(name, kind), size(traffic.up), size(traffic.down), *together(traffic.total)]
@@ -245,7 +244,7 @@ def _groups(report: Report) -> list[str]:
             size(group.ip_bytes),
             amount(group.money, report.price.currency),
             size(group.dense.total),
-            "" if group.raw_bytes is None else size(group.raw_bytes),
+            size(group.raw_bytes),
             _number(group.cpu_seconds, 1),
             f"{group.accepted:,}",
             _zero(group.declined),
@@ -270,7 +269,7 @@ def _gateways(report: Report) -> list[str]:
             amount(g.money, report.price.currency),
             size(g.payload.total),
             size(g.dense.total),
-            "" if g.raw_bytes is None else size(g.raw_bytes),
+            size(g.raw_bytes),
             _number(g.cpu_seconds, 1),
             f"{g.accepted:,}",
             _zero(g.declined),
@@ -430,7 +429,7 @@ def _chart_data(report: Report) -> dict[str, object]:
         "cumulative_up": _running((line.wire.up for line in lines), report.joining.up),
         "cumulative_down": _running((line.wire.down for line in lines), report.joining.down),
         "cumulative_dense": _running(line.dense.total for line in lines),
-        "raw": [report.raw_bytes or 0] * len(lines),
+        "raw": [report.raw_bytes] * len(lines),
     }
 
 

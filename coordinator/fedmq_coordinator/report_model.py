@@ -97,7 +97,7 @@ class GroupLine(_Line, frozen=True, kw_only=True):
     ip_bytes: int
     money: float
     dense: Traffic
-    raw_bytes: int | None
+    raw_bytes: int
     cpu_seconds: float | None
 
 
@@ -163,8 +163,8 @@ class GatewayLine(_Line, frozen=True, kw_only=True):
     joining: Traffic
     payload: Traffic
     dense: Traffic
-    raw_bytes: int | None
-    """In a span of time, the signal that it gathered then; None: not known."""
+    raw_bytes: int
+    """The signal that it holds; in a span of time, what it gathered then."""
     ip_bytes: int
     money: float
     """Of the IP bytes."""
@@ -262,7 +262,7 @@ class Report(_Line, frozen=True, kw_only=True):
     """The part of `wire` that belongs to no round, and so to no task: nothing where there are several."""
     payload: Traffic
     dense: Traffic
-    raw_bytes: int | None
+    raw_bytes: int
     """The signal that the gateways hold, at 16 bits a sample; in a span of time, what they gathered in it."""
     ip: IpBytes
     factors: Factors

@@ -93,7 +93,7 @@ def to_text(report: Report, width: int = 80, *, title: bool = False) -> str:
 
 
 def _totals(report: Report) -> list[tuple[str, ...]]:
-    wire, raw = report.wire.total, report.raw_bytes or 0
+    wire, raw = report.wire.total, report.raw_bytes
 
     def row(name: str, traffic: Traffic) -> tuple[str, ...]:
         return (name, size(traffic.up), size(traffic.down), size(traffic.total), _times(traffic.total, wire))
@@ -132,7 +132,7 @@ def _by(page: _Page, report: Report) -> None:
             size(line.ip_bytes),
             amount(line.money, report.price.currency),
             size(line.dense.total),
-            "" if line.raw_bytes is None else size(line.raw_bytes),
+            size(line.raw_bytes),
             _number(line.cpu_seconds, 1),
         )
 
@@ -174,7 +174,7 @@ def _gateway_row(line: GatewayLine, *, cpu: bool) -> tuple[str, ...]:
         size(line.wire.down),
         size(line.ip_bytes),
         size(line.dense.total),
-        "" if line.raw_bytes is None else size(line.raw_bytes),
+        size(line.raw_bytes),
         *((_number(line.cpu_seconds, 1),) if cpu else ()),
     )
 

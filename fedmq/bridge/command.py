@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
+from fedmq.arguments import add_settings
 from fedmq.logs import add_log_format, start_logging
 from fedmq.metrics.command import add_metrics
 
@@ -57,15 +58,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_log_format(run)
     add_metrics(run)
-    run.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, such as bridge.toml")
-    run.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting, such as --set flush_seconds=5; may be given several times",
-    )
+    add_settings(run, "bridge.toml", "flush_seconds=5")
     run.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
     run.set_defaults(run=_run)
 

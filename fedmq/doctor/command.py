@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fedmq.arguments import add_settings
+
 __all__ = ["add_parser"]
 
 _EPILOG = """\
@@ -37,15 +39,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
             epilog=_EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        parser.add_argument("--config", type=Path, metavar="FILE", help=f"its settings, such as {role}.toml")
-        parser.add_argument(
-            "--set",
-            dest="overrides",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="override a setting; may be given several times",
-        )
+        add_settings(parser, f"{role}.toml", "connection.host=broker.plant" if role != "broker" else "port=8883")
         if role == "broker":
             parser.add_argument(
                 "--directory",

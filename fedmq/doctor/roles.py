@@ -61,6 +61,8 @@ def check_gateway(
         yield _readable("recordings", settings.data_dir)
     elif settings.bridge.store is not None:
         yield _readable("bridge's store", settings.bridge.store)
+    if settings.watch_state is not None:
+        yield _watchs_book(settings.watch_state)
     memory = settings.state_dir / "gateway.sqlite"
     yield from check_state("state", settings.state_dir)
     yield from check_clock(now, [memory, memory.with_name("gateway.sqlite-wal")])
@@ -215,6 +217,18 @@ def _readable(check: str, path: Path) -> Finding:
     if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
         return failed(check, f"{path} cannot be read", "see to its owner; run this as the program's user")
     return ok(check, str(path))
+
+
+def _watchs_book(folder: Path) -> Finding:
+    """The gateway reads it, and writes there what people at the coordinator say."""
+    book = folder / "alerts.sqlite"
+    if not book.is_file():
+        todo = "start the watch (fedmq watch run), or correct watch_state; the gateway looks again by itself"
+        return warned("watch's book", f"{book} is not there: nothing is told of machines", todo)
+    if not os.access(book, os.R_OK | os.W_OK) or not os.access(folder, os.W_OK | os.X_OK):
+        todo = "let gateway and watch run as one user, or as two of a group that may write there"
+        return failed("watch's book", f"{book} cannot be written", todo)
+    return ok("watch's book", str(book))
 
 
 # -- the broker -------------------------------------------------------------------------------------------------

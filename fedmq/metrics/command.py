@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from fedmq.arguments import add_override
+
 __all__ = ["add_metrics", "add_parser"]
 
 _ABOUT = """\
@@ -17,13 +19,12 @@ says how programs are scraped.
 
 def add_metrics(parser: argparse._ActionsContainer) -> None:
     """Short for `--set metrics.listen=…`."""
-    parser.add_argument(
+    add_override(
+        parser,
         "--metrics",
-        dest="overrides",
-        action="append",
-        type=lambda value: f"metrics.listen={value}",
+        "metrics.listen",
+        "serve figures for Prometheus there, on loopback where no host is named (default: nowhere)",
         metavar="[HOST:]PORT",
-        help="serve figures for Prometheus there, on loopback where no host is named (default: nowhere)",
     )
 
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedmq.arguments import add_settings
 from fedmq.logs import add_log_format, start_logging
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_PULL,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_settings(pull)
+    add_settings(pull, "release.toml", "channel=beta")
     add_log_format(pull)
     pull.add_argument("--check", action="store_true", help="only read the settings, say what is wrong, and end")
     pull.add_argument("--now", action="store_true", help="do not wait a random time first")
@@ -120,18 +121,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     show.add_argument("--json", action="store_true", help="print JSON instead of lines")
     show.set_defaults(run=_show)
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, such as release.toml")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting, such as --set channel=beta; may be given several times",
-    )
 
 
 def _days(text: str) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from fedmq.arguments import add_settings
 from fedmq.logs import add_log_format, start_logging
 from fedmq.metrics.command import add_metrics
 from fedmq.watch import afar
@@ -98,15 +99,7 @@ def add_watch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     add_log_format(run)
     add_metrics(run)
-    run.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, such as watch.toml")
-    run.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting, such as --set poll_seconds=1; may be given several times",
-    )
+    add_settings(run, "watch.toml", "poll_seconds=1")
     run.add_argument("--check", action="store_true", help="only read the settings, say what is wrong, and end")
     run.add_argument("--until-done", action="store_true", help="end once all is judged and told that can be told now")
     run.add_argument("--example", action="store_true", help="print a settings file with every key, and end")
@@ -383,11 +376,11 @@ def _show(arguments: argparse.Namespace) -> None:
         level = f" at {step.level:.2f}" if step.level else ""
         print(f"{_shown(step.at)}  {step.what}{level} by {step.who}" + (f": {step.text}" if step.text else ""))
     if alert.state in ("open", "acknowledged", "cleared"):
-        ack = f"`fedmq alert ack {alert.id}` when somebody is on it; " if alert.state == "open" else ""
         faults = "|".join(book.faults()) or "KIND"
-        print(
-            f"next: {ack}`fedmq alert confirm {alert.id} {faults}` or `dismiss {alert.id}` when it is known what it was"
-        )
+        if alert.state == "open":
+            print(f"next: `fedmq alert ack {alert.id}` when somebody is on it,")
+        print(f"{'then:' if alert.state == 'open' else 'next:'} `fedmq alert confirm {alert.id} {faults}`, or")
+        print(f"      `fedmq alert dismiss {alert.id}`, once it is known what it was")
 
 
 def _say(arguments: argparse.Namespace) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fedmq.arguments import add_override, add_settings
+
 __all__ = ["add_parser"]
 
 _EPILOG = """\
@@ -34,24 +36,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         " or after --seconds. Where the broker asks for an identity, give the observer one of its own: with that of a"
         " program it would push that program out.",
     )
-    show.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML: a table [connection]")
-    show.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting, such as --set connection.host=broker.plant; may be given several times",
+    add_settings(
+        show, "wire.toml", "connection.host=broker.plant", help_config="settings in TOML: a table [connection]"
     )
-    for flag, key in (("--host", "host"), ("--port", "port"), ("--federation", "federation")):
-        show.add_argument(
-            flag,
-            dest="overrides",
-            action="append",
-            type=lambda value, key=key: f"connection.{key}={value}",  # type: ignore[misc]
-            metavar=key.upper(),
-            help=f"short for --set connection.{key}={key.upper()}",
-        )
+    for key in ("host", "port", "federation"):
+        add_override(show, f"--{key}", f"connection.{key}", f"short for --set connection.{key}={key.upper()}")
     show.add_argument("--seconds", type=_seconds, metavar="N", help="end after so many seconds (default: on Ctrl-C)")
     show.add_argument("--json", action="store_true", help="print one line of JSON a message, and one of the summary")
     show.add_argument("--example", action="store_true", help="print a settings file with every key, and end")

@@ -142,6 +142,8 @@ class CatchUpKind(IntEnum):
 Nonce: TypeAlias = Annotated[bytes, Meta(min_length=8, max_length=8)]
 ShortDigest: TypeAlias = Annotated[bytes, Meta(min_length=8, max_length=8)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 62))]
+SocketBytes: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 44))]
+"""Of one process since its start, 17 TB at most: the sums of half a million starts are what the ledger can hold."""
 RoundId: TypeAlias = Annotated[int, Meta(ge=1, le=(1 << 40))]
 VersionNumber: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 40))]
 Lineage: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 40))]
@@ -217,8 +219,8 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1):
     engines: Annotated[tuple[Annotated[str, Meta(max_length=32)], ...], Meta(max_length=8)]
     signal_samples: Annotated[dict[Label, Annotated[int, Meta(ge=0, le=1 << 48)]], Meta(max_length=32)]
     """Samples of raw signal at hand, by label. Windows cannot be counted before the task is known."""
-    sent: Count
-    received: Count
+    sent: SocketBytes
+    received: SocketBytes
     held: Annotated[tuple[Held, ...], Meta(max_length=MAX_TASKS)] = ()
     tags: Annotated[tuple[Tag, ...], Meta(max_length=16)] = ()
     """What it is and what it watches, as the plant calls it: a task, a pause or a release can be for some tags only."""
@@ -236,8 +238,8 @@ class Leave(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=2):
 
     nonce: Nonce
     clean: bool
-    sent: Count = 0
-    received: Count = 0
+    sent: SocketBytes = 0
+    received: SocketBytes = 0
     beyond: Beyond | None = None
 
 
@@ -258,8 +260,8 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=3):
     where two histories of one federation have met, after a coordinator was put back from an older copy."""
     counter: Count
     payload: bytes | BlobRef
-    sent: Count
-    received: Count
+    sent: SocketBytes
+    received: SocketBytes
     """Socket bytes of this process so far, this message not yet among them."""
     loss: Loss
     """Mean over its windows while it trained: what the coordinator sets the level by."""
@@ -274,8 +276,8 @@ class Decline(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=4)
 
     round_id: RoundId
     reason: Reason
-    sent: Count
-    received: Count
+    sent: SocketBytes
+    received: SocketBytes
     beyond: Beyond | None = None
     cpu: CpuTime | None = None
     """None where it declined before it had begun."""
@@ -289,8 +291,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag
     mean: Annotated[bytes, Meta(min_length=4, max_length=4 * 4096)]
     m2: Annotated[bytes, Meta(min_length=4, max_length=4 * 4096)]
     """Sum of squared differences from the mean (Welford 1962)."""
-    sent: Count
-    received: Count
+    sent: SocketBytes
+    received: SocketBytes
     beyond: Beyond | None = None
     cpu: CpuTime | None = None
 

@@ -295,3 +295,28 @@ def test_limits_reach_the_book_and_the_coordinator_hears_that_they_did(watch: Wa
     assert message.limits == limits_mark(told.limits)
     assert "acceleration" in watch.book.fleet_limits()
     assert "crest" not in watch.book.fleet_limits()
+
+
+def test_messages_are_as_small_as_the_documents_say(tmp_path: Path) -> None:
+    """docs/architecture.md has these figures."""
+    watch = WatchedMachines(tmp_path / "alerts.sqlite")
+    watch.stand("pump-3")
+    other = far(watch)
+    other.courier.welcomed(None, other.now)
+    (machine,) = other.settle()
+    watch.raise_alert("pump-3")
+    (alert,) = other.settle()
+    watch.learn("pump-3")
+    (summary,) = other.settle()
+    assert [len(to_bytes(message)) for message in (machine, alert, summary)] == [51, 345, 111]
+    assert len(summary.summaries[0].sketch) == 68
+    assert len(to_bytes(other.noted(1))) == 21
+    order = AlertOrder(
+        key=KEY, book=other.book, alert=12, what="confirm", fault="outer_race", who="ann", at=1_790_000_000
+    )
+    assert len(to_bytes(AlertOrders(orders=(order,)))) == 50
+    limits = tuple(
+        FleetLimit(kind="pump", band="all", measure=name, gateways=5, quantiles=to_quantiles([1, 2, 3, 4, 5]))
+        for name in ("acceleration", "velocity", "kurtosis", "crest")
+    )
+    assert len(to_bytes(FleetLimits(limits=limits))) == 173

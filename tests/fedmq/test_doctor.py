@@ -918,3 +918,17 @@ def test_listeners_and_connections_of_this_machine_are_found() -> None:
         assert connections_to("127.0.0.1", port) == 0
         with socket.create_connection(("127.0.0.1", port)), server.accept()[0]:
             assert connections_to("127.0.0.1", port) == 1
+
+
+def test_a_watchs_book_that_is_not_there_is_told_and_one_that_is_must_be_writable(tmp_path: Path) -> None:
+    def book(folder: Path) -> Finding:
+        overrides = ["name='gateway-1'", f"data_dir='{tmp_path}'", f"state_dir='{tmp_path}'", f"watch_state='{folder}'"]
+        found = check_gateway(None, overrides, identity=None, offline=True, now=datetime.now(UTC))
+        return next(one for one in found if one.check == "watch's book")
+
+    missing = book(tmp_path / "watch")
+    assert missing.status is Status.WARN
+    assert "nothing is told of machines" in missing.said
+    (tmp_path / "watch").mkdir()
+    (tmp_path / "watch" / "alerts.sqlite").touch()
+    assert book(tmp_path / "watch").status is Status.OK

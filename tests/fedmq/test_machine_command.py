@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fedmq_edge_node.machines import Machine, load_machines
 from fedmq_edge_node.operating import OperatingSettings
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmq.cli import main
@@ -115,6 +115,7 @@ def test_of_two_that_add_at_once_neither_loses_the_others(tmp_path: Path) -> Non
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
 
 
+@settings(deadline=None)  # it writes to the disk, which others use too
 @given(
     st.builds(
         Machine,

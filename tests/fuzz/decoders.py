@@ -43,6 +43,21 @@ from fedmq_firmware_bridge.store import SensorInfo
 from fedmq_models import bundle as bundles
 from fedmq_models import sensor_image
 from fedmq_models.interpreter import Interpreter
+from fedmq_protocol.condition import (
+    AlertOrder,
+    AlertOrders,
+    AlertState,
+    Condition,
+    Done,
+    FleetLimit,
+    FleetLimits,
+    MachineState,
+    Measured,
+    Noted,
+    SummaryOf,
+    to_quantiles,
+    to_trend,
+)
 from fedmq_protocol.messages import (
     AskChunks,
     AskModel,
@@ -82,6 +97,7 @@ from fedmq_protocol.messages import (
 )
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.signing import Chain, TrustError, read_card
+from fedmq_protocol.sketch import Summary, SummaryError
 from fedmq_protocol.task import Codec, ModelSpec, Task, initial_steps, model_digest, short
 from fedmq_protocol.topics import TABLE, Direction, parse, topic
 from fedmq_protocol.transfer import Incoming, TransferError, chunks, refer
@@ -127,6 +143,7 @@ def decoders() -> dict[str, Decoder]:
         Decoder(name="zstd", chosen=1, read=read_zstd, seeds=tuple(zstd_seeds()), units=zstd_size),
         Decoder(name="golomb", chosen=4, read=read_golomb, seeds=tuple(golomb_seeds())),
         Decoder(name="message", chosen=1, read=read_message, seeds=tuple(message_seeds())),
+        Decoder(name="summary", chosen=1, read=read_summary, seeds=tuple(summary_seeds())),
         Decoder(name="sealed", chosen=1, read=read_sealed, seeds=tuple(sealed_seeds())),
         Decoder(name="trust", chosen=1, read=read_trust, seeds=tuple(trust_seeds())),
         Decoder(name="transfer", chosen=2, read=read_transfer, seeds=tuple(transfer_seeds())),
@@ -502,6 +519,45 @@ def messages() -> list[Message]:
         CatchUp(lineage=1, kind=CatchUpKind.CHAIN, start=3, number=40, model=bytes(8), body=ref),
         CatchUp(lineage=1, kind=CatchUpKind.KEYFRAME, start=0, number=40, model=bytes(8), body=b"numbers", until=600),
         Roots(nonce=bytes(8), roots=(bytes(200),)),
+        Condition(
+            counter=4,
+            book=b"book",
+            since=7,
+            upto=9,
+            alerts=(
+                AlertState(
+                    number=12,
+                    machine="pump-3",
+                    kind="defect",
+                    state="open",
+                    severity="alarm",
+                    level=161,
+                    sensor="de",
+                    label="outer race",
+                    verdict=None,
+                    opened_at=1_790_000_000,
+                    from_at=1_789_999_980,
+                    to_at=None,
+                    evidence=(Measured(name="line", value=5.6, limit=3.5, was=1.2, trend=to_trend([(5, 1)], 9)),),
+                ),
+            ),
+            machines=(
+                MachineState(name="pump-3", kind="pump", state="running", zone="B", learnt_pct=40, level=161, at=5),
+            ),
+            gone=("fan-1",),
+            summaries=(SummaryOf(kind="pump", band="all", measure="crest", sketch=Summary().seen(3.0).to_bytes()),),
+            done=(Done(key=bytes(8), done=False, text="no such alert"),),
+            limits=bytes(8),
+        ),
+        Noted(book=b"book", cursor=9, check=bytes(8), counter=4),
+        AlertOrders(orders=(AlertOrder(key=bytes(8), book=b"book", alert=12, what="confirm", fault="ball"),)),
+        FleetLimits(
+            limits=(
+                FleetLimit(
+                    kind="pump", band="all", measure="crest", gateways=5, quantiles=to_quantiles([3, 3, 4, 4, 5])
+                ),
+            )
+        ),
     ]
 
 
@@ -516,6 +572,26 @@ def read_message(data: bytes) -> bool:
         return False
     assert from_bytes(row, to_bytes(message)) == message
     return True
+
+
+def read_summary(data: bytes) -> bool:
+    """What is read has quantiles in order, and says the same again."""
+    try:
+        summary = Summary.from_bytes(data)
+    except SummaryError:
+        return False
+    assert Summary.from_bytes(summary.to_bytes()) == summary
+    if summary.count:
+        quantiles = [summary.quantile(share) for share in (0.0, 0.5, 0.99, 1.0)]
+        assert quantiles == sorted(quantiles)
+        assert all(0 <= value < float("inf") for value in quantiles)
+    assert summary.merge(summary).count == 2 * summary.count
+    return True
+
+
+def summary_seeds() -> Iterator[bytes]:
+    for values in ((), (0.0,), (5.0, 5.0), (1e-12, 1.0, 1e12), tuple(0.01 * n for n in range(1, 200))):
+        yield Summary().seen(*values).to_bytes()
 
 
 def message_seeds() -> Iterator[bytes]:

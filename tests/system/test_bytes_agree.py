@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,15 +21,16 @@ from prometheus import page
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 APART = 0.01
-"""A gateway's last word and its DISCONNECT are in no count of its own: 64 bytes of a run that has thousands."""
+"""A gateway's last word and its DISCONNECT are in no count of its own: 67 bytes together."""
 
 
 class Told:
     """A site whose gateways have left, and whose coordinator still serves its figures."""
 
-    def __init__(self, site: Site, port: int) -> None:
+    def __init__(self, site: Site, port: int, dashboard: int) -> None:
         self.site = site
         self.port = port
+        self.dashboard = dashboard
 
 
 def _figures(text: str) -> Traffic:
@@ -65,22 +68,38 @@ def by_socket(told: Told) -> Traffic:
     return _figures(fedmq("status", "--prometheus", "--control", str(told.site.state / "control.sock")).stdout)
 
 
+def by_dashboard(told: Told) -> Traffic:
+    """Once it has read what came last."""
+    before, now = None, _overview(told.dashboard)
+    while now != before:
+        time.sleep(3.0)
+        before, now = now, _overview(told.dashboard)
+    return now
+
+
+def _overview(port: int) -> Traffic:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/overview", timeout=30) as answer:
+        said = json.load(answer)["wire"]
+    return Traffic(up=said["up"], down=said["down"])
+
+
 SOURCES: dict[str, Callable[[Told], Traffic]] = {
     "report": by_report,
     "csv": by_csv,
     "prometheus": by_endpoint,
     "textfile": by_textfile,
     "control socket": by_socket,
+    "dashboard": by_dashboard,
 }
 """Whoever tells bytes of the wire: another view of them is one line here."""
 
 
-@pytest.mark.parametrize(("codec", "rounds"), [("sparse", 80), ("dense", 6)])
+@pytest.mark.parametrize(("codec", "rounds"), [("sparse", 160), ("dense", 6)])
 def test_all_who_tell_bytes_tell_those_of_the_socket(
     tmp_path: Path, mosquitto: LocalBroker, capsys: pytest.CaptureFixture[str], codec: str, rounds: int
 ) -> None:
     """Some hundred bytes a round, and 35 kB in chunks; one gateway declines every round."""
-    fleet, port = small_fleet(3), free_port("127.0.0.1")
+    fleet, port, dashboard = small_fleet(3), free_port("127.0.0.1"), free_port("127.0.0.1")
     names = [own.name for own in fleet.gateways]
     with (
         CountingProxy("127.0.0.1", mosquitto.port) as proxy,
@@ -93,7 +112,7 @@ def test_all_who_tell_bytes_tell_those_of_the_socket(
             task={} if codec == "sparse" else {"hidden": [320], "codec.kind": "dense"},
             round_={"quorum_gateways": 1},
             vitals={names[0]: {"battery_pct": 5.0, "on_mains": False}},
-            coordinator={"metrics.listen": str(port)},
+            coordinator={"metrics.listen": str(port), "http.listen": str(dashboard)},
         ) as site,
     ):
         site.start()
@@ -102,7 +121,7 @@ def test_all_who_tell_bytes_tell_those_of_the_socket(
             site.stop(name)
         site.wait(lambda ledger: not any(g.present for g in ledger.gateways()), "the gateways' last words")
         socket = Traffic(up=proxy.bytes_up, down=proxy.bytes_down)
-        said = {who: tell(Told(site, port)) for who, tell in SOURCES.items()}
+        said = {who: tell(Told(site, port, dashboard)) for who, tell in SOURCES.items()}
         with capsys.disabled():
             print(f"\n{codec}, {rounds} rounds", file=sys.stderr)
             print(f"{'socket':>15} {socket.up:,} up {socket.down:,} down", file=sys.stderr)
