@@ -24,6 +24,7 @@ from typing import Any, Literal
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests" / "support"))
 
+import psutil  # noqa: E402
 from browsers import browser, missing, visit  # noqa: E402 - its folder must be found first
 from dashboards import served  # noqa: E402
 from fedmq_coordinator.ledger import Ledger  # noqa: E402
@@ -32,6 +33,8 @@ from ledgers import write_large_fleet  # noqa: E402
 
 SIZES = (50, 500, 5_000)
 REPEATS = 3
+SHOWN_AT = 40
+"""Round of the run from which the pictures are taken."""
 
 SHOTS: tuple[tuple[str, Literal["light", "dark"], dict[str, Any]], ...] = (
     ("dashboard-light", "light", {"width": 1280, "height": 1500}),
@@ -43,13 +46,12 @@ SHOTS: tuple[tuple[str, Literal["light", "dark"], dict[str, Any]], ...] = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="take the pictures in place of measuring")
-    parser.add_argument("--rounds", type=int, default=60, help="of the run that the pictures show (default: 60)")
     options = parser.parse_args()
     if why := missing():
         print(why, file=sys.stderr)
         return 1
     if options.pictures is not None:
-        take_pictures(options.pictures, options.rounds)
+        take_pictures(options.pictures)
         return 0
     print("gateways  scripts  sort and filter  rows in page  report  JSON of the fleet")
     for size in SIZES:
@@ -83,10 +85,10 @@ def measure(gateways: int) -> str:
     )
 
 
-def take_pictures(folder: Path, rounds: int) -> None:
+def take_pictures(folder: Path) -> None:
     """Of `fedmq demo` as it runs: light, dark, and on a phone."""
     with tempfile.TemporaryDirectory(prefix="fedmq-dashboard-") as place:
-        words = ["demo", "--rounds", str(rounds), "--http", "0", "--no-baselines", "--directory", f"{place}/run"]
+        words = ["demo", "--rounds", str(10 * SHOWN_AT), "--http", "0", "--no-baselines", "--directory", f"{place}/run"]
         demo = subprocess.Popen(
             [sys.executable, "-m", "fedmq", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
@@ -100,12 +102,23 @@ def take_pictures(folder: Path, rounds: int) -> None:
                     )
                     for name, scheme, size in SHOTS
                 }
+                # Live, while the run goes on.
+                newest = opened["dashboard-light"].page.locator("#latest a").first
+                newest.wait_for(state="attached", timeout=600_000)
+                while int(newest.inner_text().removeprefix("Round ")) < SHOWN_AT:
+                    time.sleep(0.05)
+                # A round of the demo takes less time than a picture: everything is to be of one moment.
+                gateways = [
+                    one for one in psutil.Process(demo.pid).children(recursive=True) if "gateway" in one.cmdline()
+                ]
+                for one in gateways:
+                    one.suspend()
+                time.sleep(5.0)
                 for name, seen in opened.items():
-                    # Live, while the run goes on.
-                    round_ = seen.page.get_by_role("link", name=f"Round {rounds - 20}", exact=True)
-                    round_.first.wait_for(state="attached", timeout=600_000)
                     seen.page.screenshot(path=folder / f"{name}.png")
                     print(f"{folder / name}.png", flush=True)
+                for one in gateways:
+                    one.resume()
         finally:
             demo.terminate()
             demo.wait()

@@ -34,7 +34,7 @@ examples:
   fedmq demo                                       the whole job on this machine, with simulated bearings
   fedmq broker                                     a broker for development, Mosquitto where it is installed
   fedmq coordinator --config coordinator.toml      opens rounds, aggregates, keeps the ledger
-  fedmq coordinator --config coordinator.toml --http 8080      the same, with the dashboard as a web page
+  fedmq coordinator --config FILE --http 8080      the same, with the dashboard as a web page
   fedmq gateway --config gateway.toml              trains on its own recordings when its gates allow
   fedmq bridge probe                               what sensors talk on serial ports, and at which rate
   fedmq bridge run --config bridge.toml            keeps what they say for a gateway to learn from

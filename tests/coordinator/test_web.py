@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,10 +14,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from certificates import Authority
 from dashboards import OPERATOR, VIEWER, Visitor, served, with_tokens
 from fedmq_coordinator.ledger import Flag, Ledger
 from fedmq_coordinator.report import METRIC_NAME, build, size
 from fedmq_coordinator.roster import SENSORS_OF
+from fedmq_coordinator.settings import HttpSettings
 from fedmq_coordinator.web import service
 from fedmq_coordinator.web.app import HEADERS, MAX_BODY_BYTES
 from fedmq_coordinator.web.files import FILES
@@ -331,6 +334,36 @@ def test_a_cookie_is_for_https_alone_where_a_proxy_speaks_it(plant: Path, tmp_pa
         assert answer.status == 303
         assert answer.headers["set-cookie"].startswith("__Host-fedmq=")
         assert "Secure" in answer.headers["set-cookie"]
+
+
+def test_with_a_certificate_it_speaks_https_and_nothing_else(plant: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    certificate, key = authority.issue("dashboard", address="127.0.0.1")
+    key.chmod(0o600)
+    with served(plant, certificate_file=certificate, key_file=key, **with_tokens(tmp_path)) as site:
+        context = ssl.create_default_context(cafile=authority.ca_file)
+        with (
+            socket.create_connection(("127.0.0.1", site.port), 20.0) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1") as one,
+        ):
+            form = f"token={VIEWER}".encode()
+            head = f"POST /login HTTP/1.1\r\nhost: {site.host}\r\norigin: https://{site.host}\r\nconnection: close\r\n"
+            head += f"content-type: application/x-www-form-urlencoded\r\ncontent-length: {len(form)}\r\n\r\n"
+            one.sendall(head.encode() + form)
+            came = b""
+            while part := one.recv(4096):
+                came += part
+        assert came.startswith(b"HTTP/1.1 303")
+        assert b"set-cookie: __Host-fedmq=" in came
+        assert not site.talk(b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_a_key_that_others_may_read_is_not_used(plant: Path, tmp_path: Path) -> None:
+    certificate, key = Authority(tmp_path / "ca").issue("dashboard", address="127.0.0.1")
+    key.chmod(0o644)
+    settings = HttpSettings(listen="127.0.0.1:0", certificate_file=certificate, key_file=key)
+    with service.bind("127.0.0.1", 0) as listener, pytest.raises(ValueError, match="chmod 600"):
+        service.Dashboard(plant, settings).serve(listener)
 
 
 def test_behind_a_proxy_one_visitor_does_not_lock_out_another(plant: Path, tmp_path: Path) -> None:

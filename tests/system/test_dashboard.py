@@ -122,6 +122,8 @@ def test_rounds_appear_as_they_close_and_the_figures_are_the_reports(
                     assert round_.closed_at is not None
                     delays.append(time.time() - round_.closed_at)
                 time.sleep(0.05)
+            listed = [int(text.split()[1]) for text in seen.page.locator("#latest li a").all_inner_texts()]
+            assert listed == list(range(listed[0], listed[0] - len(listed), -1)), "none is left out"
             assert len(delays) >= 4
             assert statistics.median(delays) < 2.0, delays
             site.wait_for_rest()

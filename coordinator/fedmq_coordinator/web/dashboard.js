@@ -177,36 +177,45 @@ function tellRound(event) {
   tellClosed(event);
 }
 
-const told = new Map(); // of rounds that have closed, what was said of them
+const told = new Map(); // of rounds that have closed since the page was loaded, what there is to say
 
 function tellClosed(event) {
-  const list = document.getElementById("latest");
   const metric = event.metric === null ? "" : `${latest?.metric_name ?? "metric"} ${event.metric.toFixed(3)}`;
   const parts = [`${count(event.accepted)} of ${count(event.drawn)}`, metric, event.outcome === "applied" ? "" : event.outcome].filter(Boolean);
-  const text = parts.join(", ");
-  if (told.get(event.id) === text) return;
-  const news = !told.has(event.id) && event.closed_at > loadedAt;
-  told.set(event.id, text);
-  let line = [...list.children].find((li) => li.firstElementChild.textContent === `Round ${count(event.id)}`);
-  if (!line) {
-    if (!news) return; // the page has the latest ones already
-    line = document.createElement("li");
-    line.className = "new";
+  const known = told.get(event.id);
+  if (known?.join() === parts.join() || !(event.closed_at > loadedAt)) return;
+  told.set(event.id, parts);
+  listLatest();
+  if (!known) document.getElementById("news").textContent = `Round ${event.id} has closed: ${parts.join(", ")}.`;
+}
+
+// The list as the server made it, with what has closed since: the newest six.
+function listLatest() {
+  const list = document.getElementById("latest");
+  const number = (line) => Number(line.firstElementChild.textContent.replace(/\D/g, ""));
+  const lines = new Map([...list.children].map((line) => [number(line), line]));
+  const made = Math.max(0, ...[...lines].filter(([, line]) => !line.dataset.told).map(([id]) => id));
+  for (const [id, parts] of told) {
+    if (id <= made || lines.get(id)?.dataset.told === parts.join()) continue;
+    const line = document.createElement("li");
+    line.className = lines.has(id) ? "" : "new";
+    line.dataset.told = parts.join();
     const link = document.createElement("a");
-    link.href = address("/round", { id: event.id });
-    link.textContent = `Round ${count(event.id)}`;
+    link.href = address("/round", { id });
+    link.textContent = `Round ${count(id)}`;
     line.append(link, ...parts.map((part) => Object.assign(document.createElement("span"), { textContent: part })));
-    list.prepend(line);
-    while (list.children.length > 6) list.lastElementChild.remove();
+    lines.set(id, line);
   }
-  if (news) document.getElementById("news").textContent = `Round ${event.id} has closed: ${text}.`;
+  const newest = [...lines].sort(([a], [b]) => b - a).slice(0, 6).map(([, line]) => line);
+  if (newest.some((line, place) => list.children[place] !== line)) list.replaceChildren(...newest);
+  while (told.size > 50) told.delete(told.keys().next().value);
 }
 
 let loadedAt = Infinity; // by the coordinator's clock
 let fleet = null;
 
 // What stands in the page as text comes from the server as it makes it: one place says how figures read.
-const PARTS = [".hero", "#open-round", "#latest", "#alerts", "#machines", "#declines", "#rounds .scroll", "#words ul"];
+const PARTS = [".hero", "#latest", "#alerts", "#machines", "#declines", "#rounds .scroll", "#words ul"];
 
 async function refresh() {
   const [about, rows, answer] = await Promise.all([get("/api/overview"), fleet ? get("/api/fleet") : null, fetch(address("/"))]);
@@ -236,6 +245,7 @@ function renew(page) {
       old.replaceWith(document.adoptNode(young));
     }
   }
+  listLatest();
   makePrice();
   tellWorth();
 }
@@ -251,7 +261,7 @@ function soon() {
     } catch (error) {
       tellState("", STALE, error);
     }
-    pause = Math.max(150, 5 * (performance.now() - began));
+    pause = Math.max(150, 2 * (performance.now() - began));
     waiting = null;
   }, pause);
 }
