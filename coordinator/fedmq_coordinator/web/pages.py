@@ -416,7 +416,8 @@ def _latest(about: Overview, place: int) -> Markup:
     parts = [
         f"{rounds.accepted[place]:,} of {rounds.drawn[place]:,}",
         "" if metric is None else f"{about.metric_name} {metric:.3f}",
-        size(rounds.wire_up[place] + rounds.wire_down[place]),
+        # Told with each gateway's next answer.
+        size(wire) if (wire := rounds.wire_up[place] + rounds.wire_down[place]) else "bytes to come",
         "" if rounds.outcome[place] == "applied" else rounds.outcome[place],
     ]
     return tag(
