@@ -630,7 +630,8 @@ class Watcher:
         if key not in self._lower_limits:
             self._lower_limits[key] = lower_limit(self._summary(key), self.policy.rule)
         lowest, median = self._lower_limits[key], self._summary(key).quantile(0.5)
-        if lowest is None:
+        # Whoever shakes as usual, or more, is not quieter: that would be no evidence of anything.
+        if lowest is None or value >= median:
             return None
         quieter = f"quieter {name}"
         return Evidence(
