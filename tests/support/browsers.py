@@ -40,7 +40,9 @@ def browser() -> Iterator[Browser]:
 
     with sync_playwright() as playwright:
         # Root has no sandbox of chromium's, and containers often none at all; what is opened is our own page.
-        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"])
+        chromium = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
         try:
             yield chromium
         finally:
