@@ -59,8 +59,17 @@ def plant(bed: Bed, releases: Path) -> Iterator[Plant]:
     plant.build()
     authority = Authority(bed.folder / "releases-ca")
     certificate, key = authority.issue("releases", address=CONTROL)
-    plant.groups |= {"firmware_bridges": ["gw1"], "watches": ["gw1"]}
-    plant.variables |= {"broker_firewall": True, "broker_firewall_networks": ["10.77.0.0/24"]}
+    plant.groups |= {"firmware_bridges": ["gw1"], "watches": ["gw1"], "monitoring": ["hub"]}
+    plant.variables |= {
+        "broker_firewall": True,
+        "broker_firewall_networks": ["10.77.0.0/24"],
+        "coordinator_http": {"listen": "127.0.0.1:8080"},
+        "coordinator_settings": {"metrics": {"listen": "127.0.0.1:9464"}},
+        # The exporter itself comes from the distribution, whose mirror nobody here reaches.
+        "monitoring_packages": [],
+        "monitoring_rules": "/etc/fedmq",
+        "monitoring_dashboards": "/etc/fedmq",
+    }
     plant.host_variables = {
         "far": {
             "gateway_enrolment": "enrol",
@@ -197,6 +206,20 @@ def test_the_alert_is_seen_at_the_coordinator_and_what_is_said_there_comes_back(
     shown = json.loads(plant.fedmq("alert", "list", "--all", "--json", "--book", book, machine="gw1"))
     confirmed = [alert for alert in shown if alert["state"] == "confirmed"]
     assert [alert["verdict"] for alert in confirmed] == ["outer_race"], said
+
+
+def test_the_server_shows_itself_to_people_and_to_their_tools(plant: Plant) -> None:
+    fetch = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())"
+    page, figures = (
+        plant.hub.run(["python3", "-c", fetch, f"http://127.0.0.1:{where}"]).out for where in ("8080/", "9464/metrics")
+    )
+    assert "far" in page
+    assert 'fedmq_gateway_present{gateway="far"} 1.0' in figures
+    plant.hub.run("systemctl start fedmq-report fedmq-metrics")
+    assert "a gigabyte" in plant.hub.run("cat /var/lib/fedmq/reports/savings.html").out
+    assert "fedmq_rounds" in plant.hub.run("cat /var/lib/prometheus/node-exporter/fedmq.prom").out
+    assert plant.hub.run("systemctl list-timers --no-legend").out.count("fedmq-") == 2
+    plant.hub.run("ls /etc/fedmq/fedmq.rules.yml /etc/fedmq/fedmq.json")
 
 
 def test_remove_yml_leaves_nothing_of_all_that(plant: Plant) -> None:
