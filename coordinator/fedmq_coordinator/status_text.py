@@ -230,7 +230,7 @@ def _attention(report: Report, seen: _Seen, now: float) -> Iterator[tuple[str, s
     if below >= BELOW_IN_A_ROW:
         yield "", f"the last {below} rounds closed below quorum", "red"
     for line in report.flagged:
-        yield line.gateway, f"flagged ({flag_text(line)}){', set aside' if line.aside else ''}", "red"
+        yield line.gateway, f"flagged ({flag_text(line)})", "red"
     away = sorted((g for g in seen.gateways if not g.present), key=lambda g: g.last_seen)
     gone = [g for g in away if now - g.last_seen >= AWAY_SECONDS]
     for gateway in gone[:NAMED]:

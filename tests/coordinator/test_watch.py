@@ -148,7 +148,7 @@ def test_who_turns_its_updates_round_is_flagged_and_nobody_else_and_it_is_told(t
     assert "Gateways that should be looked at" in to_text(report, 200)
     assert "Gateways that should be looked at" in to_html(report)
     assert json.loads(to_json(report))["flagged"][0]["gateway"] == LIAR
-    assert f"{LIAR} (points away from the others)" in " ".join(status(fleet.ledger, fleet.now, 200).split())
+    assert f"{LIAR}: flagged (points away from the others)" in " ".join(status(fleet.ledger, fleet.now, 200).split())
 
 
 def test_an_honest_fleet_has_no_flags_and_cosines_on_record(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def lies(task: Task) -> tuple[Callable[[RoundPlan], list[Message]], ...]:
         # Refused, and declined as well.
         lambda plan: [
             update(plan, b""),
-            Decline(round_id=plan.round_id, reason=Reason.BATTERY, sent=1 << 62, received=1 << 62),
+            Decline(round_id=plan.round_id, reason=Reason.BATTERY, sent=1 << 44, received=1 << 44),
         ],
     )
 
