@@ -45,7 +45,7 @@ def test_a_gateway_opens_no_round(stand: Stand, outcome: Outcome) -> None:
         assert mallory.publish(down(Channel.PLAN), data) == NOT_AUTHORIZED
         assert mallory.publish(down(Channel.PLAN), data, retain=True) == NOT_AUTHORIZED
         mallory.publish(down(Channel.PLAN), data, qos=0)
-        for channel in (Channel.CHUNK, Channel.MODEL, Channel.REPORT):
+        for channel in (Channel.CHUNK, Channel.MODEL, Channel.REPORT, Channel.FLEET):
             assert mallory.publish(down(channel), b"anything") == NOT_AUTHORIZED
         stand.honest_round_went_on()
         # It listens itself: a plan that had gone out would be here before the next one.

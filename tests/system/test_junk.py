@@ -89,8 +89,8 @@ def junk(gateway: str, rng: Random) -> Iterator[tuple[str, bytes]]:
 
 
 def read_by_somebody(where: str) -> bool:
-    """Whether a program of ours is subscribed: nobody is to `report`, and to `model` only who waits for one."""
-    return not where.endswith(("/report", "/model"))
+    """Whether a program of ours is subscribed: none is to `report` and `fleet`, and to `model` only who waits for it."""
+    return not where.endswith(("/report", "/fleet", "/model"))
 
 
 def bomb(task: Task) -> bytes:

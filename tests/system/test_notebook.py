@@ -26,8 +26,8 @@ OF_TIME_AND_WIRE = {
     *("lineage", "opened_at", "closed_at", "seconds"),
     *("wire_up_bytes", "wire_down_bytes", "ip_bytes", "cpu_seconds"),
 }
-"""Columns that a run in virtual time has otherwise: a lineage is numbered by the clock, pings take bytes, and none of its
-costs is a real one."""
+"""Columns that a run in virtual time has otherwise: a lineage is numbered by the clock, pings take bytes, and no kernel
+counts what it costs."""
 SAME = tuple(field.name for field in fields(RoundMetrics) if field.name not in OF_TIME_AND_WIRE)
 
 
