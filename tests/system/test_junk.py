@@ -89,7 +89,7 @@ def junk(gateway: str, rng: Random) -> Iterator[tuple[str, bytes]]:
 
 
 def read_by_somebody(where: str) -> bool:
-    """Whether a program of ours is subscribed: none is to `report` and `fleet`, and to `model` only who waits for it."""
+    """Whether a program of ours is subscribed: none is to `report` or `fleet`, and to `model` only who waits for it."""
     return not where.endswith(("/report", "/fleet", "/model"))
 
 

@@ -15,7 +15,7 @@ from fedmq_coordinator.job import TaskPlan
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.report import build
 from fedmq_coordinator.service import CRASH_POINTS
-from fedmq_coordinator.settings import LimitSettings, RoundSettings
+from fedmq_coordinator.settings import LimitSettings, PublishSettings, RoundSettings
 from fedmq_coordinator.tasks import in_canary
 from fedmq_protocol.messages import AskModel, AskVerdict, CatchUp, CatchUpKind, Receipt, RoundPlan, Trial, Verdict
 from fedmq_protocol.task import initial_steps, model_digest, short
@@ -376,7 +376,8 @@ def answers(plant: Plant) -> set[tuple[int, str, str, str]]:
 
 
 def test_killed_at_any_crash_point_the_coordinator_comes_to_the_same_model(tmp_path: Path) -> None:
-    small = {"gateways": 2, "rounds": 2, "task": make_task(sizes=(22, 4, 3))}
+    publish = PublishSettings(fleet_seconds=1)
+    small = {"gateways": 2, "rounds": 2, "task": make_task(sizes=(22, 4, 3)), "publish": publish}
     undisturbed = Plant(tmp_path / "undisturbed", **small)  # type: ignore[arg-type]
     undisturbed.run_to_rest()
     never, fewer = set(), []
