@@ -133,7 +133,7 @@ class WatchPolicy(msgspec.Struct, frozen=True, kw_only=True):
     healthy: str = "normal"
     fault_share: float = 0.7
     """Probability of a fault's class that is level 1."""
-    life_share: float = 0.25
+    life_share: float = 0.32
     """Of the remaining life that a model can tell at most: level 1."""
     drift_windows: int = 8640
 

@@ -88,7 +88,7 @@ class JudgingSettings(Table):
     life_share: Annotated[
         float,
         Meta(gt=0, le=1, description="Remaining life that is its limit, as share of what the model can tell."),
-    ] = 0.25
+    ] = 0.32
     drift_windows: Annotated[
         int,
         Meta(
