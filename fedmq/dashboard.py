@@ -102,9 +102,12 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _stand_back() -> None:
     """Where processor or memory are short, the coordinator has them."""
-    os.nice(NICE)
-    with contextlib.suppress(OSError):  # no Linux, or not allowed: the kernel chooses by size then
+    try:
+        os.nice(NICE)
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ), encoding="ascii")
+    except OSError as error:
+        # A unit's filter of system calls may not allow it; then the kernel treats both alike.
+        log.info("the dashboard stands back no further than its unit lets it: %s", error)
 
 
 def _http_alone(overrides: Sequence[str]) -> HttpSettings:
