@@ -587,37 +587,41 @@ DAY = (
 def transitions(given: Any) -> dict[str, Any]:
     from fedmq.watch.replay import simulated_machine
 
-    cases: list[tuple[str, Machine, Recording]] = []
+    cases: list[tuple[str, Machine, Recording, Sequence[ScoringModel]]] = []
     if given.cwru is not None:
         healthy = next(one for one in recordings_at(given.cwru) if one.label == "normal")
-        cases.append(("cwru 97", Machine(name="m", bearing="6205", speed_rpm=1797.0), healthy))
+        models = trained({"mlp": without_rest(cwru(given.cwru, "fault", 1))}, given)
+        cases.append(("cwru 97", Machine(name="m", bearing="6205", speed_rpm=1797.0), healthy, models))
     if given.gearbox is not None:
         for one in recordings_at(given.gearbox):
             if one.label == "normal":
-                cases.append((f"gearbox {one.name}", Machine(name="m", kind="gearbox", speed_rpm=1800.0), one))
+                models = trained({"mlp": gearbox(given.gearbox, int(one.name.removeprefix("load")))}, given)
+                cases.append((f"gearbox {one.name}", Machine(name="m", kind="gearbox", speed_rpm=1800.0), one, models))
     for seed in range(given.machines):
         own = simulated_machine(seed)[0]
-        cases.append((f"simulated {seed}", Machine(name="m", bearing="6205", speed_rpm=1770.0, iso_group=2), own))
+        cases.append((f"simulated {seed}", Machine(name="m", bearing="6205", speed_rpm=1770.0, iso_group=2), own, ()))
     print(
         "| replay | speed measured | windows judged | of them in a transition | learnt from | of them in a transition |"
         " alerts |"
     )
     print("|---|---|---|---|---|---|---|")
     found = []
-    for name, machine, recording in cases:
+    for name, machine, recording, models in cases:
         for measured in (False, True):
-            one = transition(machine, recording, given, measured)
+            one = transition(machine, recording, models, given, measured)
             told = f"{one['judged']} | {one['wrong']} | {one['learnt']} | {one['taught']} | {one['alerts'] or 'none'}"
             print(f"| {name} | {'yes' if measured else 'no'} | {told} |", flush=True)
             found.append({"name": name, "measured": measured} | one)
     return {"transitions": found}
 
 
-def transition(machine: Machine, recording: Recording, given: Any, measured: bool) -> dict[str, Any]:
+def transition(
+    machine: Machine, recording: Recording, models: Sequence[ScoringModel], given: Any, measured: bool
+) -> dict[str, Any]:
     settings = machine.operating
     learn = round((LEARNING_WINDOWS + 3) * given.window + settings.dwell_seconds + settings.ramp_seconds)
     player = Player([take(recording)], parse_script(DAY.format(learn=learn)), rate_hz=recording.sampling_rate_hz)
-    watcher = Watcher(machine, policy_for())
+    watcher = Watcher(machine, policy_for(), models)
     alerts: Counter[str] = Counter()
     judged = wrong = learnt = taught = 0
     bands: Counter[str] = Counter()
