@@ -271,7 +271,7 @@ class Courier:
             alerts=tuple(alerts),
             anew=anew,
             machines=machines,
-            gone=tuple(self._known[key].name for key in gone if isinstance(self._known[key], MachineState)),  # type: ignore[union-attr]
+            gone=tuple(known.name for key in gone if isinstance(known := self._known[key], MachineState)),
             summaries=tuple(summaries),
             done=done,
             limits=self._limits,
