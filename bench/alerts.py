@@ -3,6 +3,7 @@
     python bench/alerts.py faults --cwru DIR --gearbox DIR      from a fault's start to its alert, with the right name
     python bench/alerts.py quiet --simulated 24                 false alerts per machine-month, of simulated machines
     python bench/alerts.py life --cmapss DIR                    cycles from a warning to the true end
+    python bench/alerts.py faults --speed 0.8 --cwru DIR ...    the same, where the machine has changed its speed before
     python bench/alerts.py transitions --cwru DIR               stop, start and other speeds
 
 What is played is `fedmq.watch.playing`'s; what judges is `fedmq_edge_node.watching`'s, with the policies that ship, but
@@ -36,7 +37,7 @@ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
 import numpy as np  # noqa: E402
-from fedmq_edge_node.alarms import Alarms, Evidence, Policy, Raised, Reading  # noqa: E402
+from fedmq_edge_node.alarms import Alarms, Changed, Evidence, Policy, Raised, Reading  # noqa: E402
 from fedmq_edge_node.machines import Machine  # noqa: E402
 from fedmq_edge_node.opinions import ScoringModel  # noqa: E402
 from fedmq_edge_node.personal import Scorer  # noqa: E402
@@ -55,6 +56,8 @@ CWRU_RPM = {0: 1797.0, 1: 1772.0, 2: 1750.0, 3: 1730.0}
 LEARNING_SHARE = 0.6
 """Of a healthy recording."""
 LEARNING_WINDOWS = 60
+CHANGE_SECONDS = 10.0
+"""Of a change of speed."""
 WITHIN = 2
 """Windows: the goal."""
 GOAL_PER_MONTH = 0.1
@@ -131,6 +134,8 @@ class Told:
     named: str | None
     """What the classifier's alert names, three windows after it came."""
     named_delay: int | None
+    line: str | None
+    """What the bearing's lines name, as a class."""
     healthy_seconds: float
     """Judged before the fault, without what limits were learnt from."""
     unique_seconds: float
@@ -159,6 +164,7 @@ def judge(
         first=[],
         named=None,
         named_delay=None,
+        line=None,
         healthy_seconds=0.0,
         unique_seconds=unique_seconds,
     )
@@ -176,7 +182,9 @@ def judge(
         if raised and told.delay is None:
             told.delay, told.first = behind, [outcome.kind for outcome in raised]
         for outcome in seen.outcomes:
-            if outcome.kind == "fault" and not hasattr(outcome, "to_at"):
+            if isinstance(outcome, Raised | Changed) and outcome.kind == "defect" and outcome.label is not None:
+                told.line = outcome.label.replace(" ", "_")
+            if isinstance(outcome, Raised | Changed) and outcome.kind == "fault":
                 told.named_delay = behind if told.named_delay is None else told.named_delay
                 names.append(outcome.label)
     told.named = names[-1] if names else None
@@ -233,7 +241,11 @@ def replay(
     learn, rest = part(healthy, 0.0, LEARNING_SHARE, "first"), part(healthy, LEARNING_SHARE, 1.0, "rest")
     learning = (LEARNING_WINDOWS + 3) * window + machine.operating.dwell_seconds + machine.operating.ramp_seconds
     quiet = given.quiet_seconds + window * float(rng.uniform())
-    script = f"normal@first:{learning:.3f}s,normal@rest:{quiet:.3f}s"
+    script = f"normal@first:{learning:.3f}s,"
+    changing = 0.0 if given.speed == 1.0 else CHANGE_SECONDS
+    if changing:
+        script += f"speed={given.speed}:{changing}s,"
+    script += f"normal@rest:{quiet:.3f}s"
     takes = [take(learn), take(rest)]
     if faulty is not None:
         script += f",{faulty.label}@{faulty.name}:{given.fault_seconds}s"
@@ -246,7 +258,7 @@ def replay(
         window=window,
         models=models,
         learning_until=learning,
-        fault_at=None if faulty is None else learning + quiet,
+        fault_at=None if faulty is None else learning + changing + quiet,
         fault="" if faulty is None else faulty.label,
         unique_seconds=len(takes[1].values) / healthy.sampling_rate_hz,
         policy=policy_for(),
@@ -324,9 +336,10 @@ def faults(given: Any) -> dict[str, Any]:
 def print_told(one: Told) -> None:
     delay = "never" if one.delay is None else f"{one.delay}"
     named = f"{one.named} after {one.named_delay}" if one.named else "-"
-    right = {None: ""}.get(one.named, "right" if one.named == one.fault else "WRONG")
+    right = "" if one.named is None else "right" if one.named == one.fault else "WRONG"
+    line = one.line or "-"
     false = f"; FALSE before: {', '.join(one.false)}" if one.false else ""
-    print(f"| {one.name} | {delay} | {', '.join(one.first)} | {named} | {right} |{false}", flush=True)
+    print(f"| {one.name} | {delay} | {', '.join(one.first)} | {named} | {right} | {line} |{false}", flush=True)
 
 
 def summarise(told: Sequence[Told]) -> None:
@@ -334,10 +347,13 @@ def summarise(told: Sequence[Told]) -> None:
     right = sum(one.named == one.fault for one in told)
     wrong = sum(one.named is not None and one.named != one.fault for one in told)
     missed = sum(one.delay is None for one in told)
+    lines = sum(one.line == one.fault for one in told)
+    lines_wrong = sum(one.line is not None and one.line != one.fault for one in told)
     false = sum(bool(one.false) for one in told)
     print(
         f"{len(told)} faults: {soon} told within {WITHIN} windows, {missed} never; the class right in {right}, wrong in"
-        f" {wrong}, not named in {len(told) - right - wrong}; {false} with an alert before the fault"
+        f" {wrong}, not named in {len(told) - right - wrong}; bearing lines name the right place in {lines}, another in"
+        f" {lines_wrong}; {false} with an alert before the fault"
     )
     unique: dict[str, float] = {}
     for one in told:
@@ -690,6 +706,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--months", type=float, default=120.0, help="to bootstrap (120)")
     parser.add_argument("--quiet-seconds", type=float, default=30.0, help="healthy before each fault (30)")
     parser.add_argument("--fault-seconds", type=float, default=12.0, help="of each fault (12)")
+    parser.add_argument(
+        "--speed", type=float, default=1.0, help="of the machine from before its fault on, against that learnt at (1)"
+    )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)

@@ -126,6 +126,10 @@ class Turning:
             state.band = round(away)
         return _name(state.band)
 
+    def is_usual(self) -> bool:
+        """Whether `band` is the one at which normal was learnt first, or would be if nothing is learnt yet."""
+        return self.band() == _name(0)
+
     def learn(self, turn: Turn, shaft_hz: float | None = None) -> None:
         """The window is normal. The first one says where the reference lies; those at that speed make it, until there
         are enough. `shaft_hz`: turns a second, where its own lines or a sensor told them."""

@@ -16,6 +16,9 @@ The rules kept here:
   learnt once, until there are enough windows over a long enough time, and stands then: what creeps is not followed.
 - What is suspected is never learnt from, also while learning: zones and bearing lines hold from the first window on,
   and from the `ROBUST_FROM`-th a robust bound over what has been learnt so far.
+- At another speed than the one that the machine is known at, a model may never have heard it. What it names there (a
+  fault, an end of life) counts once it has been quiet for as many windows as normal is learnt from. Until then it
+  neither raises nor ends an alert and is no suspicion, but it is told (`Seen.unproven`).
 - A bearing's lines count only where the speed that they are looked for by is measured, or the vibration confirms it.
 - An event (`baseline`) starts all of it anew for this machine alone.
 - A dismissed alert raises the learnt limits, or that of the bearing line, that it went by to what was seen meanwhile,
@@ -188,6 +191,8 @@ class Seen:
     learnt: tuple[float, ...] = ()
     """Begins of the windows that were taken as normal with this one: earlier ones."""
     drift: tuple[Drift, ...] = ()
+    unproven: tuple[str, ...] = ()
+    """What models name, and did not count: they have not shown yet that they know the machine at this speed."""
 
 
 class _Normal(msgspec.Struct, kw_only=True):
@@ -245,6 +250,14 @@ class _History(msgspec.Struct, kw_only=True):
     total: float = 0.0
 
 
+class _Proof(msgspec.Struct, kw_only=True):
+    """Of one version of a model, at one other speed: windows that were learnt as normal, and in how many of them it
+    named something."""
+
+    windows: int = 0
+    named: int = 0
+
+
 class _State(msgspec.Struct, kw_only=True):
     baseline_at: float = 0.0
     event: str = ""
@@ -254,6 +267,8 @@ class _State(msgspec.Struct, kw_only=True):
     """By the same keys: after dismissals a limit is this at least."""
     passed_over: list[str] = []
     """Task, version and fault that a model has named wrongly here."""
+    proofs: dict[str, _Proof] = {}
+    """By sensor, band and `_measure_of`."""
 
 
 class _Held(msgspec.Struct, frozen=True, kw_only=True):
@@ -274,6 +289,8 @@ class _Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """None where the reference of speed needs no more of them."""
     shaft_hz: float | None
     """As measured, or found in the vibration."""
+    doubted: dict[str, bool] = {}
+    """By `_measure_of` the models that had not proven themselves at this speed, and whether they named something."""
     void: bool = False
     """Something came that says it was not; until its time is over it counts for what is suspect all the same."""
 
@@ -335,7 +352,11 @@ class Watcher:
         values = self._values(condition, opinions)
         keys = {name: self._key(window.sensor, band, name) for name in values}
         confirmed = told_hz is not None or condition.shaft_found
-        readings = tuple(self._readings(window, condition, opinions, values, keys, confirmed))
+        doubted = {} if turning.is_usual() else self._doubted(window, band, opinions)
+        readings = (
+            *self._readings(window, condition, values, keys, confirmed),
+            *self._by_models(window, {name: said for name, said in opinions.items() if name not in doubted}),
+        )
         if not operating.usable:
             self._held[window.sensor] = _Held(speed_hz=window.speed_hz, readings=readings)
             return Seen(at=window.to_at, sensor=window.sensor, state=state, used=False, band=band, condition=condition)
@@ -359,6 +380,11 @@ class Watcher:
                     values=values,
                     turn=turn if turning.learns else None,
                     shaft_hz=condition.shaft_hz if condition.shaft_found else window.speed_hz,
+                    doubted={
+                        self._measure_of(model): bool(doubted[model.name])
+                        for model in self._models
+                        if model.name in doubted
+                    },
                 )
             )
         for name, value in values.items():
@@ -380,6 +406,7 @@ class Watcher:
             learning=self._learning(window.sensor, band),
             learnt=learnt,
             drift=drift,
+            unproven=tuple(named for names in doubted.values() for named in names),
         )
 
     def heed(self, limits: Mapping[tuple[str, str], float]) -> None:
@@ -400,11 +427,14 @@ class Watcher:
         for key in gone:
             for table in (self._normal, self._summaries, self._recent, self._limits, self._lower_limits):
                 table.pop(key, None)
+        proofs = self._state.proofs
+        self._state.proofs = {key: proof for key, proof in proofs.items() if key.rpartition("\n")[2] in marks}
         for sensor, every in self._candidates.items():
             self._candidates[sensor] = [
                 msgspec.structs.replace(
                     one,
                     values={name: value for name, value in one.values.items() if not _is_score(name) or name in marks},
+                    doubted={name: named for name, named in one.doubted.items() if name in marks},
                 )
                 for one in every
             ]
@@ -524,29 +554,15 @@ class Watcher:
         self,
         window: Window,
         condition: Condition,
-        opinions: Mapping[str, Opinion],
         values: Mapping[str, float],
         keys: Mapping[str, str],
         confirmed: bool,
     ) -> Iterable[Reading]:
-        def reading(kind: Kind, evidence: Iterable[Evidence], label: str | None = None) -> Reading:
-            ordered = tuple(sorted(evidence, key=lambda one: -one.level))
-            level = ordered[0].level
-            return Reading(
-                at=window.to_at,
-                machine=self.machine.name,
-                kind=kind,
-                level=level,
-                evidence=ordered,
-                from_at=window.from_at,
-                to_at=window.to_at,
-                label=label if level >= 1.0 else None,
-                sensor=window.sensor,
-            )
-
+        """What is measured, against zones, bearing lines and what is learnt."""
         limits = self.machine.zone_limits
         if limits is not None and "velocity" in values:
-            yield reading(
+            yield self._reading(
+                window,
                 "vibration",
                 [self._evidence(window, "velocity", values["velocity"], limits.b_c, keys["velocity"])],
             )
@@ -557,7 +573,7 @@ class Watcher:
                 allowed = self._state.allowed.get(f"defect\n{window.sensor}\n{name} line", 0.0)
                 bound = max(self.machine.defect_limit, allowed)
                 found.append(self._line(window, f"{name} line", height, bound))
-            yield reading("defect", found, worst)
+            yield self._reading(window, "defect", found, worst)
         learnt = [
             self._evidence(
                 window, name, value, learnt_limit, keys[name], by="fleet" if self._fleets(keys[name]) else ""
@@ -572,10 +588,13 @@ class Watcher:
                 if name in values and (one := self._quieter(window, name, values[name], keys[name])) is not None
             ]
         if learnt:
-            yield reading("anomaly", learnt)
+            yield self._reading(window, "anomaly", learnt)
+
+    def _by_models(self, window: Window, opinions: Mapping[str, Opinion]) -> Iterable[Reading]:
+        """What the models name, of those whose opinions are given."""
         if faults := list(self._faults(opinions)):
             label, named = max(faults, key=lambda one: one[1].level)
-            yield reading("fault", [named], label)
+            yield self._reading(window, "fault", [named], label)
         least = self.policy.life_share
         lives = [
             # The level grows as the life shrinks; no life left is level 100, and not infinity.
@@ -588,7 +607,36 @@ class Watcher:
             if said.remaining is not None and said.remaining_most
         ]
         if lives:
-            yield reading("life", lives)
+            yield self._reading(window, "life", lives)
+
+    def _reading(self, window: Window, kind: Kind, evidence: Iterable[Evidence], label: str | None = None) -> Reading:
+        ordered = tuple(sorted(evidence, key=lambda one: -one.level))
+        level = ordered[0].level
+        return Reading(
+            at=window.to_at,
+            machine=self.machine.name,
+            kind=kind,
+            level=level,
+            evidence=ordered,
+            from_at=window.from_at,
+            to_at=window.to_at,
+            label=label if level >= 1.0 else None,
+            sensor=window.sensor,
+        )
+
+    def _doubted(self, window: Window, band: str, opinions: Mapping[str, Opinion]) -> dict[str, tuple[str, ...]]:
+        """Models that have not proven themselves in this band, by name, with what they name now."""
+        doubted = {}
+        for model in self._models:
+            said = opinions.get(model.name)
+            if said is None or (said.classes is None and said.remaining is None):
+                continue
+            proof = self._state.proofs.get(self._key(window.sensor, band, self._measure_of(model)), _Proof())
+            often = (1 - self.policy.quantile) * proof.windows
+            if proof.windows < self.policy.learning_windows or proof.named > often:
+                readings = self._by_models(window, {model.name: said})
+                doubted[model.name] = tuple(one.evidence[0].name for one in readings if one.level >= 1.0)
+        return doubted
 
     def _faults(self, opinions: Mapping[str, Opinion]) -> Iterable[tuple[str, Evidence]]:
         """Of each model that tells faults apart the most probable one; what was dismissed of this version is none."""
@@ -699,6 +747,10 @@ class Watcher:
 
     def _learn(self, sensor: str, one: _Candidate) -> Iterable[Drift]:
         drifts = []
+        for model, named in one.doubted.items():
+            proof = self._state.proofs.setdefault(self._key(sensor, one.band, model), _Proof())
+            if proof.windows < self.policy.learning_windows:
+                proof.windows, proof.named = proof.windows + 1, proof.named + named
         for name, value in one.values.items():
             key = self._key(sensor, one.band, name)
             normal = self._normal.setdefault(key, _Normal(first_at=one.from_at))
@@ -782,10 +834,6 @@ class Watcher:
     @staticmethod
     def _measure_of(model: Model) -> str:
         return f"score of {model.name} of version {model.mark}"
-
-
-class _MakeReading(Protocol):
-    def __call__(self, kind: Kind, evidence: Iterable[Evidence], label: str | None = None) -> Reading: ...
 
 
 _BY_MODELS: tuple[Kind, ...] = ("fault", "life")

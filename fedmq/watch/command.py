@@ -326,6 +326,8 @@ def _standing(one: dict[str, Any]) -> str:
     if learning is not None:
         windows = f"learning what is normal: {learning['windows']:,} of {learning['wanted']:,} windows"
         parts.append("normal is learnt" if learning["done"] else windows)
+    if one.get("unproven"):
+        parts.append(f"{', '.join(one['unproven'])} at {one['band']}: not counted before it has been quiet there")
     if one.get("event"):
         parts.append(f"since {one['event']} on {_shown(one['baseline_at'])}")
     return ", ".join(parts)

@@ -416,6 +416,8 @@ def standing(watcher: Watcher, seen: Seen, before: Mapping[str, Any]) -> dict[st
             "values": {name: round(value, 6) for name, value in seen.values.items()},
             "levels": {one.kind: round(one.level, 4) for one in seen.readings},
         }
+        if seen.unproven:
+            said["unproven"] = list(seen.unproven)
     if seen.learning is None and "learning" in before and before.get("baseline_at") == said.get("baseline_at"):
         said["learning"] = before["learning"]
     if seen.learning is not None:

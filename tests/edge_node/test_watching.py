@@ -390,3 +390,75 @@ def test_what_is_learnt_is_learnt_late_and_not_before_a_change() -> None:
     learnt = [begin for one in seen for begin in one.learnt]
     assert not [begin for begin in learnt if stopped_at - 20.0 < begin < stopped_at + 60.0]
     assert [begin for begin in learnt if begin > stopped_at + 60.0]
+
+
+def says(share: float) -> Opinion:
+    return Opinion(classes={"normal": 1.0 - share, "ball": share})
+
+
+def at_other_speed(model: Said, share: float, policy: WatchPolicy = POLICY) -> Line:
+    """A machine whose normal is learnt, and that has come to another speed, where the model names a fault."""
+    line = Line(PLAIN, [model], policy)
+    model.next = says(0.1)
+    at_speed(line, 1.0, 50)
+    model.next = says(share)
+    return line
+
+
+def test_what_a_model_names_at_a_speed_that_it_has_not_proven_itself_at_is_told_and_raises_nothing() -> None:
+    model = Said()
+    line = at_other_speed(model, 0.95)
+    seen = at_speed(line, 1.2, 45)
+    assert raised(seen) == []
+    assert seen[-1].band == "1.21 x speed"
+    assert seen[-1].unproven == ("ball by bearings",)
+    # It is no suspicion either: else nothing would ever be learnt at this speed.
+    assert seen[-1].learning is not None
+    assert seen[-1].learning.done
+    # And it has named something too often to be heard there later.
+    assert raised(at_speed(line, 1.2, 20)) == []
+    # At the usual speed it counts as ever.
+    assert {kind for _, kind in raised(at_speed(line, 1.0, 6))} == {"fault"}
+
+
+def test_a_fault_at_another_speed_is_told_by_what_is_measured_and_named_by_no_model_that_has_not_proven_itself() -> (
+    None
+):
+    model = Said()
+    line = at_other_speed(model, 0.95)
+    at_speed(line, 1.2, 45)
+    assert {kind for _, kind in raised(at_speed(line, 1.2, 5, "outer_race"))} == {"anomaly"}
+
+
+def test_a_model_that_was_quiet_at_another_speed_for_long_enough_counts_there() -> None:
+    model = Said()
+    line = at_other_speed(model, 0.1)
+    at_speed(line, 1.2, POLICY.learning_windows - 5)
+    model.next = says(0.95)
+    assert raised(at_speed(line, 1.2, 2)) == []
+    model.next = says(0.1)
+    at_speed(line, 1.2, 20)
+    # One of thirty is more than one of a hundred.
+    model.next = says(0.95)
+    assert raised(at_speed(line, 1.2, 5)) == []
+    other = Said(mark="2")
+    other.next = says(0.1)
+    line.watcher.use([other])
+    at_speed(line, 1.2, POLICY.learning_windows + 5)
+    restarted = Watcher(PLAIN, POLICY, [other])
+    restarted.load(line.watcher.dump())
+    line.watcher = restarted
+    other.next = says(0.95)
+    assert {kind for _, kind in raised(at_speed(line, 1.2, 3))} == {"fault"}
+
+
+def test_a_model_that_has_not_proven_itself_ends_no_alert_either() -> None:
+    model = Said()
+    line = at_other_speed(model, 0.1)
+    model.next = says(0.95)
+    assert {kind for _, kind in raised(at_speed(line, 1.0, 5))} == {"fault"}
+    model.next = says(0.1)
+    seen = at_speed(line, 1.2, 20)
+    assert not any(isinstance(o, Cleared) for one in seen for o in one.outcomes)
+    seen = at_speed(line, 1.0, 10)
+    assert any(isinstance(o, Cleared) for one in seen for o in one.outcomes)
