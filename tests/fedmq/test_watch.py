@@ -12,11 +12,12 @@ from fedmq_coordinator.ledger import Ledger
 from fedmq_edge_node.alertbook import Alertbook, BookError
 from fedmq_edge_node.samples import Samples, list_recordings, load
 from fedmq_edge_node.sensors import Sensors
-from fedmq_edge_node.watching import learnt
+from fedmq_edge_node.watching import Opinion, learnt
 from fedmq_firmware_bridge.store import Store
 from fedmq_protocol.condition import QUANTILES
 from fedmq_protocol.task import Windowing
 from machine_rows import a_watch, an_alert
+from numpy.typing import NDArray
 from watched import BEGIN, EVERY, MACHINE, PUMP, Plant, finish
 
 from fedmq.cli import main
@@ -213,6 +214,34 @@ def test_the_book_is_read_and_written_by_the_command_line(plant: Plant, capsys: 
     assert main(["alert", "show", "7", *where]) == 1
     assert "there is no alert 7" in capsys.readouterr().err
     assert main(["alert", "list", "--book", str(plant.directory / "none.sqlite")]) == 1
+
+
+class NamesBalls:
+    """A classifier that names a fault in whatever it hears."""
+
+    name, mark = "bearings", "1"
+
+    def opinion(self, signal: NDArray[np.float64], rate_hz: float) -> Opinion:
+        return Opinion(classes={"normal": 0.1, "ball": 0.9})
+
+
+def test_the_status_says_what_a_model_names_at_a_speed_that_it_is_not_known_to_know(
+    plant: Plant, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = plant.book()
+    plant.hear(30)
+    finish(plant.watch(book))
+    plant.hear(12, shaft_hz=36.0)
+    finish(plant.watch(book, models=lambda: [NamesBalls()]))
+    assert main(["watch", "status", "--book", str(book.path)]) == 0
+    said = capsys.readouterr().out
+    assert "ball by bearings at 1.21 x speed: not counted before it has been quiet there" in said
+    assert book.alerts() == []
+    plant.hear(12)
+    finish(plant.watch(book, models=lambda: [NamesBalls()]))
+    assert [(alert.kind, alert.label) for alert in book.alerts()] == [("fault", "ball")]
+    assert main(["watch", "status", "--book", str(book.path)]) == 0
+    assert "not counted" not in capsys.readouterr().out
 
 
 def test_a_book_of_another_schema_or_program_is_refused(tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ POLICY = WatchPolicy(alarms=Policy(clear_windows=3), learning_windows=20, learni
 BEGIN = 1_700_000_000.0
 
 
-def shaking(n: int, label: str = "normal") -> np.ndarray[Any, np.dtype[np.float32]]:
+def shaking(n: int, label: str = "normal", shaft_hz: float = 30.0) -> np.ndarray[Any, np.dtype[np.float32]]:
     return simulate_vibration(
         label=label,
         severity=0.0 if label == "normal" else 20.0,
-        shaft_hz=30.0,
+        shaft_hz=shaft_hz,
         load=1.0,
         resonance_hz=3200.0,
         seconds=1.0,
@@ -50,7 +50,7 @@ class Plant:
         self.n = 0
         self.now = BEGIN
 
-    def hear(self, count: int, label: str = "normal", machine: str = PUMP) -> None:
+    def hear(self, count: int, label: str = "normal", machine: str = PUMP, shaft_hz: float = 30.0) -> None:
         number = self.machines.index(machine)
         info = SensorInfo(
             source="line",
@@ -60,7 +60,7 @@ class Plant:
             channels=(Channel(name="x", unit="g"),),
         )
         for _ in range(count):
-            values = shaking(self.n, label).reshape(-1, 1)
+            values = shaking(self.n, label, shaft_hz).reshape(-1, 1)
             at = BEGIN + EVERY * self.n
             stretch = Stretch(
                 sensor=number,
