@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from fedmq_protocol.condition import OTHER, is_other
 from fedmq_protocol.state import PlaceError, make_place
 
 from fedmq_edge_node.alarms import Changed, Cleared, Evidence, Kind, Outcome, Raised
@@ -86,7 +87,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     label: str | None
     """The fault that it names itself."""
     verdict: str | None
-    """The fault that somebody confirmed."""
+    """The fault that somebody confirmed, or `other: …` for a cause that is no class."""
     opened_at: float
     from_at: float
     to_at: float | None
@@ -390,16 +391,10 @@ class Alertbook:
         return self.alert(number)
 
     def decide(self, number: int, fault: str | None, *, who: str, at: float) -> Alert:
-        """The verdict: this fault, or none. The same one again changes nothing; another one replaces the first."""
+        """The verdict: this fault, a cause that is no class (`other: unbalance`), or none. The same one again changes
+        nothing; another one replaces the first."""
         if fault is not None:
-            _check_text("fault", fault)
-            if fault.startswith(".") or "/" in fault:
-                raise BookError(f"fault: expected a name that could be a folder's, got {fault!r}")
-            known = self.faults()
-            if known and fault not in known:
-                raise BookError(
-                    f"fault: expected one of {', '.join(known)} (the watch's setting faults), got {fault!r}"
-                )
+            self._check_fault(fault)
         state: What = "dismissed" if fault is None else "confirmed"
         with self._transaction():
             alert = self.alert(number)
@@ -408,6 +403,21 @@ class Alertbook:
                 self._said(alert, state, who, at, fault or "")
                 self._add_order(alert.machine, state, at, who, number, fault or "")
         return self.alert(number)
+
+    def _check_fault(self, fault: str) -> None:
+        _check_text("fault", fault)
+        if is_other(fault):
+            if not fault.removeprefix(OTHER).strip():
+                raise BookError(f"fault: expected what it was behind `{OTHER}`, such as `{OTHER} unbalance`")
+            return
+        if fault.startswith(".") or "/" in fault:
+            raise BookError(f"fault: expected a name that could be a folder's, got {fault!r}")
+        known = self.faults()
+        if known and fault not in known:
+            raise BookError(
+                f"fault: expected one of {', '.join(known)} (the watch's setting faults), got {fault!r};"
+                f" `{OTHER} {fault}` says that it was none of them"
+            )
 
     def event(self, machine: str, what: str, *, who: str, at: float, noted_at: float) -> None:
         """The machine is another one from `at` on."""

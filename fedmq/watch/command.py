@@ -70,6 +70,7 @@ examples:
   fedmq alert show 12                        what is behind it, and what has happened to it
   fedmq alert ack 12                         somebody is on it
   fedmq alert confirm 12 inner_race          it was that: its windows are labelled so
+  fedmq alert confirm 12 --other unbalance   it was something that no classifier learns: its windows are left out
   fedmq alert dismiss 12                     it was nothing: its windows are labelled healthy
 
 at the coordinator, for the alerts of all gateways:
@@ -151,7 +152,7 @@ def add_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     for verb, words in (
         ("show", "what is behind an alert, and what has happened to it"),
         ("ack", "somebody is on it"),
-        ("confirm", "it was this fault; its windows are labelled so"),
+        ("confirm", "it was this fault, and its windows are labelled so; or another cause, and they are left out"),
         ("dismiss", "it was nothing; its windows are labelled healthy"),
     ):
         one = verbs.add_parser(
@@ -163,7 +164,7 @@ def add_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         )
         one.add_argument("alert", metavar="ALERT", help="its number; at the coordinator GATEWAY/NUMBER")
         if verb == "confirm":
-            one.add_argument("fault", metavar="KIND", help="such as inner_race; best a class of the task")
+            _add_cause(one)
         if verb != "show":
             one.add_argument("--who", metavar="NAME", help="who says so (default: this user)")
             one.add_argument(
@@ -176,6 +177,17 @@ def add_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         _add_book(one)
         add_place(one)
         one.set_defaults(run={"show": _show}.get(verb, _say))
+
+
+def _add_cause(parser: argparse.ArgumentParser) -> None:
+    cause = parser.add_mutually_exclusive_group(required=True)
+    cause.add_argument("fault", nargs="?", metavar="KIND", help="such as inner_race; best a class of the task")
+    cause.add_argument(
+        "--other",
+        metavar="WHAT",
+        help="a cause that is no class, in your words, such as unbalance: nothing is learnt from the alert's windows,"
+        " and no limit moves",
+    )
 
 
 def add_event(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -380,10 +392,15 @@ def _show(arguments: argparse.Namespace) -> None:
         if alert.state == "open":
             print(f"next: `fedmq alert ack {alert.id}` when somebody is on it,")
         print(f"{'then:' if alert.state == 'open' else 'next:'} `fedmq alert confirm {alert.id} {faults}`, or")
+        print(f"      `fedmq alert confirm {alert.id} --other WHAT`, or")
         print(f"      `fedmq alert dismiss {alert.id}`, once it is known what it was")
 
 
 def _say(arguments: argparse.Namespace) -> None:
+    from fedmq_protocol.condition import is_other, other_cause
+
+    if getattr(arguments, "other", None) is not None:
+        arguments.fault = other_cause(arguments.other)
     if afar.is_afar(arguments):
         afar.say(arguments)
         return
@@ -395,7 +412,9 @@ def _say(arguments: argparse.Namespace) -> None:
     else:
         alert = book.decide(number, getattr(arguments, "fault", None), who=who, at=at)
     print(f"alert {alert.id} of {alert.machine}: {_line(alert)}")
-    if arguments.verb == "confirm":
+    if arguments.verb == "confirm" and is_other(arguments.fault):
+        print("the watch leaves its windows out of training at its next look; no limit moves for it")
+    elif arguments.verb == "confirm":
         print(f"the watch labels its windows {arguments.fault} at its next look; the next round learns from them")
     elif arguments.verb == "dismiss":
         print("the watch labels its windows healthy at its next look, and lets this machine be as it was then")

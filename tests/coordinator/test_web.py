@@ -517,7 +517,10 @@ def test_alerts_stand_there_with_what_they_go_by(watched: Path) -> None:
         assert site.get("/machine?gateway=bay2-fan&name=none").status == 404
 
 
-@pytest.mark.parametrize(("what", "fault"), [("confirm", "inner_race"), ("dismiss", "left in the field"), ("ack", "")])
+@pytest.mark.parametrize(
+    ("what", "fault"),
+    [("confirm", "inner_race"), ("confirm", "other: loose foot"), ("dismiss", "left in the field"), ("ack", "")],
+)
 def test_an_operators_verdict_goes_on_record_with_who_gave_it(
     watched: Path, tmp_path: Path, what: str, fault: str
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fedmq_coordinator.ledger import Ledger
+from fedmq_edge_node.alarms import Raised
 from fedmq_edge_node.alertbook import Alertbook, BookError
 from fedmq_edge_node.samples import Samples, list_recordings, load
 from fedmq_edge_node.sensors import Sensors
@@ -114,6 +115,90 @@ def test_another_verdict_moves_the_recordings(plant: Plant) -> None:
     kept = list_recordings(plant.directory / "watch" / "kept")
     assert {path.parent.name for path in kept} == {"outer_race"}
     assert labels(plant)[30:34] == ["outer_race"] * 4
+
+
+def test_a_cause_that_is_no_class_is_confirmed_and_nothing_is_learnt_from_it(plant: Plant) -> None:
+    book = anomaly(plant)
+    book.take_only(("outer_race", "ball"))
+    plant.hear(6)
+    watch = plant.watch(book)
+    finish(watch)
+    limits = book.parts()[PUMP]["state"]
+    assert main(["alert", "confirm", "--other", "loose foot", "1", "--book", str(book.path)]) == 0
+    finish(watch)
+    assert (book.alert(1).state, book.alert(1).verdict) == ("confirmed", "other: loose foot")
+    assert labels(plant) == ["unlabelled"] * 30 + ["set-aside"] * 4 + ["unlabelled"] * 6
+    assert Sensors(plant.store, unix=lambda: plant.now).signal_samples() == {"unlabelled": 36 * 12_000}
+    kept = plant.directory / "watch" / "kept"
+    assert {path.parent.name for path in kept.rglob("*.npy")} == {".set-aside"}
+    assert b'"allowed":{}' in limits
+    assert b'"allowed":{}' in book.parts()[PUMP]["state"]
+    plant.hear(4, "outer_race")
+    finish(watch)
+    assert len(book.alerts()) == 2, "it was not nothing: the same again is another alert"
+
+
+@pytest.mark.parametrize("first", ["outer_race", None, "other: unbalance"])
+@pytest.mark.parametrize("then", ["outer_race", None, "other: unbalance"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_last_of_two_verdicts_holds_in_store_and_folder(
+    plant: Plant, first: str | None, then: str | None, at_once: bool
+) -> None:
+    book = anomaly(plant)
+    plant.hear(6)
+    watch = plant.watch(book)
+    finish(watch)
+    book.decide(1, first, who="ann", at=plant.now)
+    if not at_once:
+        finish(watch)
+    book.decide(1, then, who="ann", at=plant.now)
+    finish(watch)
+    label, folder = {
+        "outer_race": ("outer_race", "outer_race"),
+        None: ("normal", "normal"),
+        "other: unbalance": ("set-aside", ".set-aside"),
+    }[then]
+    assert labels(plant)[30:34] == [label] * 4
+    assert {path.parent.name for path in (plant.directory / "watch" / "kept").rglob("*.npy")} == {folder}
+
+
+def test_of_overlapping_alerts_the_later_verdict_holds_for_the_time_that_they_share(plant: Plant) -> None:
+    book = anomaly(plant)
+    first = book.alert(1)
+    book.step(
+        at=plant.now,
+        outcomes=[
+            Raised(
+                machine=PUMP,
+                kind="vibration",
+                at=first.from_at + 30,
+                from_at=first.from_at + 20,
+                level=1.2,
+                severity="warning",
+                evidence=first.evidence,
+                sensor=first.sensor,
+            )
+        ],
+    )
+    watch = plant.watch(book)
+    book.decide(1, "outer_race", who="ann", at=plant.now)
+    book.decide(2, "other: unbalance", who="ann", at=plant.now)
+    finish(watch)
+    assert labels(plant)[30:34] == ["outer_race"] * 2 + ["set-aside"] * 2
+
+
+def test_what_was_set_aside_by_a_verdict_stays_so_after_an_event(plant: Plant) -> None:
+    book = anomaly(plant)
+    watch = plant.watch(book)
+    book.decide(1, "other: unbalance", who="ann", at=plant.now)
+    finish(watch)
+    book.event(PUMP, "maintenance", who="ann", at=plant.now, noted_at=plant.now)
+    plant.hear(3)
+    finish(watch)
+    assert labels(plant) == ["set-aside"] * 34 + ["unlabelled"] * 3
+    book.decide(1, "outer_race", who="ann", at=plant.now)
+    finish(watch)
+    assert labels(plant)[30:34] == ["outer_race"] * 4, "faults from before an event are learnt from"
 
 
 def trained_on(plant: Plant, classes: tuple[str, ...] = ()) -> Samples:
@@ -306,8 +391,11 @@ def test_a_gateway_learns_from_what_is_kept_once_the_ring_has_gone_round(plant: 
 def test_a_verdict_names_a_fault_that_is_a_class(plant: Plant) -> None:
     book = anomaly(plant)
     book.take_only(("outer_race", "ball"))
-    with pytest.raises(BookError, match="expected one of outer_race, ball"):
+    with pytest.raises(BookError, match=r"expected one of outer_race, ball.*`other: worn out` says that it was none"):
         book.decide(1, "worn out", who="ann", at=plant.now)
+    with pytest.raises(BookError, match="expected what it was behind `other:`"):
+        book.decide(1, "other:", who="ann", at=plant.now)
+    assert book.orders() == []
     assert book.decide(1, "ball", who="ann", at=plant.now).verdict == "ball"
 
 

@@ -348,6 +348,14 @@ def test_an_order_that_makes_no_sense_is_refused_and_changes_nothing(book: Alert
     assert book.orders() == []
 
 
+def test_a_cause_that_is_no_class_is_ordered_by_mqtt_as_a_fault_is(book: Alertbook) -> None:
+    book.take_only(("ball",))
+    book.step(at=0.0, outcomes=[outcome()])
+    order = b'{"do": "confirm", "alert": 1, "fault": "other: unbalance", "who": "ann"}'
+    obey(book, order, {PUMP: MACHINE}, datetime.now().astimezone())
+    assert (book.alert(1).state, book.alert(1).verdict) == ("confirmed", "other: unbalance")
+
+
 def test_a_verdict_twice_is_one_order_and_another_one_is_a_second(book: Alertbook) -> None:
     book.step(at=0.0, outcomes=[outcome()])
     for fault in ("ball", "ball", None):

@@ -645,6 +645,7 @@ def _verdict(alert: AlertLine, who: Who, faults: Sequence[str], back: str) -> Ch
             list=f"{place}-kinds",
             maxlength=64,
             value=alert.label or "",
+            placeholder="a class, or other: unbalance",
             autocomplete="off",
         ),
         tag("datalist", [tag("option", value=fault) for fault in faults], id=f"{place}-kinds"),
