@@ -127,6 +127,9 @@ def obey(book: Alertbook, payload: bytes, machines: Mapping[str, Machine], now: 
     known = {"ack": {"alert"}, "confirm": {"alert", "fault"}, "dismiss": {"alert"}}
     keys = said.keys() - {"do", "who"}
     if do in known:
+        overlapping = said.get("overlapping", False)
+        if do != "ack" and isinstance(overlapping, bool):
+            keys -= {"overlapping"}
         number = said.get("alert")
         if keys != known[do] or not isinstance(number, int) or isinstance(number, bool):
             raise ValueError(f"{do}: expected the keys {', '.join(sorted(known[do]))}, alert as its number")
@@ -136,7 +139,7 @@ def obey(book: Alertbook, payload: bytes, machines: Mapping[str, Machine], now: 
         fault = said.get("fault")
         if do == "confirm" and not isinstance(fault, str):
             raise ValueError("confirm: expected fault as a text")
-        book.decide(number, fault, who=who, at=at)
+        book.decide(number, fault, who=who, at=at, overlapping=overlapping)
         return
     if not {"machine"} <= keys <= {"machine", "at"} or not isinstance(said["machine"], str):
         raise ValueError("expected ack, confirm or dismiss with alert, or an event with machine")

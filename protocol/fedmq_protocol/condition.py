@@ -59,6 +59,7 @@ __all__ = [
     "is_other",
     "limits_mark",
     "mark_of",
+    "meet",
     "other_cause",
     "quantiles_of",
     "read_trend",
@@ -260,6 +261,11 @@ class FleetLimits(msgspec.Struct, frozen=True, kw_only=True, array_like=True, ta
 
 
 _ENCODER = msgspec.msgpack.Encoder()
+
+
+def meet(one: tuple[float, float | None], other: tuple[float, float | None]) -> bool:
+    """Whether two alerts of a machine overlap in time: each from when to when, None where it goes on."""
+    return (other[1] is None or one[0] <= other[1]) and (one[1] is None or other[0] <= one[1])
 
 
 def other_cause(what: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.tasks import AlertWish
 from fedmq_edge_node.alarms import Raised
 from fedmq_edge_node.alertbook import Alertbook, BookError
 from fedmq_edge_node.samples import Samples, list_recordings, load
@@ -276,6 +278,41 @@ def test_damaged_samples_are_passed_over(plant: Plant) -> None:
     assert next(iter(book.positions().values())).at == pytest.approx(BEGIN + 91)
 
 
+def test_of_overlapping_alerts_each_command_names_the_others_and_one_verdict_will_do(
+    plant: Plant, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = anomaly(plant)
+    first = book.alert(1)
+    also = Raised(
+        machine=PUMP,
+        kind="defect",
+        at=first.from_at + 30,
+        from_at=first.from_at + 20,
+        level=1.2,
+        severity="warning",
+        evidence=first.evidence,
+        sensor=first.sensor,
+    )
+    book.step(at=plant.now, outcomes=[also])
+    where = ["--book", str(book.path)]
+    assert main(["alert", "list", *where]) == 0
+    assert [line.rpartition("; ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "at the same time: 1",
+        "at the same time: 2",
+    ]
+    assert main(["alert", "show", "1", *where]) == 0
+    assert "at the same time, with no verdict yet: 2 (defect)" in capsys.readouterr().out
+    assert main(["alert", "confirm", "1", "outer_race", "--overlapping", *where]) == 0
+    said = capsys.readouterr().out
+    assert f"alert 1 of {PUMP}: confirmed" in said
+    assert f"alert 2 of {PUMP}: confirmed" in said
+    assert "the watch labels their windows outer_race" in said
+    assert main(["alert", "show", "1", *where]) == 0
+    assert "at the same time" not in capsys.readouterr().out
+    finish(plant.watch(book))
+    assert labels(plant)[30:] == ["outer_race"] * 4
+
+
 def test_the_book_is_read_and_written_by_the_command_line(plant: Plant, capsys: pytest.CaptureFixture[str]) -> None:
     book = anomaly(plant)
     where = ["--book", str(book.path)]
@@ -396,7 +433,7 @@ def test_a_verdict_names_a_fault_that_is_a_class(plant: Plant) -> None:
     with pytest.raises(BookError, match="expected what it was behind `other:`"):
         book.decide(1, "other:", who="ann", at=plant.now)
     assert book.orders() == []
-    assert book.decide(1, "ball", who="ann", at=plant.now).verdict == "ball"
+    assert [one.verdict for one in book.decide(1, "ball", who="ann", at=plant.now)] == ["ball"]
 
 
 def test_two_watches_do_not_work_in_one_folder(plant: Plant) -> None:
@@ -497,7 +534,29 @@ def test_at_the_coordinator_an_alert_is_named_by_gateway_and_number(
     assert main(["alert", "ack", "12", *at]) != 0
     assert "expected an alert as GATEWAY/NUMBER" in capsys.readouterr().err
     assert main(["alert", "ack", "g0/12"]) != 0
-    again = Ledger(tmp_path / "ledger.sqlite")
-    (order,) = again.orders_of_alert("g0", 12)
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as again:
+        (order,) = again.orders_of_alert("g0", 12)
     assert (order.verb, order.done) == ("confirm", None)
-    again.close()
+
+
+def test_at_the_coordinator_one_verdict_is_ordered_of_all_that_overlap(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
+        ledger.save_watch(a_watch("g0"))
+        for number, more in {11: {"to_at": 1.0}, 12: {}, 13: {"kind": "defect"}, 14: {"machine": "fan-2"}}.items():
+            ledger.save_alert(an_alert("g0", number, **{"from_at": 100.0 * (number != 11), "to_at": None} | more))
+        ledger.commit()
+    at = ("--state", str(tmp_path))
+    assert main(["alert", "list", *at]) == 0
+    assert [line.partition("; ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "",
+        "at the same time: g0/12",
+        "at the same time: g0/13",
+        "",
+    ]
+    assert main(["alert", "confirm", "g0/12", "--other", "unbalance", "--overlapping", *at]) == 0
+    assert "alert g0/13: ordered" in capsys.readouterr().err
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as again:
+        assert [order.task for order in again.alert_orders_waiting()] == ["g0/12", "g0/13"]
+        assert {AlertWish.read(order).fault for order in again.alert_orders_waiting()} == {"other: unbalance"}
