@@ -63,7 +63,7 @@ drift_windows = 100         # 8,640 where all of a day is heard
 
 BLOCKS = (
     *("add", "list", "settings", "first status", "first alerts", "first show", "zone show", "ack"),
-    *("confirm", "event", "learning", "learnt", "false show", "dismiss", "after dismissal"),
+    *("confirm", "event", "other", "learning", "learnt", "false show", "dismiss", "after dismissal"),
     *("month show", "month confirm", "month event", "labels", "drift"),
     *("tasks", "report", "promote", "named list", "named show", "last status"),
 )
@@ -262,6 +262,8 @@ def week_one(plant: Plant) -> None:
     plant.show("event", "fedmq machine event motor-07 bearing-changed --at 15:30")
     plant.watch()
     plant.motors["motor-19"].unbalance_mm_s = 0.0  # it has been balanced
+    plant.show("other", f"fedmq alert confirm {alert_of(plant, 'motor-19')} --other unbalance")
+    plant.watch()
     for day in range(3, 9):
         plant.on(day)
         plant.hear()
