@@ -17,13 +17,14 @@ Times are Unix seconds by the clock of whoever noted them: a gateway's for what 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from fedmq_protocol.condition import QUANTILES, WAITING_STATES, Measured, quantiles_of, read_trend
+from fedmq_protocol.condition import QUANTILES, WAITING_STATES, Measured, meet, quantiles_of, read_trend
 
 if TYPE_CHECKING:
     from fedmq_coordinator.ledger import Book, Ledger
@@ -40,8 +41,10 @@ __all__ = [
     "Summed",
     "Watch",
     "alerts_of",
+    "by_machine",
     "machines_of",
     "machines_told",
+    "overlapping",
 ]
 
 MOST_ALERTS_SHOWN = 1000
@@ -259,8 +262,25 @@ def machines_of(ledger: Ledger) -> list[dict[str, Any]]:
     ]
 
 
+def by_machine(alerts: Iterable[Alert]) -> dict[tuple[str, str], list[Alert]]:
+    """By gateway and machine."""
+    found: dict[tuple[str, str], list[Alert]] = {}
+    for one in alerts:
+        found.setdefault((one.gateway, one.machine), []).append(one)
+    return found
+
+
+def overlapping(alert: Alert, waiting: Mapping[tuple[str, str], Sequence[Alert]]) -> list[Alert]:
+    """Of those that wait, by machine, others that overlap it in time, oldest first: most likely of one cause."""
+    span = (alert.from_at, alert.to_at)
+    others = waiting.get((alert.gateway, alert.machine), ())
+    meeting = [one for one in others if one.number != alert.number and meet(span, (one.from_at, one.to_at))]
+    return sorted(meeting, key=lambda one: one.number)
+
+
 def alerts_of(ledger: Ledger) -> list[dict[str, Any]]:
     """As programs read them, newest first: `fedmq alert list --json`, pages."""
+    waiting = by_machine(ledger.alerts(states=WAITING))
     return [
         {
             "alert": one.place,
@@ -277,6 +297,7 @@ def alerts_of(ledger: Ledger) -> list[dict[str, Any]]:
             "opened_at": one.opened_at,
             "from": one.from_at,
             "to": one.to_at,
+            "others": [other.number for other in overlapping(one, waiting)],
             "heard_at": one.heard_at,
             "evidence": [
                 {

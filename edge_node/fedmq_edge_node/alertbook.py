@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from fedmq_protocol.condition import OTHER, WAITING_STATES, is_other, meet
 from fedmq_protocol.state import PlaceError, make_place
 
 from fedmq_edge_node.alarms import Changed, Cleared, Evidence, Kind, Outcome, Raised
@@ -86,7 +87,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     label: str | None
     """The fault that it names itself."""
     verdict: str | None
-    """The fault that somebody confirmed."""
+    """The fault that somebody confirmed, or `other: …` for a cause that is no class."""
     opened_at: float
     from_at: float
     to_at: float | None
@@ -127,6 +128,8 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     step: Step
     alert: Alert | None
+    others: tuple[Alert, ...] = ()
+    """`Alertbook.overlapping` of it."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -367,6 +370,12 @@ class Alertbook:
             raise BookError(f"there is no alert {number}; `fedmq alert list` names those that there are")
         return _alert(row)
 
+    def overlapping(self, alert: Alert) -> list[Alert]:
+        """Others of its machine that overlap it in time and have no verdict, oldest first: most likely of one cause."""
+        span = (alert.from_at, alert.to_at)
+        others = self.alerts(machine=alert.machine, states=WAITING_STATES)[::-1]
+        return [one for one in others if one.id != alert.id and meet(span, (one.from_at, one.to_at))]
+
     def steps(self, number: int) -> list[Step]:
         """Of an alert, as they came."""
         return [_step(row) for row in self._execute(f"{_STEPS} WHERE alert = ? ORDER BY id", (number,))]
@@ -389,25 +398,38 @@ class Alertbook:
                 self._said(alert, "acknowledged", who, at, "")
         return self.alert(number)
 
-    def decide(self, number: int, fault: str | None, *, who: str, at: float) -> Alert:
-        """The verdict: this fault, or none. The same one again changes nothing; another one replaces the first."""
+    def decide(self, number: int, fault: str | None, *, who: str, at: float, overlapping: bool = False) -> list[Alert]:
+        """The verdict: this fault, a cause that is no class (`other: unbalance`), or none. The same one again changes
+        nothing; another one replaces the first. With `overlapping` it is given of those, too, all or none.
+
+        The alerts that it was given of, the named one first."""
         if fault is not None:
-            _check_text("fault", fault)
-            if fault.startswith(".") or "/" in fault:
-                raise BookError(f"fault: expected a name that could be a folder's, got {fault!r}")
-            known = self.faults()
-            if known and fault not in known:
-                raise BookError(
-                    f"fault: expected one of {', '.join(known)} (the watch's setting faults), got {fault!r}"
-                )
+            self._check_fault(fault)
         state: What = "dismissed" if fault is None else "confirmed"
         with self._transaction():
-            alert = self.alert(number)
-            if (alert.state, alert.verdict) != (state, fault):
-                self._execute("UPDATE alerts SET state = ?, verdict = ? WHERE id = ?", (state, fault, number))
-                self._said(alert, state, who, at, fault or "")
-                self._add_order(alert.machine, state, at, who, number, fault or "")
-        return self.alert(number)
+            named = self.alert(number)
+            alerts = [named, *(self.overlapping(named) if overlapping else ())]
+            for alert in alerts:
+                if (alert.state, alert.verdict) != (state, fault):
+                    self._execute("UPDATE alerts SET state = ?, verdict = ? WHERE id = ?", (state, fault, alert.id))
+                    self._said(alert, state, who, at, fault or "")
+                    self._add_order(alert.machine, state, at, who, alert.id, fault or "")
+        return [self.alert(alert.id) for alert in alerts]
+
+    def _check_fault(self, fault: str) -> None:
+        _check_text("fault", fault)
+        if is_other(fault):
+            if not fault.removeprefix(OTHER).strip():
+                raise BookError(f"fault: expected what it was behind `{OTHER}`, such as `{OTHER} unbalance`")
+            return
+        if fault.startswith(".") or "/" in fault:
+            raise BookError(f"fault: expected a name that could be a folder's, got {fault!r}")
+        known = self.faults()
+        if known and fault not in known:
+            raise BookError(
+                f"fault: expected one of {', '.join(known)} (the watch's setting faults), got {fault!r};"
+                f" `{OTHER} {fault}` says that it was none of them"
+            )
 
     def event(self, machine: str, what: str, *, who: str, at: float, noted_at: float) -> None:
         """The machine is another one from `at` on."""
@@ -487,7 +509,7 @@ class Alertbook:
                 if what == "ack":
                     alert = self.acknowledge(number, who=who, at=at)
                 elif what in ("confirm", "dismiss"):
-                    alert = self.decide(number, fault if what == "confirm" else None, who=who, at=at)
+                    alert = self.decide(number, fault if what == "confirm" else None, who=who, at=at)[0]
                 else:
                     raise BookError(f"expected ack, confirm or dismiss, got {what!r}")
                 result = (True, alert.state)
@@ -547,7 +569,8 @@ class Alertbook:
         for row in rows:
             step = _step(row[1:])
             alert = None if step.alert is None else self.alert(step.alert)
-            found.append(Note(id=row[0], output=output, machine=step.machine, step=step, alert=alert))
+            others = () if alert is None else tuple(self.overlapping(alert))
+            found.append(Note(id=row[0], output=output, machine=step.machine, step=step, alert=alert, others=others))
         return found
 
     def compose(self, notes: Sequence[Note], payload: bytes, *, at: float) -> None:

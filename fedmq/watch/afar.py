@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_place", "is_afar", "list_alerts", "place_of", "say", "show"]
 
-WAITING = ("open", "acknowledged", "cleared")
-
 
 def add_place(parser: argparse.ArgumentParser) -> None:
     place = parser.add_mutually_exclusive_group()
@@ -59,27 +57,34 @@ def _alerts(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         return alerts_of(ledger)
 
 
+def _alert(arguments: argparse.Namespace) -> dict[str, Any]:
+    gateway, number = place_of(arguments.alert)
+    one = next((one for one in _alerts(arguments) if (one["gateway"], one["number"]) == (gateway, number)), None)
+    if one is None:
+        raise ValueError(f"no alert {arguments.alert} is on record; `fedmq alert list` names those that there are")
+    return one
+
+
 def list_alerts(arguments: argparse.Namespace) -> None:
+    from fedmq_protocol.condition import WAITING_STATES
+
     alerts = [
         one
         for one in _alerts(arguments)
-        if (arguments.all or one["state"] in WAITING) and arguments.machine in (None, one["machine"])
+        if (arguments.all or one["state"] in WAITING_STATES) and arguments.machine in (None, one["machine"])
     ]
     if arguments.json:
         print(json.dumps(alerts, indent=1))
         return
     for one in alerts:
-        print(f"{one['alert']:>16}  {_shown(one['from'])}  {one['machine']}  {_line(one)}")
+        print(f"{one['alert']:>16}  {_shown(one['from'])}  {one['machine']}  {_line(one)}{_beside(one)}")
     if not alerts:
         print("no alerts" if arguments.all else "no alerts wait for anybody (--all shows the others)")
 
 
 def show(arguments: argparse.Namespace) -> None:
-    gateway, number = place_of(arguments.alert)
-    one = next((one for one in _alerts(arguments) if (one["gateway"], one["number"]) == (gateway, number)), None)
-    if one is None:
-        raise ValueError(f"no alert {arguments.alert} is on record; `fedmq alert list` names those that there are")
-    print(f"alert {one['alert']} of {one['machine']} ({one['sensor']}): {_line(one)}")
+    one = _alert(arguments)
+    print(f"alert {one['alert']} of {one['machine']} ({one['sensor']}): {_line(one)}{_beside(one)}")
     print(f"from {_shown(one['from'])}, told {_shown(one['opened_at'])}, heard {_shown(one['heard_at'])}")
     for what in one["evidence"]:
         was = "" if what["was"] is None else f", typically {what['was']:.3g}"
@@ -94,38 +99,58 @@ def _line(one: dict[str, Any]) -> str:
     return f"{one['state']}, {one['severity']}: {kind}, {one['level']:.2f} times its limit{over}"
 
 
+def _beside(one: dict[str, Any]) -> str:
+    from fedmq_protocol.condition import WAITING_STATES
+
+    others = [f"{one['gateway']}/{number}" for number in one["others"]] if one["state"] in WAITING_STATES else []
+    return f"; at the same time: {', '.join(others)}" if others else ""
+
+
 def say(arguments: argparse.Namespace) -> None:
+    """An order for each alert that is meant. All are placed before any is waited for. Raises ValueError for those that
+    could not be carried out, once all are told."""
     from fedmq_coordinator import control, folder
 
     gateway, number = place_of(arguments.alert)
-    order = control.AlertOrder(
-        gateway=gateway,
-        alert=number,
-        what=arguments.verb,
-        fault=getattr(arguments, "fault", ""),
-        on_behalf=arguments.who or "",
-    )
+    others = _alert(arguments)["others"] if getattr(arguments, "overlapping", False) else []
     until = time.monotonic() + arguments.wait
     socket = arguments.control
     runs = socket is not None or folder.is_held(arguments.state)
     if socket is None and runs and control.is_there(arguments.state / control.SOCKET):
         socket = arguments.state / control.SOCKET
-    placed = _directly(arguments.state, order) if socket is None else _by_socket(socket, order)
-    with placed as outcome:
-        while runs:
-            done, result = outcome()
-            if done is not None:
-                if not done:
-                    raise ValueError(result or "it could not be carried out")
-                print(f"alert {arguments.alert}: {result}")
-                return
-            if time.monotonic() > until:
-                break
-            time.sleep(0.05)
-    print(f"alert {arguments.alert}: ordered; {gateway} carries it out once it hears of it", file=sys.stderr)
+    failed = []
+    with contextlib.ExitStack() as placed:
+        outcomes = []
+        for one in (number, *others):
+            order = control.AlertOrder(
+                gateway=gateway,
+                alert=one,
+                what=arguments.verb,
+                fault=getattr(arguments, "fault", ""),
+                on_behalf=arguments.who or "",
+            )
+            by = _directly(arguments.state, order) if socket is None else _by_socket(socket, order)
+            outcomes.append((f"{gateway}/{one}", placed.enter_context(by)))
+        for place, outcome in outcomes:
+            done, result = _awaited(outcome, until) if runs else (None, "")
+            if done is None:
+                print(f"alert {place}: ordered; {gateway} carries it out once it hears of it", file=sys.stderr)
+            elif done:
+                print(f"alert {place}: {result}")
+            else:
+                failed.append(result or "it could not be carried out")
+    if failed:
+        raise ValueError("; ".join(failed))
 
 
 Outcome = tuple[bool | None, str]
+
+
+def _awaited(outcome: Callable[[], Outcome], until: float) -> Outcome:
+    """What came of an order, or that nothing has by then."""
+    while (told := outcome())[0] is None and time.monotonic() <= until:
+        time.sleep(0.05)
+    return told
 
 
 @contextlib.contextmanager

@@ -70,6 +70,8 @@ examples:
   fedmq alert show 12                        what is behind it, and what has happened to it
   fedmq alert ack 12                         somebody is on it
   fedmq alert confirm 12 inner_race          it was that: its windows are labelled so
+  fedmq alert confirm 12 --other unbalance   it was something that no classifier learns: its windows are left out
+  fedmq alert confirm 12 ball --overlapping  it was that, and so were this machine's other alerts of that time
   fedmq alert dismiss 12                     it was nothing: its windows are labelled healthy
 
 at the coordinator, for the alerts of all gateways:
@@ -151,7 +153,7 @@ def add_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     for verb, words in (
         ("show", "what is behind an alert, and what has happened to it"),
         ("ack", "somebody is on it"),
-        ("confirm", "it was this fault; its windows are labelled so"),
+        ("confirm", "it was this fault, and its windows are labelled so; or another cause, and they are left out"),
         ("dismiss", "it was nothing; its windows are labelled healthy"),
     ):
         one = verbs.add_parser(
@@ -163,7 +165,14 @@ def add_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         )
         one.add_argument("alert", metavar="ALERT", help="its number; at the coordinator GATEWAY/NUMBER")
         if verb == "confirm":
-            one.add_argument("fault", metavar="KIND", help="such as inner_race; best a class of the task")
+            _add_cause(one)
+        if verb in ("confirm", "dismiss"):
+            one.add_argument(
+                "--overlapping",
+                action="store_true",
+                help="and so were the machine's other alerts that overlap it in time and have no verdict: one cause"
+                " often gives two or three",
+            )
         if verb != "show":
             one.add_argument("--who", metavar="NAME", help="who says so (default: this user)")
             one.add_argument(
@@ -176,6 +185,17 @@ def add_alert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         _add_book(one)
         add_place(one)
         one.set_defaults(run={"show": _show}.get(verb, _say))
+
+
+def _add_cause(parser: argparse.ArgumentParser) -> None:
+    cause = parser.add_mutually_exclusive_group(required=True)
+    cause.add_argument("fault", nargs="?", metavar="KIND", help="such as inner_race; best a class of the task")
+    cause.add_argument(
+        "--other",
+        metavar="WHAT",
+        help="a cause that is no class, in your words, such as unbalance: nothing is learnt from the alert's windows,"
+        " and no limit moves",
+    )
 
 
 def add_event(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -304,7 +324,9 @@ def _summary(standings: dict[str, dict[str, Any]], book: Alertbook) -> str:
     states = Counter(str(one["state"]) for one in standings.values())
     told = ", ".join(f"{count} {state}" for state, count in states.most_common())
     learnt = sum(bool(one.get("learning", {}).get("done")) for one in standings.values())
-    waiting = len(book.alerts(states=("open", "acknowledged", "cleared")))
+    from fedmq_protocol.condition import WAITING_STATES
+
+    waiting = len(book.alerts(states=WAITING_STATES))
     alerts = (
         "no alert waits" if not waiting else f"{waiting} alert{'s wait' if waiting > 1 else ' waits'} for a verdict"
     )
@@ -338,8 +360,9 @@ def _list(arguments: argparse.Namespace) -> None:
         afar.list_alerts(arguments)
         return
     from fedmq_edge_node.alertbook import STATES
+    from fedmq_protocol.condition import WAITING_STATES
 
-    states = STATES if arguments.all else ("open", "acknowledged", "cleared")
+    states = STATES if arguments.all else WAITING_STATES
     book = _book(arguments)
     if arguments.machine is not None:
         _check_known(arguments.machine, list(book.standings()))
@@ -350,7 +373,9 @@ def _list(arguments: argparse.Namespace) -> None:
         print(msgspec.json.encode(alerts).decode())
         return
     for alert in alerts:
-        print(f"{alert.id:>5}  {_shown(alert.from_at)}  {alert.machine}  {_line(alert)}")
+        others = ", ".join(str(one.id) for one in book.overlapping(alert)) if alert.state in WAITING_STATES else ""
+        beside = f"; at the same time: {others}" if others else ""
+        print(f"{alert.id:>5}  {_shown(alert.from_at)}  {alert.machine}  {_line(alert)}{beside}")
     if not alerts:
         print("no alerts" if arguments.all else "no alerts wait for anybody (--all shows the others)")
 
@@ -366,7 +391,9 @@ def _show(arguments: argparse.Namespace) -> None:
     if afar.is_afar(arguments):
         afar.show(arguments)
         return
-    from fedmq.watch.outputs import evidence_line
+    from fedmq_protocol.condition import WAITING_STATES
+
+    from fedmq.watch.outputs import evidence_line, named
 
     book = _book(arguments)
     alert = book.alert(_number(arguments.alert))
@@ -377,15 +404,24 @@ def _show(arguments: argparse.Namespace) -> None:
     for step in book.steps(alert.id):
         level = f" at {step.level:.2f}" if step.level else ""
         print(f"{_shown(step.at)}  {step.what}{level} by {step.who}" + (f": {step.text}" if step.text else ""))
-    if alert.state in ("open", "acknowledged", "cleared"):
+    if others := book.overlapping(alert):
+        print(f"at the same time, with no verdict yet: {named(others)}")
+    if alert.state in WAITING_STATES:
         faults = "|".join(book.faults()) or "KIND"
         if alert.state == "open":
             print(f"next: `fedmq alert ack {alert.id}` when somebody is on it,")
         print(f"{'then:' if alert.state == 'open' else 'next:'} `fedmq alert confirm {alert.id} {faults}`, or")
+        print(f"      `fedmq alert confirm {alert.id} --other WHAT`, or")
         print(f"      `fedmq alert dismiss {alert.id}`, once it is known what it was")
+        if others:
+            print("      (with `--overlapping`: and so were the others)")
 
 
 def _say(arguments: argparse.Namespace) -> None:
+    from fedmq_protocol.condition import is_other, other_cause
+
+    if getattr(arguments, "other", None) is not None:
+        arguments.fault = other_cause(arguments.other)
     if afar.is_afar(arguments):
         afar.say(arguments)
         return
@@ -393,14 +429,19 @@ def _say(arguments: argparse.Namespace) -> None:
     who = arguments.who or getpass.getuser()
     number = _number(arguments.alert)
     if arguments.verb == "ack":
-        alert = book.acknowledge(number, who=who, at=at)
+        alerts = [book.acknowledge(number, who=who, at=at)]
     else:
-        alert = book.decide(number, getattr(arguments, "fault", None), who=who, at=at)
-    print(f"alert {alert.id} of {alert.machine}: {_line(alert)}")
-    if arguments.verb == "confirm":
-        print(f"the watch labels its windows {arguments.fault} at its next look; the next round learns from them")
+        fault = getattr(arguments, "fault", None)
+        alerts = book.decide(number, fault, who=who, at=at, overlapping=arguments.overlapping)
+    for alert in alerts:
+        print(f"alert {alert.id} of {alert.machine}: {_line(alert)}")
+    whose = "its" if len(alerts) == 1 else "their"
+    if arguments.verb == "confirm" and is_other(arguments.fault):
+        print(f"the watch leaves {whose} windows out of training at its next look; no limit moves for it")
+    elif arguments.verb == "confirm":
+        print(f"the watch labels {whose} windows {arguments.fault} at its next look; the next round learns from them")
     elif arguments.verb == "dismiss":
-        print("the watch labels its windows healthy at its next look, and lets this machine be as it was then")
+        print(f"the watch labels {whose} windows healthy at its next look, and lets this machine be as it was then")
 
 
 def _number(text: str) -> int:

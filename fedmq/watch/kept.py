@@ -28,7 +28,7 @@ log = logging.getLogger("fedmq.watch")
 
 WAITING = ".waiting"
 ASIDE = ".set-aside"
-"""Of a machine that is another one since."""
+"""Of a machine that is another one since, or of a cause that is no class."""
 LEAST_SECONDS = 0.5
 """Of a run: less is no recording."""
 

@@ -21,7 +21,7 @@ import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -36,7 +36,18 @@ from fedmq_protocol.session import Connected, ConnectFailed, Denied, Disconnecte
 
 from fedmq.watch.settings import EmailSettings, WebhookSettings
 
-__all__ = ["SCHEMA", "Mail", "MqttOutput", "Output", "SendError", "Webhook", "deliver", "described", "state_of"]
+__all__ = [
+    "SCHEMA",
+    "Mail",
+    "MqttOutput",
+    "Output",
+    "SendError",
+    "Webhook",
+    "deliver",
+    "described",
+    "named",
+    "state_of",
+]
 
 log = logging.getLogger("fedmq.watch")
 
@@ -154,6 +165,7 @@ def described(note: Note) -> dict[str, Any]:
         "verdict": alert.verdict,
         "from": _time(alert.from_at),
         "to": None if alert.to_at is None else _time(alert.to_at),
+        "others": [one.id for one in note.others],
         "evidence": [_evidence(one) for one in step.evidence],
     }
 
@@ -182,6 +194,11 @@ def sentence(note: Note) -> str:
     if step.what in ("raised", "changed"):
         return f"{head}, {step.severity}: {step.level:.2f} times its limit"
     return head if step.who == "watch" else f"{head} by {step.who}" + (f": {step.text}" if step.text else "")
+
+
+def named(alerts: Iterable[Alert]) -> str:
+    """Their numbers and kinds, for people."""
+    return ", ".join(f"{one.id} ({one.kind})" for one in alerts)
 
 
 def evidence_line(one: Evidence) -> str:
@@ -302,11 +319,15 @@ class Mail:
         for note in notes:
             lines.append(f"{_time(note.step.at)[:19]}Z  {sentence(note)}")
             lines += [f"    {evidence_line(one)}" for one in note.step.evidence[:4]]
-        numbers = sorted({note.alert.id for note in notes if note.alert is not None})
-        if numbers:
+        others = {note.alert.id: note.others for note in notes if note.alert is not None}
+        if others:
             lines += ["", "What it was, once somebody has looked:"]
-            for number in numbers:
-                lines.append(f"    fedmq alert confirm {number} KIND    or    fedmq alert dismiss {number}")
+        for number in sorted(others):
+            lines.append(f"    fedmq alert confirm {number} KIND    or    fedmq alert dismiss {number}")
+            if others[number]:
+                lines.append(
+                    f"        at the same time: {named(others[number])}; --overlapping says the same of them at once"
+                )
         mail.set_content("\n".join(lines) + "\n")
         return mail.as_bytes()
 

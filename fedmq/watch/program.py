@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
@@ -13,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from fedmq_edge_node.alertbook import Alertbook, BookError
 from fedmq_edge_node.machines import Machine, load_machines
+from fedmq_firmware_bridge.store import Store
 from fedmq_protocol.state import PlaceError, make_folder, open_state
 
 from fedmq.bridge.program import check_store
@@ -22,6 +24,7 @@ from fedmq.watch.kept import Kept
 from fedmq.watch.outputs import MAX_COMMAND_BYTES, Mail, MqttOutput, Output, Webhook
 from fedmq.watch.service import CRASH_POINTS, Watch
 from fedmq.watch.settings import MqttSettings, WatchSettings
+from fedmq.watch.unjudged import strangers
 
 if TYPE_CHECKING:
     from fedmq_edge_node.watching import Model
@@ -35,7 +38,8 @@ RUN_SECONDS = 5.0
 
 
 def build_watch(settings: WatchSettings) -> Watch:
-    """A watch, not running yet. Raises ValueError for a store, a book or machines that cannot be used."""
+    """A watch, not running yet. Machines that the store or the machines' file alone has are told in the log. Raises
+    ValueError for a store, a book or machines that cannot be used."""
     crash = crash_point(CRASH_POINTS)
     machines = load_machines(settings.machines)
     if not machines:
@@ -45,7 +49,7 @@ def build_watch(settings: WatchSettings) -> Watch:
     book = Alertbook(settings.book)
     book.take_only(settings.faults)
     memory = None if settings.gateway_state is None else settings.gateway_state / "gateway.sqlite"
-    return Watch(
+    watch = Watch(
         book=book,
         store=settings.store,
         machines=machines,
@@ -60,6 +64,10 @@ def build_watch(settings: WatchSettings) -> Watch:
         crash_point=crash,
         holds=lock,
     )
+    with contextlib.closing(Store(settings.store)) as store:
+        for name, why in strangers(machines, store.runs()).items():
+            log.warning("%s: %s", name, why)
+    return watch
 
 
 def _hold(state_dir: Path) -> IO[bytes]:
@@ -127,6 +135,9 @@ def obey(book: Alertbook, payload: bytes, machines: Mapping[str, Machine], now: 
     known = {"ack": {"alert"}, "confirm": {"alert", "fault"}, "dismiss": {"alert"}}
     keys = said.keys() - {"do", "who"}
     if do in known:
+        overlapping = said.get("overlapping", False)
+        if do != "ack" and isinstance(overlapping, bool):
+            keys -= {"overlapping"}
         number = said.get("alert")
         if keys != known[do] or not isinstance(number, int) or isinstance(number, bool):
             raise ValueError(f"{do}: expected the keys {', '.join(sorted(known[do]))}, alert as its number")
@@ -136,7 +147,7 @@ def obey(book: Alertbook, payload: bytes, machines: Mapping[str, Machine], now: 
         fault = said.get("fault")
         if do == "confirm" and not isinstance(fault, str):
             raise ValueError("confirm: expected fault as a text")
-        book.decide(number, fault, who=who, at=at)
+        book.decide(number, fault, who=who, at=at, overlapping=overlapping)
         return
     if not {"machine"} <= keys <= {"machine", "at"} or not isinstance(said["machine"], str):
         raise ValueError("expected ack, confirm or dismiss with alert, or an event with machine")

@@ -28,7 +28,7 @@ from fedmq_edge_node.machines import Machine
 from fedmq_edge_node.thresholds import limit_of
 from fedmq_edge_node.watching import Drift, Model, Seen, Watcher, WatchPolicy
 from fedmq_firmware_bridge.store import SET_ASIDE, UNLABELLED, Store, StoreError
-from fedmq_protocol.condition import QUANTILES
+from fedmq_protocol.condition import QUANTILES, is_other
 
 from fedmq.watch.feeding import feed
 from fedmq.watch.kept import ASIDE, Kept
@@ -196,7 +196,7 @@ class Watch:
         """The verdict becomes the label of the alert's windows, in the store and of what is kept."""
         assert order.alert is not None
         alert = self._book.alert(order.alert)
-        label = order.detail if order.what == "confirmed" else self._policy.healthy
+        label = self._label_of(order.what, order.detail)
         if self._is_aside(alert, healthy=order.what == "dismissed"):
             self._kept.name(alert.id, ASIDE)
             return
@@ -206,7 +206,13 @@ class Watch:
         if span not in self._store.labels()[-1:]:
             self._store.label(*span, noted_at=self._unix())
         self._crash_point("after label")
-        self._kept.name(alert.id, label)
+        self._kept.name(alert.id, _folder(label))
+
+    def _label_of(self, state: str, verdict: str) -> str:
+        """What a verdict makes of windows: healthy, a class, or neither."""
+        if state == "dismissed":
+            return self._policy.healthy
+        return SET_ASIDE if is_other(verdict) else verdict
 
     def _is_aside(self, alert: Alert, *, healthy: bool) -> bool:
         """Whether an event since has taken its windows out of training, whatever is said of them."""
@@ -314,11 +320,13 @@ class Watch:
                 continue
             if not self._kept.due(alert, self._standings.get(alert.machine, {}).get("at", 0.0)):
                 continue
-            label = {"confirmed": alert.verdict, "dismissed": self._policy.healthy}.get(alert.state)
+            folder = None
+            if alert.state in ("confirmed", "dismissed"):
+                folder = _folder(self._label_of(alert.state, alert.verdict or ""))
             if self._is_aside(alert, healthy=alert.state == "dismissed"):
-                label = ASIDE
+                folder = ASIDE
             self._crash_point("before keep")
-            self._kept.keep(self._store, machine, alert, label, self._decided_at(alert))
+            self._kept.keep(self._store, machine, alert, folder, self._decided_at(alert))
             self._crash_point("after keep")
             # Where nothing was made the ring has gone round: looking again would not help.
             self._settled.add(alert.id)
@@ -357,6 +365,11 @@ class Watch:
 
 MOST_KEPT_AT_ONCE = 50
 _GOING_ON = ("open", "acknowledged", "confirmed", "dismissed")
+
+
+def _folder(label: str) -> str:
+    """In which recordings are kept that have this label in the store."""
+    return ASIDE if label == SET_ASIDE else label
 
 
 def set_aside(store: Store, order: Order, healthy: str, now: float) -> None:

@@ -14,7 +14,7 @@ from fedmq_firmware_bridge.store import Run, Store, StoreError
 from fedmq.watch.feeding import LEAST_RATE_HZ, watched
 from fedmq.watch.settings import WatchSettings
 
-__all__ = ["reasons", "why_unjudged"]
+__all__ = ["reasons", "strangers", "why_unjudged"]
 
 
 def why_unjudged(settings: WatchSettings, judged: Collection[str]) -> dict[str, str]:
@@ -32,16 +32,15 @@ def reasons(
     machines: Mapping[str, Machine], runs: Sequence[Run], judged: Collection[str], *, window_seconds: float
 ) -> dict[str, str]:
     """Those that are not among the `judged`, each with what is missing."""
-    strangers = {run.sensor.machine: "" for run in runs if run.sensor.machine not in machines}
-    alike = f"; the store has {', '.join(strangers)} beside, which the machines' file has not" if strangers else ""
+    alone = strangers(machines, runs)
     found = {}
     for name, machine in machines.items():
         if name in judged:
             continue
         own = [run for run in runs if run.sensor.machine == name]
         fit = [run for run in own if watched(run, machine)]
-        if not own:
-            found[name] = f"the bridge's store has no sensor on a machine of that name{alike}"
+        if name in alone:
+            found[name] = alone[name]
         elif not fit:
             sensors = ", ".join(sorted({run.sensor.name for run in own}))
             found[name] = (
@@ -52,6 +51,19 @@ def reasons(
             longest = max((run.stop - run.start) / run.rate_hz for run in fit)
             short = f"its longest recording has {longest:.1f} s, and a window takes {window_seconds:g} s"
             found[name] = short if longest < window_seconds else "`fedmq watch run` has not come to it: does it run?"
-    for name in strangers:
-        found[name] = "the bridge's store has it, the machines' file has not: `fedmq machine add` adds it"
-    return found
+    return found | {name: why for name, why in alone.items() if name not in machines}
+
+
+def strangers(machines: Mapping[str, Machine], runs: Sequence[Run]) -> dict[str, str]:
+    """Machines that either the file or the store does not know, each with what is missing: most likely a name is spelt
+    in two ways."""
+    heard = {run.sensor.machine: "" for run in runs}
+    unknown = [name for name in heard if name not in machines]
+    beside = f"; the store has {', '.join(unknown)} beside, which the machines' file has not" if unknown else ""
+    found = {
+        name: f"the bridge's store has no sensor on a machine of that name{beside}"
+        for name in machines
+        if name not in heard
+    }
+    why = "the bridge's store has it, the machines' file has not: `fedmq machine add` adds it"
+    return found | dict.fromkeys(unknown, why)

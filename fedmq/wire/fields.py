@@ -184,7 +184,9 @@ ABOUT: dict[str, About] = {
     "AlertState.level": _data("the worst level, in 1/100 of the limit"),
     "AlertState.sensor": _name("the sensor, as the bridge's settings call it"),
     "AlertState.label": _data("the fault that a model or a bearing's line names"),
-    "AlertState.verdict": _data("the fault that somebody has confirmed: a label of recordings"),
+    "AlertState.verdict": _data(
+        "the fault that somebody has confirmed: a label of recordings, or `other:` and a cause in their own words"
+    ),
     "AlertState.opened_at": _data("when it was raised"),
     "AlertState.from_at": _data("since when its cause has been there"),
     "AlertState.to_at": _data("until when"),
@@ -230,7 +232,7 @@ ABOUT: dict[str, About] = {
     "AlertOrder.book": _protocol("the alertbook that the alert stands in"),
     "AlertOrder.alert": _protocol("number of the alert"),
     "AlertOrder.what": _protocol("somebody is on it, it was a fault, or it was nothing"),
-    "AlertOrder.fault": _name("which fault"),
+    "AlertOrder.fault": _name("which fault, or `other:` and a cause in their own words"),
     "AlertOrder.who": _name("who said so"),
     "AlertOrder.at": _protocol("and when"),
     "FleetLimits.limits": _data("what is normal at most gateways, for kinds of machines that this one has"),

@@ -41,6 +41,7 @@ __all__ = [
     "MAX_SUMMARIES",
     "MAX_TREND",
     "ORDERS",
+    "OTHER",
     "QUANTILES",
     "WAITING_STATES",
     "AlertOrder",
@@ -55,8 +56,11 @@ __all__ = [
     "Noted",
     "SummaryOf",
     "check_of_marks",
+    "is_other",
     "limits_mark",
     "mark_of",
+    "meet",
+    "other_cause",
     "quantiles_of",
     "read_trend",
     "to_quantiles",
@@ -80,6 +84,8 @@ ALERT_STATES = ("open", "acknowledged", "confirmed", "dismissed", "cleared")
 WAITING_STATES = ("open", "acknowledged", "cleared")
 """Nobody has said yet what it was."""
 ORDERS = ("ack", "confirm", "dismiss")
+OTHER = "other:"
+"""Begins what is confirmed of a cause that no classifier learns, such as `other: unbalance`."""
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 """That a `FleetLimit` has, in this order."""
@@ -132,7 +138,7 @@ class AlertState(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     label: _Word | None
     """The fault that it names itself."""
     verdict: _Word | None
-    """The fault that somebody confirmed."""
+    """The fault that somebody confirmed, or another cause."""
     opened_at: _Seconds
     from_at: _Seconds
     to_at: _Seconds | None
@@ -226,7 +232,7 @@ class AlertOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     alert: _Number
     what: Literal["ack", "confirm", "dismiss"]
     fault: _Word = ""
-    """Of a confirmation."""
+    """Of a confirmation: a class, or what `other_cause` gives."""
     who: _Word = ""
     at: _Seconds = 0
 
@@ -255,6 +261,21 @@ class FleetLimits(msgspec.Struct, frozen=True, kw_only=True, array_like=True, ta
 
 
 _ENCODER = msgspec.msgpack.Encoder()
+
+
+def meet(one: tuple[float, float | None], other: tuple[float, float | None]) -> bool:
+    """Whether two alerts of a machine overlap in time: each from when to when, None where it goes on."""
+    return (other[1] is None or one[0] <= other[1]) and (one[1] is None or other[0] <= one[1])
+
+
+def other_cause(what: str) -> str:
+    """A cause that is no class, as a verdict names it."""
+    return f"{OTHER} {what}"
+
+
+def is_other(fault: str) -> bool:
+    """Whether a verdict names a cause that is no class: then nothing is learnt from its windows."""
+    return fault.startswith(OTHER)
 
 
 def mark_of(one: MachineState | SummaryOf) -> bytes:

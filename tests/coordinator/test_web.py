@@ -26,7 +26,7 @@ from fedmq_coordinator.web.files import FILES
 from fedmq_coordinator.web.views import FLEET
 from fedmq_protocol.messages import SensorHealth
 from ledgers import a_decline, a_gateway, a_round, a_wire, an_answer, write_plant
-from machine_rows import a_drift, a_machine, a_watch, an_alert
+from machine_rows import RAISED_AT, a_drift, a_machine, a_watch, an_alert
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -517,7 +517,10 @@ def test_alerts_stand_there_with_what_they_go_by(watched: Path) -> None:
         assert site.get("/machine?gateway=bay2-fan&name=none").status == 404
 
 
-@pytest.mark.parametrize(("what", "fault"), [("confirm", "inner_race"), ("dismiss", "left in the field"), ("ack", "")])
+@pytest.mark.parametrize(
+    ("what", "fault"),
+    [("confirm", "inner_race"), ("confirm", "other: loose foot"), ("dismiss", "left in the field"), ("ack", "")],
+)
 def test_an_operators_verdict_goes_on_record_with_who_gave_it(
     watched: Path, tmp_path: Path, what: str, fault: str
 ) -> None:
@@ -538,6 +541,24 @@ def test_an_operators_verdict_goes_on_record_with_who_gave_it(
     noted = (watched.parent / "audit.log").read_text(encoding="utf-8")
     assert f"order {what}" in noted
     assert "Ann (dashboard, session " in noted
+
+
+@pytest.mark.parametrize(("what", "expected"), [("dismiss", 2), ("ack", 1)])
+def test_a_verdict_is_given_of_the_alerts_that_overlap_where_that_is_asked_for(
+    watched: Path, tmp_path: Path, what: str, expected: int
+) -> None:
+    with closing(Ledger(watched)) as ledger:
+        ledger.save_alert(an_alert("bay2-fan", 4, machine="fan-2", kind="defect", from_at=RAISED_AT, to_at=None))
+        ledger.save_alert(an_alert("bay2-fan", 5, machine="fan-2", kind="anomaly", from_at=1.0, to_at=2.0))
+        ledger.commit()
+    with served(watched, **with_tokens(tmp_path)) as site:
+        operator = site.sign_in(OPERATOR)
+        page = operator.get("/").text
+        assert "and so were 4 (defect)" in page
+        assert "5 (anomaly)" not in page
+        form = {"proof": proof_of(page), "alert": "bay2-fan/3", "what": what, "others": "too"}
+        assert operator.post("/orders", form).status == 303
+    assert orders_of(watched) == [(what, "bay2-fan/3"), (what, "bay2-fan/4")][:expected]
 
 
 def test_a_viewer_and_a_stranger_give_no_orders(watched: Path, tmp_path: Path) -> None:

@@ -102,6 +102,23 @@ def test_the_alert_names_what_is_behind_it_with_limit_what_it_was_and_its_trend(
     assert len(worst.trend) > 3
 
 
+@pytest.mark.parametrize(("healthy", "known"), [(0, False), (5, False), (20, True)])
+def test_a_bearings_line_was_nothing_typical_before_it_has_been_heard_for_some_time(healthy: int, known: bool) -> None:
+    line = Line()
+    line.run(healthy)
+    first = next(o for one in line.run(4, "outer_race") for o in one.outcomes if o.kind == "defect")
+    assert isinstance(first, Raised)
+    assert (first.evidence[0].was is not None, first.evidence[0].was_at is not None) == (known, known)
+
+
+def test_a_bearings_line_that_was_high_from_the_start_was_never_something_else() -> None:
+    line = Line()
+    seen = line.run(30, "outer_race")
+    (last,) = (reading for reading in seen[-1].readings if reading.kind == "defect")
+    assert last.level >= 1
+    assert last.evidence[0].was is None
+
+
 def test_before_anything_is_learnt_zones_and_bearing_lines_hold() -> None:
     seen = Line().run(6, "outer_race")
     assert "defect" in {kind for _, kind in raised(seen)}

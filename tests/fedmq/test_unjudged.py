@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fedmq_protocol.settings import load
 from watched import PUMP, Plant, finish
 
 from fedmq.cli import main
+from fedmq.watch.program import build_watch
+from fedmq.watch.settings import WatchSettings
 
 SETTINGS = 'store = "bridge.sqlite"\nmachines = "machines.toml"\nstate_dir = "watch"\nwindow_seconds = 1\n'
 
@@ -38,6 +41,24 @@ def test_a_name_that_is_spelt_otherwise_is_told_with_those_that_there_are(
         in said
     )
     assert f"{PUMP}: not judged yet: the bridge's store has it, the machines' file has not" in said
+
+
+def test_a_watch_says_at_its_start_which_machines_file_or_store_does_not_know(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plant_with(tmp_path, "pump-03")
+    settings = load(WatchSettings, tmp_path / "watch.toml", [])
+    build_watch(settings)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["pump-03", PUMP]
+    assert "the machines' file has not" in caplog.text
+
+
+def test_a_watch_whose_machines_are_all_known_says_nothing_of_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plant_with(tmp_path, PUMP)
+    build_watch(load(WatchSettings, tmp_path / "watch.toml", []))
+    assert caplog.records == []
 
 
 def test_a_sensor_that_is_no_acceleration_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

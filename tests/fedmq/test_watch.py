@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.tasks import AlertWish
+from fedmq_edge_node.alarms import Raised
 from fedmq_edge_node.alertbook import Alertbook, BookError
 from fedmq_edge_node.samples import Samples, list_recordings, load
 from fedmq_edge_node.sensors import Sensors
@@ -117,6 +120,90 @@ def test_another_verdict_moves_the_recordings(plant: Plant) -> None:
     assert labels(plant)[30:34] == ["outer_race"] * 4
 
 
+def test_a_cause_that_is_no_class_is_confirmed_and_nothing_is_learnt_from_it(plant: Plant) -> None:
+    book = anomaly(plant)
+    book.take_only(("outer_race", "ball"))
+    plant.hear(6)
+    watch = plant.watch(book)
+    finish(watch)
+    limits = book.parts()[PUMP]["state"]
+    assert main(["alert", "confirm", "--other", "loose foot", "1", "--book", str(book.path)]) == 0
+    finish(watch)
+    assert (book.alert(1).state, book.alert(1).verdict) == ("confirmed", "other: loose foot")
+    assert labels(plant) == ["unlabelled"] * 30 + ["set-aside"] * 4 + ["unlabelled"] * 6
+    assert Sensors(plant.store, unix=lambda: plant.now).signal_samples() == {"unlabelled": 36 * 12_000}
+    kept = plant.directory / "watch" / "kept"
+    assert {path.parent.name for path in kept.rglob("*.npy")} == {".set-aside"}
+    assert b'"allowed":{}' in limits
+    assert b'"allowed":{}' in book.parts()[PUMP]["state"]
+    plant.hear(4, "outer_race")
+    finish(watch)
+    assert len(book.alerts()) == 2, "it was not nothing: the same again is another alert"
+
+
+@pytest.mark.parametrize("first", ["outer_race", None, "other: unbalance"])
+@pytest.mark.parametrize("then", ["outer_race", None, "other: unbalance"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_last_of_two_verdicts_holds_in_store_and_folder(
+    plant: Plant, first: str | None, then: str | None, at_once: bool
+) -> None:
+    book = anomaly(plant)
+    plant.hear(6)
+    watch = plant.watch(book)
+    finish(watch)
+    book.decide(1, first, who="ann", at=plant.now)
+    if not at_once:
+        finish(watch)
+    book.decide(1, then, who="ann", at=plant.now)
+    finish(watch)
+    label, folder = {
+        "outer_race": ("outer_race", "outer_race"),
+        None: ("normal", "normal"),
+        "other: unbalance": ("set-aside", ".set-aside"),
+    }[then]
+    assert labels(plant)[30:34] == [label] * 4
+    assert {path.parent.name for path in (plant.directory / "watch" / "kept").rglob("*.npy")} == {folder}
+
+
+def test_of_overlapping_alerts_the_later_verdict_holds_for_the_time_that_they_share(plant: Plant) -> None:
+    book = anomaly(plant)
+    first = book.alert(1)
+    book.step(
+        at=plant.now,
+        outcomes=[
+            Raised(
+                machine=PUMP,
+                kind="vibration",
+                at=first.from_at + 30,
+                from_at=first.from_at + 20,
+                level=1.2,
+                severity="warning",
+                evidence=first.evidence,
+                sensor=first.sensor,
+            )
+        ],
+    )
+    watch = plant.watch(book)
+    book.decide(1, "outer_race", who="ann", at=plant.now)
+    book.decide(2, "other: unbalance", who="ann", at=plant.now)
+    finish(watch)
+    assert labels(plant)[30:34] == ["outer_race"] * 2 + ["set-aside"] * 2
+
+
+def test_what_was_set_aside_by_a_verdict_stays_so_after_an_event(plant: Plant) -> None:
+    book = anomaly(plant)
+    watch = plant.watch(book)
+    book.decide(1, "other: unbalance", who="ann", at=plant.now)
+    finish(watch)
+    book.event(PUMP, "maintenance", who="ann", at=plant.now, noted_at=plant.now)
+    plant.hear(3)
+    finish(watch)
+    assert labels(plant) == ["set-aside"] * 34 + ["unlabelled"] * 3
+    book.decide(1, "outer_race", who="ann", at=plant.now)
+    finish(watch)
+    assert labels(plant)[30:34] == ["outer_race"] * 4, "faults from before an event are learnt from"
+
+
 def trained_on(plant: Plant, classes: tuple[str, ...] = ()) -> Samples:
     return Sensors(plant.store, unix=lambda: plant.now).load(WINDOWING, classes, "normal")
 
@@ -190,6 +277,41 @@ def test_damaged_samples_are_passed_over(plant: Plant) -> None:
     book = plant.book()
     finish(plant.watch(book))
     assert next(iter(book.positions().values())).at == pytest.approx(BEGIN + 91)
+
+
+def test_of_overlapping_alerts_each_command_names_the_others_and_one_verdict_will_do(
+    plant: Plant, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = anomaly(plant)
+    first = book.alert(1)
+    also = Raised(
+        machine=PUMP,
+        kind="defect",
+        at=first.from_at + 30,
+        from_at=first.from_at + 20,
+        level=1.2,
+        severity="warning",
+        evidence=first.evidence,
+        sensor=first.sensor,
+    )
+    book.step(at=plant.now, outcomes=[also])
+    where = ["--book", str(book.path)]
+    assert main(["alert", "list", *where]) == 0
+    assert [line.rpartition("; ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "at the same time: 1",
+        "at the same time: 2",
+    ]
+    assert main(["alert", "show", "1", *where]) == 0
+    assert "at the same time, with no verdict yet: 2 (defect)" in capsys.readouterr().out
+    assert main(["alert", "confirm", "1", "outer_race", "--overlapping", *where]) == 0
+    said = capsys.readouterr().out
+    assert f"alert 1 of {PUMP}: confirmed" in said
+    assert f"alert 2 of {PUMP}: confirmed" in said
+    assert "the watch labels their windows outer_race" in said
+    assert main(["alert", "show", "1", *where]) == 0
+    assert "at the same time" not in capsys.readouterr().out
+    finish(plant.watch(book))
+    assert labels(plant)[30:] == ["outer_race"] * 4
 
 
 def test_the_book_is_read_and_written_by_the_command_line(plant: Plant, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,9 +457,12 @@ def test_a_gateway_learns_from_what_is_kept_once_the_ring_has_gone_round(plant: 
 def test_a_verdict_names_a_fault_that_is_a_class(plant: Plant) -> None:
     book = anomaly(plant)
     book.take_only(("outer_race", "ball"))
-    with pytest.raises(BookError, match="expected one of outer_race, ball"):
+    with pytest.raises(BookError, match=r"expected one of outer_race, ball.*`other: worn out` says that it was none"):
         book.decide(1, "worn out", who="ann", at=plant.now)
-    assert book.decide(1, "ball", who="ann", at=plant.now).verdict == "ball"
+    with pytest.raises(BookError, match="expected what it was behind `other:`"):
+        book.decide(1, "other:", who="ann", at=plant.now)
+    assert book.orders() == []
+    assert [one.verdict for one in book.decide(1, "ball", who="ann", at=plant.now)] == ["ball"]
 
 
 def test_two_watches_do_not_work_in_one_folder(plant: Plant) -> None:
@@ -438,7 +563,29 @@ def test_at_the_coordinator_an_alert_is_named_by_gateway_and_number(
     assert main(["alert", "ack", "12", *at]) != 0
     assert "expected an alert as GATEWAY/NUMBER" in capsys.readouterr().err
     assert main(["alert", "ack", "g0/12"]) != 0
-    again = Ledger(tmp_path / "ledger.sqlite")
-    (order,) = again.orders_of_alert("g0", 12)
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as again:
+        (order,) = again.orders_of_alert("g0", 12)
     assert (order.verb, order.done) == ("confirm", None)
-    again.close()
+
+
+def test_at_the_coordinator_one_verdict_is_ordered_of_all_that_overlap(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
+        ledger.save_watch(a_watch("g0"))
+        for number, more in {11: {"to_at": 1.0}, 12: {}, 13: {"kind": "defect"}, 14: {"machine": "fan-2"}}.items():
+            ledger.save_alert(an_alert("g0", number, **{"from_at": 100.0 * (number != 11), "to_at": None} | more))
+        ledger.commit()
+    at = ("--state", str(tmp_path))
+    assert main(["alert", "list", *at]) == 0
+    assert [line.partition("; ")[2] for line in capsys.readouterr().out.splitlines()] == [
+        "",
+        "at the same time: g0/12",
+        "at the same time: g0/13",
+        "",
+    ]
+    assert main(["alert", "confirm", "g0/12", "--other", "unbalance", "--overlapping", *at]) == 0
+    assert "alert g0/13: ordered" in capsys.readouterr().err
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as again:
+        assert [order.task for order in again.alert_orders_waiting()] == ["g0/12", "g0/13"]
+        assert {AlertWish.read(order).fault for order in again.alert_orders_waiting()} == {"other: unbalance"}

@@ -207,6 +207,17 @@ def test_a_mail_goes_once_to_all_with_a_message_id_of_its_own(book: Alertbook, p
     assert "fedmq alert confirm 1 KIND" in text
 
 
+def test_a_message_names_what_else_goes_on_at_the_machine(book: Alertbook, post: Post, pager: Pager) -> None:
+    outputs = [mail(post), hook(pager)]
+    told(book, *outputs)
+    book.step(at=0.0, outcomes=[outcome(), outcome(kind="defect"), outcome(machine="fan-1")])
+    deliver(book, outputs, 1.0)
+    assert [[step["others"] for step in body["steps"]] for _, _, body in pager.got] == [[[2], [1]], [[]]]
+    ours, theirs = (sent.get_content() for _, sent in post.got)
+    assert "at the same time: 2 (defect); --overlapping says the same of them at once" in ours
+    assert "at the same time" not in theirs
+
+
 def test_a_busy_mail_server_is_asked_again_and_one_wrong_address_is_not_a_second_mail(
     book: Alertbook, post: Post
 ) -> None:
@@ -333,6 +344,8 @@ def test_what_the_broker_never_acknowledged_goes_again(book: Alertbook, site_por
         b'{"do": "confirm", "alert": 1, "fault": "a/b", "who": "a"}',
         b'{"do": "ack", "alert": 99, "who": "a"}',
         b'{"do": "dismiss", "alert": 1}',
+        b'{"do": "dismiss", "alert": 1, "overlapping": "yes", "who": "a"}',
+        b'{"do": "ack", "alert": 1, "overlapping": true, "who": "a"}',
         b'{"do": "replaced", "machine": "nobody", "who": "a"}',
         b'{"do": "burnt", "machine": "pump-3", "who": "a"}',
         b'{"do": "replaced", "machine": "pump-3", "who": "a", "at": 5}',
@@ -346,6 +359,21 @@ def test_an_order_that_makes_no_sense_is_refused_and_changes_nothing(book: Alert
         obey(book, payload, {PUMP: MACHINE}, datetime.now().astimezone())
     assert book.alert(1).state == "open"
     assert book.orders() == []
+
+
+def test_a_cause_that_is_no_class_is_ordered_by_mqtt_as_a_fault_is(book: Alertbook) -> None:
+    book.take_only(("ball",))
+    book.step(at=0.0, outcomes=[outcome()])
+    order = b'{"do": "confirm", "alert": 1, "fault": "other: unbalance", "who": "ann"}'
+    obey(book, order, {PUMP: MACHINE}, datetime.now().astimezone())
+    assert (book.alert(1).state, book.alert(1).verdict) == ("confirmed", "other: unbalance")
+
+
+def test_by_mqtt_one_verdict_will_do_for_alerts_that_overlap(book: Alertbook) -> None:
+    book.step(at=0.0, outcomes=[outcome(), outcome(kind="defect")])
+    order = b'{"do": "dismiss", "alert": 2, "overlapping": true, "who": "ann"}'
+    obey(book, order, {PUMP: MACHINE}, datetime.now().astimezone())
+    assert [alert.state for alert in book.alerts()] == ["dismissed", "dismissed"]
 
 
 def test_a_verdict_twice_is_one_order_and_another_one_is_a_second(book: Alertbook) -> None:

@@ -209,6 +209,10 @@ def test_an_order_that_cannot_be_carried_out_is_told_with_the_reason(tmp_path: P
         assert result(plant, wrong).done is False
         assert "expected one of inner_race" in (result(plant, wrong).result or "")
         assert watch.book.alert(number).state == "open"
+        other = order(plant, "g0", number, "confirm", "other: gremlins")
+        plant.run_until(lambda: result(plant, other).done is not None)
+        assert result(plant, other).done is True
+        plant.run_until(lambda: plant.ledger.alerts()[0].verdict == "other: gremlins")
 
 
 def test_after_the_word_of_what_was_done_is_lost_it_is_not_done_again(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from fedmq_edge_node.alertbook import Alertbook
-from fedmq_edge_node.samples import list_recordings
 from fedmq_firmware_bridge.store import Store
 from paging import Pager, Post
 from watched import PUMP, Plant
@@ -85,24 +84,27 @@ least_seconds = 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", CRASH_POINTS)
-def test_a_kill_loses_no_alert_and_repeats_none_without_its_key(tmp_path: Path, point: str) -> None:
+@pytest.mark.parametrize(
+    ("point", "fault"),
+    [(point, "outer_race") for point in CRASH_POINTS] + [(point, "other: unbalance") for point in VERDICT_POINTS],
+)
+def test_a_kill_loses_no_alert_and_repeats_none_without_its_key(tmp_path: Path, point: str, fault: str) -> None:
     site = Site(tmp_path)
     try:
         verdict = point in VERDICT_POINTS
         if verdict:
             site.run()
-            _decide(site)
+            _decide(site, fault)
         assert site.run(point) == SIGKILLED, f"{point!r} was never passed"
         if not verdict:
             site.run()
-            _decide(site)
+            _decide(site, fault)
         assert site.run() == 0
     finally:
         site.close()
     book = Alertbook.existing(tmp_path / "watch" / "alerts.sqlite")
     (alert,) = book.alerts()
-    assert (alert.state, alert.verdict) == ("confirmed", "outer_race")
+    assert (alert.state, alert.verdict) == ("confirmed", fault)
     assert [step.what for step in book.steps(alert.id)] == ["raised", "cleared", "confirmed"]
     assert book.outbox() == []
     _told_once([(key, tuple(step["step"] for step in body["steps"])) for key, _, body in site.pager.got])
@@ -116,14 +118,15 @@ def test_a_kill_loses_no_alert_and_repeats_none_without_its_key(tmp_path: Path, 
         for run in Store(tmp_path / "bridge.sqlite").runs()
         for piece in Store(tmp_path / "bridge.sqlite").pieces(run)
     ]
-    assert Counter(labels) == {"unlabelled": 38, "outer_race": 4}
-    assert {path.parent.name for path in list_recordings(tmp_path / "watch" / "kept")} == {"outer_race"}
+    label, folder = (fault, fault) if fault == "outer_race" else ("set-aside", ".set-aside")
+    assert Counter(labels) == {"unlabelled": 38, label: 4}
+    assert {path.parent.name for path in (tmp_path / "watch" / "kept").rglob("*.npy")} == {folder}
 
 
-def _decide(site: Site) -> None:
+def _decide(site: Site, fault: str) -> None:
     book = Alertbook.existing(site.directory / "watch" / "alerts.sqlite")
     (alert,) = book.alerts()
-    book.decide(alert.id, "outer_race", who="ann", at=alert.opened_at + 100)
+    book.decide(alert.id, fault, who="ann", at=alert.opened_at + 100)
     book.close()
 
 

@@ -98,8 +98,8 @@ class Source(Protocol):
     async def read(self, use: Callable[[Ledger], T]) -> T:
         """In a thread, by a connection of its own. Raises LedgerError."""
 
-    async def order(self, *, place: str, what: str, fault: str, said_by: str, session: str) -> None:
-        """Put a verdict on record. Raises ControlError for what is none."""
+    async def order(self, *, place: str, what: str, fault: str, said_by: str, session: str, with_others: bool) -> None:
+        """Put a verdict on record, and of the alerts that overlap this one. Raises ControlError for what is none."""
 
     def listen(self) -> asyncio.Queue[bytes | None] | None:
         """Events as they come, coded; None is the last. None in its place where too many listen."""
@@ -513,6 +513,7 @@ class _Site:
                 fault=order["fault"],
                 said_by=order["said_by"][:24],
                 session="none" if session is None else session.name,
+                with_others=form.get("others", "") == "too" and order["what"] != "ack",
             )
         except ControlError as error:
             raise HTTPException(400, str(error)) from None

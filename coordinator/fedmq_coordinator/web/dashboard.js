@@ -229,7 +229,9 @@ async function refresh() {
 
 // Where somebody types, or has typed, or reads on with the keyboard, nothing is taken away.
 function isInUse(part) {
-  const typed = [...part.querySelectorAll(".verdict input")].some((input) => input.value !== input.defaultValue);
+  const typed = [...part.querySelectorAll(".verdict input")].some(
+    (input) => input.value !== input.defaultValue || input.checked !== input.defaultChecked,
+  );
   return typed || part.contains(document.activeElement);
 }
 

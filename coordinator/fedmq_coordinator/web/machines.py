@@ -7,11 +7,22 @@ the way of all others: into the ledger and the audit log, by `control.place_aler
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import msgspec
 from fedmq_protocol.sketch import Summary, SummaryError
 
 from fedmq_coordinator.audit import AuditLog, local_user
-from fedmq_coordinator.condition import WAITING, Alert, Drift, Evidence, Machine, Proposal
+from fedmq_coordinator.condition import (
+    WAITING,
+    Alert,
+    Drift,
+    Evidence,
+    Machine,
+    Proposal,
+    by_machine,
+    overlapping,
+)
 from fedmq_coordinator.control import AlertOrder, ControlError, place_alert_order
 from fedmq_coordinator.ledger import Ledger, Order
 from fedmq_coordinator.roster import LABELS_OF
@@ -50,6 +61,8 @@ class AlertLine(_View, frozen=True, kw_only=True):
     to_at: float | None
     waits: bool
     evidence: list[Evidence]
+    others: list[str]
+    """Numbers and kinds of the machine's others that wait and overlap it in time."""
     orders: list[str]
     """What people have ordered of it, in words, oldest first."""
 
@@ -93,10 +106,11 @@ def conditions(ledger: Ledger, task: str) -> Conditions:
     decided = [one for one in ledger.alerts(last=MOST_DECIDED + len(waiting)) if not one.waits][:MOST_DECIDED]
     shown = sorted(waiting, key=lambda one: (one.severity != "alarm", -one.opened_at))[:MOST_WAITING]
     machines = ledger.machines()
+    beside = by_machine(waiting)
     return Conditions(
-        waiting=[_line(ledger, one) for one in shown],
+        waiting=[_line(ledger, one, beside) for one in shown],
         waiting_in_all=len(waiting),
-        decided=[_line(ledger, one) for one in decided],
+        decided=[_line(ledger, one, beside) for one in decided],
         machines=sorted(machines, key=lambda one: (-one.level, not one.drift, one.gateway, one.name))[:MOST_MACHINES],
         machines_in_all=len(machines),
         drifts=ledger.fleet_drifts(),
@@ -112,11 +126,12 @@ def machine_view(ledger: Ledger, gateway: str, name: str) -> MachineView | None:
         if machine is None:
             return None
         alerts = ledger.alerts(gateway=gateway, machine=name, last=MOST_OF_ONE_MACHINE)
+        beside = by_machine(ledger.alerts(gateway=gateway, machine=name, states=WAITING))
         limits = {(one.band, one.measure): one for one in ledger.merged_limits() if one.kind == machine.kind}
         own = {(one.band, one.measure): one for one in ledger.summaries(gateway) if one.kind == machine.kind}
         return MachineView(
             machine=machine,
-            alerts=[_line(ledger, one) for one in alerts],
+            alerts=[_line(ledger, one, beside) for one in alerts],
             normal=[
                 NormalLine(
                     measure=key[1],
@@ -145,7 +160,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:g}"
 
 
-def _line(ledger: Ledger, alert: Alert) -> AlertLine:
+def _line(ledger: Ledger, alert: Alert, beside: Mapping[tuple[str, str], Sequence[Alert]]) -> AlertLine:
     return AlertLine(
         place=alert.place,
         gateway=alert.gateway,
@@ -161,6 +176,7 @@ def _line(ledger: Ledger, alert: Alert) -> AlertLine:
         to_at=alert.to_at,
         waits=alert.waits,
         evidence=list(alert.evidence),
+        others=[f"{one.number} ({one.kind})" for one in overlapping(alert, beside)],
         orders=[_order_text(order) for order in ledger.orders_of_alert(alert.gateway, alert.number)][-5:],
     )
 
@@ -191,22 +207,31 @@ def give_verdict(
     said_by: str,
     session: str,
     now: float,
+    with_others: bool = False,
 ) -> int:
-    """Put an order for a gateway's watch on record; returns its number. Raises ControlError for what is no order, and
-    LedgerError and AuditError where it cannot be put down."""
+    """Put an order for a gateway's watch on record, and `with_others` one for each alert that waits and overlaps it;
+    returns how many. Raises ControlError for what is no order, and LedgerError and AuditError where it cannot be put
+    down."""
     gateway, _, number = place.rpartition("/")
     if not (number.isascii() and number.isdecimal() and len(number) < 19) or not 0 < len(gateway) < 64:
         raise ControlError(f"expected GATEWAY/NUMBER, got {place[:80]!r}")
-    order = _read(
-        {
-            "gateway": gateway,
-            "alert": int(number),
-            "what": what,
-            "fault": fault,
-            "on_behalf": f"{said_by or 'somebody'} (dashboard, session {session})",
-        }
-    )
-    return place_alert_order(ledger, audit, local_user(), order, now)
+    numbers = [int(number)]
+    named = ledger.alert(gateway, numbers[0])
+    if with_others and named is not None:
+        waiting = by_machine(ledger.alerts(gateway=gateway, machine=named.machine, states=WAITING))
+        numbers += [one.number for one in overlapping(named, waiting)]
+    for one in numbers:
+        order = _read(
+            {
+                "gateway": gateway,
+                "alert": one,
+                "what": what,
+                "fault": fault,
+                "on_behalf": f"{said_by or 'somebody'} (dashboard, session {session})",
+            }
+        )
+        place_alert_order(ledger, audit, local_user(), order, now)
+    return len(numbers)
 
 
 def _read(values: dict[str, str | int]) -> AlertOrder:

@@ -601,6 +601,7 @@ def _alert(alert: AlertLine, about: Overview, who: Who, faults: Sequence[str], b
         "; raised ",
         _when(alert.opened_at),
         "" if alert.to_at is None else "; its cause is gone",
+        f"; at the same time: {', '.join(alert.others)}" if alert.waits and alert.others else "",
     ]
     evidence = [
         tag(
@@ -645,9 +646,18 @@ def _verdict(alert: AlertLine, who: Who, faults: Sequence[str], back: str) -> Ch
             list=f"{place}-kinds",
             maxlength=64,
             value=alert.label or "",
+            placeholder="a class, or other: unbalance",
             autocomplete="off",
         ),
         tag("datalist", [tag("option", value=fault) for fault in faults], id=f"{place}-kinds"),
+        tag(
+            "label",
+            tag("input", type="checkbox", name="others", value="too"),
+            f" and so were {', '.join(alert.others)}",
+            class_="too",
+        )
+        if alert.others
+        else None,
         tag("button", "Confirm", name="what", value="confirm", type="submit", class_="primary"),
         tag("button", "Dismiss", name="what", value="dismiss", type="submit", class_="plain"),
         tag("button", "Acknowledge", name="what", value="ack", type="submit", class_="plain")

@@ -214,7 +214,7 @@ class Watcher:
         async with self._readers:
             return await asyncio.to_thread(reading)
 
-    async def order(self, *, place: str, what: str, fault: str, said_by: str, session: str) -> None:
+    async def order(self, *, place: str, what: str, fault: str, said_by: str, session: str, with_others: bool) -> None:
         def ordering() -> None:
             with closing(Ledger(self._path, visit=True)) as ledger:
                 give_verdict(
@@ -226,6 +226,7 @@ class Watcher:
                     said_by=said_by,
                     session=session,
                     now=self._clock(),
+                    with_others=with_others,
                 )
 
         async with self._readers:
