@@ -19,6 +19,7 @@ import msgspec
 from fedmq_protocol.condition import (
     MAX_LIMITS,
     MAX_MACHINES,
+    MAX_SPREADS,
     MAX_SUMMARIES,
     AlertOrder,
     AlertOrders,
@@ -29,6 +30,7 @@ from fedmq_protocol.condition import (
     FleetLimits,
     MachineState,
     Noted,
+    SpreadOf,
     SummaryOf,
     check_of_marks,
     limits_mark,
@@ -39,7 +41,19 @@ from fedmq_protocol.topics import Channel
 
 from fedmq_coordinator import fleet
 from fedmq_coordinator.audit import Who
-from fedmq_coordinator.condition import LOST, WAITING, Alert, Drift, Limit, Machine, Summed, Watch
+from fedmq_coordinator.condition import (
+    LOST,
+    WAITING,
+    Alert,
+    Drift,
+    FleetSpread,
+    Limit,
+    Machine,
+    Spread,
+    Summed,
+    Watch,
+    coded,
+)
 from fedmq_coordinator.ledger import Ledger, Order
 from fedmq_coordinator.outbox import Outbox
 from fedmq_coordinator.roster import Roster
@@ -97,7 +111,7 @@ class Conditions:
         self._said: dict[tuple[str, str], _Repeat] = {}
         """Orders and limits that were said, by gateway and which of the two."""
         self._summaries_changed = True
-        self._machines_changed = True
+        self._drift_may_have_changed = True
         self._merged_at: float | None = None
         self._quantiles: dict[bytes, tuple[float, ...]] = {}
         """Of each summary, by its mark: a large fleet's are not read again each time."""
@@ -119,6 +133,7 @@ class Conditions:
         marks = [
             *(one.mark for one in self._ledger.machines(gateway)),
             *(one.mark for one in self._ledger.summaries(gateway)),
+            *(one.mark for one in self._ledger.spreads(gateway)),
         ]
         return Noted(book=watch.book, cursor=watch.cursor, check=check_of_marks(marks), counter=counter)
 
@@ -197,16 +212,25 @@ class Conditions:
                     continue
                 places.add(place)
                 self._ledger.save_summary(_summed(gateway, summary, count, now))
+        if message.spreads:
+            places = {(one.kind, one.band, one.measure) for one in self._ledger.spreads(gateway)}
+            for spread in message.spreads:
+                place = (spread.kind, spread.band, spread.measure)
+                if not spread.shares:
+                    self._ledger.forget_spread(gateway, *place)
+                elif place in places or len(places) < MAX_SPREADS:
+                    places.add(place)
+                    self._ledger.save_spread(_spread(gateway, spread, now))
         if message.anew or message.summaries:
             self._summaries_changed = True
-        if message.anew or message.machines or message.gone:
-            self._machines_changed = True
+        if message.anew or message.machines or message.gone or message.spreads:
+            self._drift_may_have_changed = True
 
     def dismissed(self, gateway: str) -> None:
         """It is believed no more: what it said is normal has no voice."""
         if gateway in self._watches:
             self._ledger.forget_told(gateway)
-            self._summaries_changed = self._machines_changed = True
+            self._summaries_changed = self._drift_may_have_changed = True
 
     # -- orders for alerts -------------------------------------------------------------------------------------
 
@@ -263,9 +287,9 @@ class Conditions:
 
     # -- what is due -------------------------------------------------------------------------------------------
 
-    def proceed(self, now: float) -> list[Drift] | None:
-        """Says what is to be said; returns kinds of machines whose drift has lasted, for tasks to heed; None where
-        nobody has looked."""
+    def proceed(self, now: float) -> list[Drift | FleetSpread] | None:
+        """Says what is to be said; returns kinds of machines and measures whose drift has lasted, for tasks to heed;
+        None where nobody has looked."""
         if self._look_for_orders:
             self._read_orders(now)
         for gateway, orders in self._orders.items():
@@ -341,24 +365,34 @@ class Conditions:
             for one in mine[:MAX_LIMITS]
         )
 
-    def _look_at_drift(self, now: float) -> list[Drift] | None:
+    def _look_at_drift(self, now: float) -> list[Drift | FleetSpread] | None:
         if self._looked_at is not None and 0 <= now - self._looked_at < LOOK_SECONDS:
             return None
         self._looked_at = now
-        before = self._ledger.fleet_drifts()
-        if self._machines_changed:
-            self._machines_changed = False
-            found = fleet.drifts(
+        drifts, spreads = self._ledger.fleet_drifts(), self._ledger.fleet_spreads()
+        if self._drift_may_have_changed:
+            self._drift_may_have_changed = False
+            before = drifts, spreads
+            drifts = fleet.drifts(
                 self._ledger.machines(),
-                before,
+                drifts,
                 share=self._drift.share,
                 least_gateways=self._drift.min_gateways,
                 now=now,
             )
-            if found != before:
-                self._ledger.save_fleet_drifts(found)
-                before = found
-        return [one for one in before if now - one.since >= self._drift.hours * 3600]
+            spreads = fleet.spreads(
+                self._ledger.spreads(),
+                spreads,
+                index=self._drift.index,
+                least_gateways=self._drift.min_gateways,
+                aside=self._aside(),
+                now=now,
+            )
+            if (drifts, spreads) != before:
+                self._ledger.save_fleet_drifts(drifts)
+                self._ledger.save_fleet_spreads(spreads)
+        every: list[Drift | FleetSpread] = [*drifts, *spreads]
+        return [one for one in every if one.since is not None and now - one.since >= self._drift.hours * 3600]
 
 
 def order_key(order: Order) -> bytes:
@@ -401,6 +435,20 @@ def _machine(gateway: str, told: MachineState, now: float) -> Machine:
         drift="\n".join(told.drift),
         event=told.event,
         baseline_at=None if told.baseline_at is None else float(told.baseline_at),
+        heard_at=now,
+        mark=mark_of(told),
+    )
+
+
+def _spread(gateway: str, told: SpreadOf, now: float) -> Spread:
+    return Spread(
+        gateway=gateway,
+        kind=told.kind,
+        band=told.band,
+        measure=told.measure,
+        machines=told.machines,
+        windows=told.windows,
+        coded_shares=coded(told.shares),
         heard_at=now,
         mark=mark_of(told),
     )

@@ -10,6 +10,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
+from fedmq_coordinator.condition import SpreadLine
 from fedmq_coordinator.ledger import Round
 from fedmq_coordinator.money import Price, amount, cost
 from fedmq_coordinator.report_model import (
@@ -25,7 +26,13 @@ from fedmq_coordinator.report_model import (
 )
 from fedmq_coordinator.report_view import View, utc
 
-__all__ = ["findings", "flag_text", "ip_told", "many", "personal_text", "sentences", "size"]
+__all__ = ["SPREADS_TOLD", "findings", "flag_text", "ip_told", "many", "personal_text", "sentences", "size"]
+
+SPREADS_TOLD = (
+    "Each machine is held against its own normal, on a typical one of its last days. Where nothing has changed each"
+    " tenth of normal holds 10 % of the windows and the index is about 0; from 0.1 on the change is moderate, above"
+    " 0.25 great."
+)
 
 NOTHING = "No round has been opened yet."
 
@@ -111,6 +118,7 @@ def findings(
     tails: Sequence[Tail],
     personal: Sequence[PersonalLine],
     flagged: Sequence[FlagLine],
+    spreads: Sequence[SpreadLine],
 ) -> list[str]:
     if not rounds:
         return [NOTHING]
@@ -148,6 +156,7 @@ def findings(
     if flagged:
         named = ", ".join(line.gateway for line in flagged[:5]) + ("" if len(flagged) <= 5 else " and others")
         told.append(f"{many(len(flagged), 'gateway')} should be looked at: {named}.")
+    told += [f"Drift: {line.reason}." for line in spreads if line.drifting_since is not None]
     if personal:
         told.append(f"Personal models: {personal_text(personal)}.")
     return told

@@ -31,7 +31,7 @@ from fedmq_protocol.topics import Channel
 from fedmq_protocol.transfer import BUNDLE_CHUNK_BYTES, chunks, refer
 from numpy.typing import NDArray
 
-from fedmq_coordinator.condition import Drift, Proposal
+from fedmq_coordinator.condition import Drift, FleetSpread, Proposal
 from fedmq_coordinator.intake import Intake
 from fedmq_coordinator.ledger import FLAGGED, Gateway, Ledger, Release
 from fedmq_coordinator.ledger import CatchUp as CatchUpRow
@@ -180,31 +180,35 @@ class Job:
         if not self._models.path(self.line.number, number).is_file():
             self._models.save(self.line.number, number, steps)
 
-    def heed_drift(self, lasting: Sequence[Drift], retrain: str, now: float) -> None:
-        """Many machines have drifted, and for long: that is put to people, once, and where `retrain` is "open" the run
-        goes on for it. No limit moves: what is normal is learnt anew only after an event of a machine."""
+    def heed_drift(self, lasting: Sequence[Drift | FleetSpread], retrain: str, now: float) -> None:
+        """Machines have drifted, many of a kind or all of them together, and for long: that is put to people, once,
+        and where `retrain` is "open" the run goes on for it. No limit moves: what is normal is learnt anew only after
+        an event of a machine."""
         mine = [one for one in lasting if self._concerns(one)]
         standing = self.book.proposal()
         if not mine:
             if standing is not None and standing.state == "proposed":
                 self.book.save_proposal(msgspec.structs.replace(standing, state="over"))
             return
-        if standing is not None and standing.state != "over" and standing.at >= min(one.since for one in mine):
+        began = min(one.since for one in mine if one.since is not None)
+        if standing is not None and standing.state != "over" and standing.at >= began:
             return
-        reason = "; ".join(f"{one.drifting} of {one.machines} {one.kind}s at {one.gateways} gateways" for one in mine)
-        proposal = Proposal(at=now, reason=f"not distributed as they were: {reason}", state="proposed")
+        reason = "; ".join(one.reason for one in mine)
+        proposal = Proposal(at=now, reason=reason, state="proposed")
         log.warning("task %r: %s", self.name, proposal.reason)
         if retrain == "open":
             self.run.wake(now)
             proposal = msgspec.structs.replace(proposal, state="opened", opened_at=now)
         self.book.save_proposal(proposal)
 
-    def _concerns(self, drift: Drift) -> bool:
-        """Whether gateways of this task have such machines."""
+    def _concerns(self, drift: Drift | FleetSpread) -> bool:
+        """Whether gateways of this task have such machines; and the score of a model is of its own task alone."""
+        if drift.task not in (None, self.name):
+            return False
         return any(
             self.members.get(machine.gateway) is not None
             for machine in self._ledger.machines()
-            if machine.kind == drift.kind and machine.drifting
+            if machine.kind == drift.kind and (machine.drifting or isinstance(drift, FleetSpread))
         )
 
     @property

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import msgspec
 from fedmq_protocol.state import DATABASE, PlaceError, check_place, make_place
 
-from fedmq_coordinator.condition import Alert, Drift, Limit, Machine, Proposal, Summed, Watch
+from fedmq_coordinator.condition import Alert, Drift, FleetSpread, Limit, Machine, Proposal, Spread, Summed, Watch
 from fedmq_coordinator.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, SchemaError
 
 __all__ = [
@@ -729,8 +729,8 @@ class Ledger(_Records):
         self.write("DELETE FROM machines WHERE gateway = ? AND name = ?", (gateway, name))
 
     def forget_told(self, gateway: str) -> None:
-        """Machines and summaries of a gateway, which are told anew; alerts stay."""
-        for table in ("machines", "summaries"):
+        """Machines, summaries and spreads of a gateway, which are told anew; alerts stay."""
+        for table in ("machines", "summaries", "spreads"):
             self.write(f"DELETE FROM {table} WHERE gateway = ?", (gateway,))  # noqa: S608 - a name of ours
 
     def alerts(
@@ -805,6 +805,20 @@ class Ledger(_Records):
             (gateway, kind, band, measure),
         )
 
+    def spreads(self, gateway: str | None = None) -> list[Spread]:
+        """How machines hold to what is normal for them, of all gateways or one, by kind, band and measure."""
+        clause = "WHERE (?1 IS NULL OR gateway = ?1) ORDER BY kind, band, measure, gateway"
+        return self._select(Spread, "spreads", clause, (gateway,))
+
+    def save_spread(self, spread: Spread) -> None:
+        self.insert("spreads", spread, replace=True)
+
+    def forget_spread(self, gateway: str, kind: str, band: str, measure: str) -> None:
+        self.write(
+            "DELETE FROM spreads WHERE gateway = ? AND kind = ? AND band = ? AND measure = ?",
+            (gateway, kind, band, measure),
+        )
+
     def merged_limits(self) -> list[Limit]:
         """The fleet's limits in force, by kind of machine, band and measure."""
         return self._select(Limit, "merged", "ORDER BY kind, band, measure")
@@ -824,6 +838,16 @@ class Ledger(_Records):
         self.write("DELETE FROM fleet_drift")
         for drift in drifts:
             self.insert("fleet_drift", drift)
+
+    def fleet_spreads(self) -> list[FleetSpread]:
+        """How all machines of a kind hold to what is normal for them, by kind, band and measure."""
+        return self._select(FleetSpread, "fleet_spreads", "ORDER BY kind, band, measure")
+
+    def save_fleet_spreads(self, spreads: Sequence[FleetSpread]) -> None:
+        """These and no others."""
+        self.write("DELETE FROM fleet_spreads")
+        for spread in spreads:
+            self.insert("fleet_spreads", spread)
 
     # -- state that belongs to no task -------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from typing import Literal
 
 from fedmq_coordinator import money
 from fedmq_coordinator.absent import ABSENT, Absence, from_bytes, set_aside
+from fedmq_coordinator.condition import SpreadLine, spreads_of
 from fedmq_coordinator.findings import findings, flag_text, ip_told, many, personal_text, sentences, size
 from fedmq_coordinator.ledger import (
     FLAGGED,
@@ -161,6 +162,7 @@ class _Facts:
     flags: Sequence[Flag]
     flagged_rule: str
     gathered: Sequence[tuple[str, float, int]]
+    spreads: list[SpreadLine]
     price: Price
 
 
@@ -188,6 +190,7 @@ def _read(ledger: Ledger, task: str | None) -> _Facts:
             flags=[] if book is None else [flag for flag in book.flags() if flag.state != "readmitted"],
             flagged_rule="report" if book is None else (book.get(FLAGGED) or b"report").decode("utf-8", "replace"),
             gathered=ledger.gathered(),
+            spreads=spreads_of(ledger, None if book is None else book.name),
             price=money.from_bytes(ledger.get(money.MONEY)),
         )
 
@@ -277,6 +280,8 @@ def build(ledger: Ledger, task: str | None = None, *, view: View = EVERYTHING, p
     tails = _tails(gateways, wires)
     personal = [_personal_line(trial) for trial in facts.trials if trial.personal is not None and chosen(trial.gateway)]
     flagged = [_flag_line(flag, facts.flagged_rule) for flag in facts.flags if chosen(flag.gateway)]
+    # Of now and of all gateways: there is none of a span, nor of some.
+    spreads = [] if view.in_time or view.of_some else facts.spreads
     below = [line.id for line in round_lines if line.outcome == "below quorum"]
     kinds: Counter[str] = Counter()
     for totals in counted:
@@ -293,7 +298,7 @@ def build(ledger: Ledger, task: str | None = None, *, view: View = EVERYTHING, p
         gaps=summed_up.gaps(view),
         savings=savings,
         findings=findings(
-            facts.metric_name, total, dense, raw, round_lines, gateway_lines, below, tails, personal, flagged
+            facts.metric_name, total, dense, raw, round_lines, gateway_lines, below, tails, personal, flagged, spreads
         ),
         wire=total,
         joining=joining,
@@ -340,6 +345,7 @@ def build(ledger: Ledger, task: str | None = None, *, view: View = EVERYTHING, p
         ],
         flagged=flagged,
         personal=personal,
+        spreads=spreads,
         rounds=round_lines,
         gateways=gateway_lines,
         groups=_groups(gateway_lines, view, price),

@@ -19,8 +19,10 @@ from importlib import resources
 
 import msgspec
 
+from fedmq_coordinator.findings import SPREADS_TOLD
 from fedmq_coordinator.money import amount, cost
-from fedmq_coordinator.report import GatewayLine, Report, RoundLine, Tail, Traffic, ip_told, size
+from fedmq_coordinator.report import GatewayLine, Report, RoundLine, Tail, Traffic, ip_told, many, size
+from fedmq_coordinator.web.markup import columns
 
 __all__ = ["to_html"]
 
@@ -386,6 +388,28 @@ def _otherwise(report: Report) -> list[str]:
         parts += [
             _heading("Gateways that should be looked at"),
             _table("Gateways that should be looked at", ["gateway", "since round", "state", "why"], rows),
+        ]
+    if report.spreads:
+        rows = [
+            [
+                _row_head(line.where),
+                _Cell(f'<td class="left">{escape(many(line.machines, line.kind))}</td>'),
+                f"{line.gateways:,}",
+                f"{line.index:.2f}",
+                _Cell(f'<td class="left">{columns(line.shares, even=0.1)}</td>'),
+                "" if line.drifting_since is None else _utc(line.drifting_since),
+                _Cell(f'<td class="left wide">{_prose(line.how)}</td>'),
+            ]
+            for line in report.spreads[:GATEWAYS_SHOWN]
+        ]
+        of, shares, how = (
+            _Cell(f'<th scope="col" class="left">{text}</th>') for text in ("of", "share in each tenth", "it is")
+        )
+        head = ["measure", of, "gateways", "index", shares, "drift since", how]
+        parts += [
+            _heading("Machines against what is normal"),
+            f"<p>{_prose(SPREADS_TOLD)}</p>",
+            _table("Machines against what is normal", head, rows),
         ]
     if report.verdicts:
         rows = [[_row_head(v.kind), v.verdict, f"{v.answers:,}"] for v in report.verdicts]

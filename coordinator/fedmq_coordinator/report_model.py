@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from fedmq_coordinator.condition import SpreadLine
 from fedmq_coordinator.money import Price
 from fedmq_coordinator.report_view import View
 
@@ -285,6 +286,8 @@ class Report(_Line, frozen=True, kw_only=True):
     """Gateways whose updates are refused again and again, or point away from the others'; or set aside by order."""
     personal: list[PersonalLine]
     """Of gateways that were asked for personal models and have told."""
+    spreads: list[SpreadLine]
+    """How machines hold now to what is normal for each, the farthest from it first; empty for a part of the ledger."""
     rounds: list[RoundLine]
     gateways: list[GatewayLine]
     groups: list[GroupLine]

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from fedmq_coordinator.condition import SpreadLine
+from fedmq_coordinator.findings import SPREADS_TOLD
 from fedmq_coordinator.money import amount
 from fedmq_coordinator.report import (
     GatewayLine,
@@ -213,6 +215,14 @@ def _otherwise(page: _Page, report: Report) -> None:
             [_personal_row(line) for line in shown],
             left=(0, 2),
         )
+    if report.spreads:
+        page.heading("Machines against what is normal")
+        page.table(
+            ("measure", "of", "gateways", "index", "tenths, %", "drift from"),
+            [_spread_row(line) for line in report.spreads[:GATEWAYS_SHOWN]],
+            left=(0, 1, 5),
+        )
+        page.lines([SPREADS_TOLD])
     if report.verdicts:
         page.heading("Answers not accepted")
         page.table(
@@ -254,6 +264,12 @@ def _personal_row(line: PersonalLine) -> tuple[str, ...]:
     outcome = "scores" if line.serves else line.outcome.replace("_", " ")
     metrics = (_number(line.metric, 3), _number(line.shared, 3))
     return (line.gateway, str(line.version), outcome, f"{line.windows:,}", *metrics)
+
+
+def _spread_row(line: SpreadLine) -> tuple[str, ...]:
+    shares = " ".join(f"{100 * share:.0f}" for share in line.shares)
+    since = "" if line.drifting_since is None else _utc(line.drifting_since)[:10]
+    return (line.where, many(line.machines, line.kind), f"{line.gateways:,}", f"{line.index:.2f}", shares, since)
 
 
 def _aside(report: Report) -> str:

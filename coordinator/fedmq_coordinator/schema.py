@@ -14,7 +14,7 @@ import msgspec
 
 __all__ = ["MIGRATIONS", "SCHEMA", "SCHEMA_VERSION", "SchemaError"]
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 Execute: TypeAlias = Callable[..., Any]
 """A statement and its values; gives a cursor."""
@@ -316,6 +316,31 @@ CREATE TABLE fleet_drift (                -- of a kind of machines of which many
     gateways INTEGER NOT NULL,            -- that have such ones
     measures TEXT NOT NULL                -- which, one a line
 ) STRICT;
+CREATE TABLE spreads (                    -- how a gateway's machines of a kind hold to what is normal for each
+    gateway TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    band TEXT NOT NULL,
+    measure TEXT NOT NULL,
+    machines INTEGER NOT NULL,
+    windows INTEGER NOT NULL,             -- as how many it is by chance
+    coded_shares BLOB NOT NULL,           -- per mille of the windows in each tenth of normal, MessagePack
+    heard_at REAL NOT NULL,
+    mark BLOB NOT NULL,
+    PRIMARY KEY (gateway, kind, band, measure)
+) STRICT;
+CREATE TABLE fleet_spreads (              -- the same of the whole fleet
+    kind TEXT NOT NULL,
+    band TEXT NOT NULL,
+    measure TEXT NOT NULL,
+    machines INTEGER NOT NULL,
+    gateways INTEGER NOT NULL,
+    coded_shares BLOB NOT NULL,
+    stability REAL NOT NULL,              -- population stability index against even tenths
+    of_others REAL,                       -- and without the gateways that move it most; NULL: there are too few
+    bound REAL NOT NULL,                  -- beyond which the latter is drift
+    since REAL,                           -- it has been; NULL: it is not
+    PRIMARY KEY (kind, band, measure)
+) STRICT;
 """
 
 _FROM_3 = """
@@ -522,7 +547,29 @@ def _from_7(execute: Execute) -> None:
     _run_all(execute, _FROM_7)
 
 
-MIGRATIONS: dict[int, Callable[[Execute], None]] = {3: _from_3, 4: _from_4, 5: _from_5, 6: _from_6, 7: _from_7}
+_FROM_8 = """
+CREATE TABLE spreads (gateway TEXT NOT NULL, kind TEXT NOT NULL, band TEXT NOT NULL, measure TEXT NOT NULL,
+    machines INTEGER NOT NULL, windows INTEGER NOT NULL, coded_shares BLOB NOT NULL, heard_at REAL NOT NULL,
+    mark BLOB NOT NULL, PRIMARY KEY (gateway, kind, band, measure)) STRICT;
+CREATE TABLE fleet_spreads (kind TEXT NOT NULL, band TEXT NOT NULL, measure TEXT NOT NULL, machines INTEGER NOT NULL,
+    gateways INTEGER NOT NULL, coded_shares BLOB NOT NULL, stability REAL NOT NULL, of_others REAL,
+    bound REAL NOT NULL, since REAL, PRIMARY KEY (kind, band, measure)) STRICT;
+"""
+
+
+def _from_8(execute: Execute) -> None:
+    """No gateway told how its machines hold to what is normal for them."""
+    _run_all(execute, _FROM_8)
+
+
+MIGRATIONS: dict[int, Callable[[Execute], None]] = {
+    3: _from_3,
+    4: _from_4,
+    5: _from_5,
+    6: _from_6,
+    7: _from_7,
+    8: _from_8,
+}
 """What takes a file of this schema to the next one, within a transaction."""
 
 

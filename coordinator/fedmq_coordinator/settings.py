@@ -972,7 +972,8 @@ class FleetSettings(Table):
 
 @dataclass(frozen=True, kw_only=True)
 class DriftSettings(Table):
-    """When many machines of a kind are not distributed as they were, and what is done then. No limit moves for it."""
+    """When many machines of a kind, or a measure over all of them, are not distributed as they were, and what is done
+    then. No limit moves for it."""
 
     retrain: Annotated[
         Literal["propose", "open"],
@@ -982,10 +983,21 @@ class DriftSettings(Table):
         ),
     ] = "propose"
     share: Annotated[
-        float, Meta(gt=0, le=1, description="Share of the machines of a kind that must have drifted, and")
+        float, Meta(gt=0, le=1, description="Share of the machines of a kind that must have drifted, each by itself.")
     ] = 0.3
-    min_gateways: Annotated[int, Meta(ge=2, le=1_000_000, description="gateways that have such machines, for")] = 2
-    hours: Annotated[float, Meta(ge=0, le=8760, description="so many hours.")] = 24.0
+    index: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=10,
+            description="Or: population stability index that a measure must exceed over all machines of a kind"
+            " together, each held against its own normal.",
+        ),
+    ] = 0.1
+    min_gateways: Annotated[
+        int, Meta(ge=2, le=1_000_000, description="Gateways that it takes: fewer can bring about neither.")
+    ] = 2
+    hours: Annotated[float, Meta(ge=0, le=8760, description="Hours that it must have lasted.")] = 24.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from fedmq_protocol.task import short
 from msgspec import Meta
 
 from fedmq_coordinator.audit import Who
-from fedmq_coordinator.condition import WAITING
+from fedmq_coordinator.condition import WAITING, spreads_of
 from fedmq_coordinator.ledger import Book, Gateway, Ledger, Order, Round
 from fedmq_coordinator.ledger import Release as ReleaseRow
 
@@ -329,6 +329,7 @@ def state_of_affairs(ledger: Ledger, now: float) -> dict[str, Any]:
                     }
                     for drift in ledger.fleet_drifts()
                 ],
+                "spreads": msgspec.to_builtins(spreads_of(ledger)),
             },
             "gateways": [
                 {

@@ -6,7 +6,8 @@ steady clock in seconds.
 
 - No change, no bytes. Alerts are told as they change, with `LEAST_SECONDS` between two messages; machines and what is
   normal at most every `every_seconds`, and only what is another state, zone, tenth of learning, or a level that has
-  moved by a fifth of its limit.
+  moved by a fifth of its limit. How values lie among the tenths of what is normal is known once a day, and told where a
+  tenth has come to hold 2 % more of them, or fewer.
 - One message is on its way at a time. It is said again, as things are by then, after a pause that doubles.
 - Orders are carried out in the book, each once, whatever comes twice; see `Alertbook.obey`.
 - Without a book (no watch has run yet) or with one that cannot be read, nothing is said, and it is looked for again.
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fedmq_protocol.condition import (
     MAX_EVIDENCE,
     MAX_MACHINES,
     MAX_SKETCH_BYTES,
+    MAX_SPREADS,
     MAX_SUMMARIES,
     AlertOrders,
     AlertState,
@@ -35,6 +37,7 @@ from fedmq_protocol.condition import (
     MachineState,
     Measured,
     Noted,
+    SpreadOf,
     SummaryOf,
     check_of_marks,
     limits_mark,
@@ -43,9 +46,10 @@ from fedmq_protocol.condition import (
     to_trend,
 )
 from fedmq_protocol.sketch import Summary
+from fedmq_protocol.spread import mean, per_mille
 
 from fedmq_edge_node.alertbook import Alert, Alertbook, BookError
-from fedmq_edge_node.watching import learnt
+from fedmq_edge_node.watching import Learnt, learnt
 
 __all__ = ["Courier"]
 
@@ -62,10 +66,14 @@ HISTORY = 256
 """Alerts, the newest, that a coordinator hears of which has none on record."""
 NOTABLE_LEVEL = 20
 """In hundredths of the limit."""
+NOTABLE_SHARE = 20
+"""Per mille of the windows."""
 GROWN = 1.25
 """By which a summary must have grown to be told again."""
 
-_Row = MachineState | SummaryOf
+_Row = MachineState | SummaryOf | SpreadOf
+_Place = tuple[str, str, str]
+"""Kind of machine, band, measure."""
 
 
 class Courier:
@@ -85,7 +93,7 @@ class Courier:
         """Whether the coordinator has said on this connection what it has."""
         self._cursor = 0
         self._known: dict[str, _Row] = {}
-        """What it has of machines and summaries, by their keys."""
+        """What it has of machines, summaries and spreads, by their keys."""
         self._anew = False
         self._pending: tuple[Noted | None, bool] | None = None
         """What the coordinator has, while there is no book to hold it against; and whether that is the first word."""
@@ -260,9 +268,9 @@ class Courier:
             return None
         self._counter += 1
         machines = tuple(row for row in rows.values() if isinstance(row, MachineState))
-        summaries = [row for row in rows.values() if isinstance(row, SummaryOf)]
-        gone = [key for key, row in rows.items() if row is None]
-        summaries += [_nothing(self._known[key]) for key in gone if isinstance(self._known[key], SummaryOf)]
+        gone = [self._known[key] for key, row in rows.items() if row is None]
+        # Of a summary or a spread that is gone nothing is what is told.
+        told = [*rows.values(), *(_emptied(row) for row in gone if not isinstance(row, MachineState))]
         message = Condition(
             counter=self._counter,
             book=_mark_of(book),
@@ -271,17 +279,19 @@ class Courier:
             alerts=tuple(alerts),
             anew=anew,
             machines=machines,
-            gone=tuple(known.name for key in gone if isinstance(known := self._known[key], MachineState)),
-            summaries=tuple(summaries),
+            gone=tuple(row.name for row in gone if isinstance(row, MachineState)),
+            summaries=tuple(row for row in told if isinstance(row, SummaryOf)),
             done=done,
             limits=self._limits,
+            spreads=tuple(row for row in told if isinstance(row, SpreadOf)) or None,
         )
         self._on_its_way = message, rows
         self._again_at = now + self._pause
         return message
 
     def _changed(self, book: Alertbook, anew: bool, room: int) -> dict[str, _Row | None]:
-        """Machines and summaries that are others than what is known, as many as there is room for; None: it is gone."""
+        """Machines, summaries and spreads that are others than what is known, as many as there is room for; None: it is
+        gone."""
         current = _rows(book)
         if self._unsure is not None:
             if self._unsure.check == _check(current):
@@ -290,7 +300,10 @@ class Courier:
                 self._anew, anew = True, True
             self._unsure = None
         known = {} if anew else self._known
-        found: dict[str, _Row | None] = {key: None for key in known if key not in current}
+        gone = [key for key in known if key not in current]
+        found: dict[str, _Row | None] = dict.fromkeys(gone[:MOST_AT_ONCE])
+        if len(gone) > MOST_AT_ONCE:
+            self._rows_at = 0.0  # the rest goes next
         for key, row in current.items():
             if not _tells_more(known.get(key), row):
                 continue
@@ -351,18 +364,23 @@ def _tells_more(before: _Row | None, now: _Row) -> bool:
     if isinstance(before, SummaryOf) and isinstance(now, SummaryOf) and before != now:
         then, since = (Summary.from_bytes(one.sketch).count for one in (before, now))
         return since < then or since >= GROWN * then
+    if isinstance(before, SpreadOf) and isinstance(now, SpreadOf):
+        pairs = zip(before.shares, now.shares, strict=True)
+        return mark_of(before) != mark_of(now) or any(abs(then - since) >= NOTABLE_SHARE for then, since in pairs)
     return False
 
 
-def _nothing(row: _Row) -> SummaryOf:
-    assert isinstance(row, SummaryOf)
+def _emptied(row: SummaryOf | SpreadOf) -> SummaryOf | SpreadOf:
+    if isinstance(row, SpreadOf):
+        return msgspec.structs.replace(row, shares=())
     return msgspec.structs.replace(row, sketch=b"")
 
 
 def _rows(book: Alertbook) -> dict[str, _Row]:
-    """Every machine, and what is normal at those of a kind, merged over them, as far as it is learnt."""
+    """Every machine; and of those of a kind, as far as it is learnt, what is normal and how they hold to it."""
     rows: dict[str, _Row] = {}
-    merged: dict[tuple[str, str, str], Summary] = {}
+    merged: dict[_Place, Summary] = {}
+    held: dict[_Place, dict[str, list[Learnt]]] = {}
     for name, standing in list(book.standings().items())[:MAX_MACHINES]:
         kind = _text(str(standing.get("kind") or "machine"), 64)
         drifting: set[str] = set()
@@ -372,6 +390,8 @@ def _rows(book: Alertbook) -> dict[str, _Row]:
             if one.shared:
                 place = (kind, one.band, one.measure)
                 merged[place] = merged.get(place, Summary()).merge(one.summary)
+                if one.spread:
+                    held.setdefault(place, {}).setdefault(name, []).append(one)
         rows[f"machine {name}"] = _machine(name, kind, standing, drifting)
     for kind, band, measure in sorted(merged)[:MAX_SUMMARIES]:
         sketch = merged[kind, band, measure].to_bytes()
@@ -379,7 +399,24 @@ def _rows(book: Alertbook) -> dict[str, _Row]:
             rows[f"summary {kind}\n{band}\n{measure}"] = SummaryOf(
                 kind=kind, band=_word(band, 64), measure=_text(measure, 160), sketch=sketch
             )
+    for place in sorted(held)[:MAX_SPREADS]:
+        rows["spread " + "\n".join(place)] = _spread(place, list(held[place].values()))
     return rows
+
+
+def _spread(place: _Place, machines: Sequence[Sequence[Learnt]]) -> SpreadOf:
+    """Each machine weighs alike, and each of its sensors in it."""
+    kind, band, measure = place
+    weights = [(1 / len(machines) / len(sensors), one) for sensors in machines for one in sensors]
+    return SpreadOf(
+        kind=kind,
+        band=_word(band, 64),
+        measure=_text(measure, 160),
+        machines=len(machines),
+        # Variances add up, by the squares of the weights.
+        windows=max(1, int(1 / sum(weight**2 / one.windows for weight, one in weights))),
+        shares=per_mille(mean([mean([one.spread for one in sensors]) for sensors in machines])),
+    )
 
 
 def _machine(name: str, kind: str, standing: Mapping[str, Any], drifting: set[str]) -> MachineState:

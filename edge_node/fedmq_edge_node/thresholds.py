@@ -1,12 +1,11 @@
-"""What is normal, as quantiles: the limit that follows from a summary of what was seen, and whether it has changed.
+"""What is normal, as quantiles: the limit that follows from a summary of what was seen.
 
-Owns the rule for a limit and the index of stability. Refuses to know what the values are, whose they are and when they
-start anew; how they are summed up is `fedmq_protocol.sketch`'s, for summaries go from machine to machine. Pure.
+Owns the rule for a limit. Refuses to know what the values are, whose they are and when they start anew; how they are
+summed up is `fedmq_protocol.sketch`'s, for summaries go from machine to machine. Pure.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,8 +23,6 @@ __all__ = [
     "lower_limit",
     "merged",
     "robust_bound",
-    "stability_by_chance",
-    "stability_index",
 ]
 
 
@@ -77,30 +74,3 @@ def robust_bound(summary: Summary, rule: Rule) -> float:
     spread = (high / low) ** (ROBUST_DEVIATIONS / IQR_DEVIATIONS) if low else 1.0
     # Few values make a narrow spread by chance.
     return max(median * spread, 2.0 * rule.least_factor * median, SMALLEST)
-
-
-STABILITY_PARTS = 10
-
-
-def stability_index(then: Summary, now: Summary, parts: int = STABILITY_PARTS) -> float:
-    """The population stability index over `parts` equal shares of `then` (Yurdakul, Naranjo 2020, "Statistical
-    properties of the population stability index", J. Risk Model Validation 14(3)): about 0 where nothing has changed,
-    above 0.25 where much has; of few values also by chance. Raises ValueError where either is empty."""
-    if not now.count:
-        raise ValueError("expected values to compare, got none")
-    edges = sorted({then.quantile(part / parts) for part in range(1, parts)})
-    before, after = ([1.0, *(one.share_above(edge) for edge in edges), 0.0] for one in (then, now))
-    index = 0.0
-    for place in range(len(edges) + 1):
-        # An empty part would make it infinite; half a value stands in for none.
-        p = max(before[place] - before[place + 1], 0.5 / then.count)
-        q = max(after[place] - after[place + 1], 0.5 / now.count)
-        index += (q - p) * math.log(q / p)
-    return index
-
-
-def stability_by_chance(then: Summary, now: Summary, parts: int = STABILITY_PARTS) -> float:
-    """What the index does not exceed by chance where nothing has changed: it is then (1/n + 1/m) times a chi-squared of
-    parts - 1 degrees of freedom (same paper), here at its mean and three standard deviations."""
-    freedom = parts - 1
-    return (1 / max(then.count, 1) + 1 / max(now.count, 1)) * (freedom + 3 * math.sqrt(2 * freedom))

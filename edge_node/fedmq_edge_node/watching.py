@@ -34,6 +34,7 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
+from fedmq_protocol.spread import Counts, Shares, as_many_as, by_chance, counts_of, shares_of, stability, typical
 from numpy.typing import NDArray
 
 from fedmq_edge_node.alarms import Alarms, Cleared, Evidence, Kind, Outcome, Policy, Raised, Reading
@@ -46,8 +47,6 @@ from fedmq_edge_node.thresholds import (
     limit,
     lower_limit,
     robust_bound,
-    stability_by_chance,
-    stability_index,
 )
 from fedmq_edge_node.turning import Turn, Turning
 
@@ -205,6 +204,8 @@ class _Normal(msgspec.Struct, kw_only=True):
     """Since the last look for drift."""
     drifting: int = 0
     """Epochs in a row."""
+    epochs: list[Counts] = []
+    """How the values of the last `DRIFT_EPOCHS` epochs lay among the tenths of `summary`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +217,10 @@ class Learnt:
     summary: Summary
     drifting: bool
     """It has not been distributed so for long."""
+    spread: Shares
+    """How its values lie lately among the tenths of what is normal, typically; empty until that is known."""
+    windows: float
+    """As how many that is: `spread.as_many_as`."""
     shared: bool
     """Comparable with other gateways': not the score of a model that is this gateway's own."""
 
@@ -229,12 +234,16 @@ def learnt(parts: Mapping[str, bytes]) -> list[Learnt]:
             continue
         normal = msgspec.msgpack.decode(value, type=_Normal)
         if normal.done:
+            summary = Summary.from_bytes(normal.summary)
+            known = len(normal.epochs) >= DRIFT_EPOCHS
             found.append(
                 Learnt(
                     band=place[1],
                     measure=place[2],
-                    summary=Summary.from_bytes(normal.summary),
+                    summary=summary,
                     drifting=normal.drifting >= DRIFT_EPOCHS,
+                    spread=typical(normal.epochs) if known else (),
+                    windows=as_many_as(summary.count, sum(normal.epochs[-1])) if known else 0.0,
                     shared=not (_is_score(key) and key.endswith("-own")),
                 )
             )
@@ -774,9 +783,11 @@ class Watcher:
         if recent.count < self.policy.drift_windows:
             return None
         then = self._summary(key)
-        index = stability_index(then, recent)
+        counts = counts_of(then, recent)
+        index = stability(shares_of(counts), 0.5 / recent.count)
         self._recent[key] = Summary()
-        drifted = index > DRIFTED + stability_by_chance(then, recent)
+        normal.epochs = [*normal.epochs, counts][-DRIFT_EPOCHS:]
+        drifted = index > DRIFTED + by_chance(as_many_as(then.count, recent.count))
         normal.drifting = normal.drifting + 1 if drifted else 0
         if normal.drifting != DRIFT_EPOCHS:
             return None

@@ -170,12 +170,13 @@ ABOUT: dict[str, About] = {
     "Condition.since": _protocol("number of the last change of an alert that was told before"),
     "Condition.upto": _protocol("and of the last one that is told now"),
     "Condition.alerts": _data("its watch's alerts that have changed, as they are now"),
-    "Condition.anew": _protocol("whether machines and summaries that were told before count no more"),
+    "Condition.anew": _protocol("whether machines, summaries and spreads that were told before count no more"),
     "Condition.machines": _machine("how its watch's machines are, where that has changed"),
     "Condition.gone": _name("machines that are watched no more"),
     "Condition.summaries": _data("what is normal at its machines of each kind, once it is learnt"),
     "Condition.done": _protocol("what came of orders for alerts"),
     "Condition.limits": _protocol("short digest of the fleet's limits that its watch has"),
+    "Condition.spreads": _data("how its machines of each kind hold to what is normal for them, where that has changed"),
     "AlertState.number": _protocol("number of the alert in its book"),
     "AlertState.machine": _name("the machine, as the plant calls it"),
     "AlertState.kind": _data("what it goes by: velocity, a bearing's line, a learnt limit, a model"),
@@ -219,13 +220,22 @@ ABOUT: dict[str, About] = {
         "how many windows of healthy running lay in which range of values, 2 % wide, over all machines of the kind: how"
         " strongly they vibrate, and for how long they have run"
     ),
+    "SpreadOf.kind": _name("kind of machine"),
+    "SpreadOf.band": _machine("band of speed and load, by the machine's settings"),
+    "SpreadOf.measure": _data("what was measured"),
+    "SpreadOf.machines": _machine("over how many machines it is the mean"),
+    "SpreadOf.windows": _data("of about how many windows: how far it may be chance"),
+    "SpreadOf.shares": _data(
+        "which share of the windows of a typical day lay in which tenth of what is normal for their machine, per mille:"
+        " whether it vibrates more or less than it did, and not how strongly"
+    ),
     "Done.key": _protocol("which order"),
     "Done.done": _protocol("whether it was carried out"),
     "Done.text": _data("why not"),
     # -- the coordinator says -----------------------------------------------------------------------------------
     "Noted.book": _protocol("the alertbook that is on record"),
     "Noted.cursor": _protocol("number of the last change of an alert that is on record"),
-    "Noted.check": _protocol("digest of the machines and summaries that are on record"),
+    "Noted.check": _protocol("digest of the machines, summaries and spreads that are on record"),
     "Noted.counter": _protocol("the message that it answers"),
     "AlertOrders.orders": _protocol("what people have said of alerts"),
     "AlertOrder.key": _protocol("8 bytes by which a repeat is known"),

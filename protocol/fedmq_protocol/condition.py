@@ -8,12 +8,13 @@ A gateway with a watch beside it says *state*, never differences that must not b
 - Alerts go by a cursor. Every change of an alert has a number in the gateway's book, and a `Condition` brings the
   alerts that changed after `since`, as they are now, up to `upto`. The coordinator takes it where `since` is no later
   than what it has on record, and tells in `Noted` and in its welcome how far that is: from there the gateway goes on.
-- Machines and summaries are told when they are others than before. Both ends keep a mark of each, and the sum of the
-  marks (`check_of_marks`) is in `Noted` and in the welcome: where the sums differ, the gateway tells all of them anew.
+- Machines, summaries and spreads are told when they are others than before. Both ends keep a mark of each, and the sum
+  of the marks (`check_of_marks`) is in `Noted` and in the welcome: where the sums differ, the gateway tells all of them
+  anew.
 
 So whatever is lost, or a disk of either side that goes back in time, is found out by the next word. No signal, no
 window and no single value is in any of it but what an alert goes by: a trend has means over stretches of time, a
-summary counts of bins.
+summary counts of bins, a spread shares of tenths.
 
 The coordinator says what people have ordered of an alert (`AlertOrders`, until the gateway says that it is done), and
 which limits follow from what is normal at most gateways (`FleetLimits`).
@@ -30,6 +31,8 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
+from fedmq_protocol.spread import PARTS
+
 __all__ = [
     "ALERT_KINDS",
     "ALERT_STATES",
@@ -38,6 +41,7 @@ __all__ = [
     "MAX_LIMITS",
     "MAX_MACHINES",
     "MAX_SKETCH_BYTES",
+    "MAX_SPREADS",
     "MAX_SUMMARIES",
     "MAX_TREND",
     "ORDERS",
@@ -54,6 +58,7 @@ __all__ = [
     "MachineState",
     "Measured",
     "Noted",
+    "SpreadOf",
     "SummaryOf",
     "check_of_marks",
     "is_other",
@@ -72,6 +77,8 @@ MAX_MACHINES = 256
 MAX_ALERTS = 16
 """In one message."""
 MAX_SUMMARIES = 256
+"""Of one gateway."""
+MAX_SPREADS = 256
 """Of one gateway."""
 MAX_SKETCH_BYTES = 4096
 MAX_TREND = 24
@@ -180,6 +187,25 @@ class SummaryOf(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """As `sketch.Summary.to_bytes` gives it; empty: it is known no more."""
 
 
+class SpreadOf(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """How a measure lies lately among the tenths of what is normal, each machine held against its own; the mean over
+    this gateway's machines of a kind."""
+
+    kind: _Name
+    band: _Word
+    measure: _Measure
+    machines: Annotated[int, Meta(ge=1, le=MAX_MACHINES)]
+    """Of which it is the mean."""
+    windows: Annotated[int, Meta(ge=1, le=1 << 31)]
+    """As how many it is: `spread.as_many_as`."""
+    shares: Annotated[tuple[Annotated[int, Meta(ge=0, le=1000)], ...], Meta(max_length=PARTS)]
+    """Per mille of the windows in each tenth, the lowest first; empty: it is known no more."""
+
+    def __post_init__(self) -> None:
+        if self.shares and (len(self.shares) != PARTS or sum(self.shares) != 1000):
+            raise ValueError(f"expected {PARTS} shares that are 1,000 per mille in all, got {self.shares}")
+
+
 class Done(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """What came of an order."""
 
@@ -201,7 +227,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=
     """Of changes to alerts: all after `since` up to `upto` are in `alerts`."""
     alerts: Annotated[tuple[AlertState, ...], Meta(max_length=MAX_ALERTS)] = ()
     anew: bool = False
-    """Machines and summaries that were told before count no more: all follow."""
+    """Machines, summaries and spreads that were told before count no more: all follow."""
     machines: Annotated[tuple[MachineState, ...], Meta(max_length=64)] = ()
     gone: Annotated[tuple[_Name, ...], Meta(max_length=64)] = ()
     """Machines that are watched no more."""
@@ -209,6 +235,8 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=
     done: Annotated[tuple[Done, ...], Meta(max_length=16)] = ()
     limits: Mark | None = None
     """`limits_mark` of the fleet's limits that its watch has."""
+    spreads: Annotated[tuple[SpreadOf, ...], Meta(max_length=64)] | None = None
+    """None where there are none, as most of the time: that costs no byte."""
 
 
 class Noted(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=18):
@@ -218,7 +246,7 @@ class Noted(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=18):
     cursor: _Number
     """Changes of alerts up to this one are on record."""
     check: Mark
-    """`check_of_marks` over machines and summaries."""
+    """`check_of_marks` over machines, summaries and spreads."""
     counter: _Number | None = None
     """The `Condition` that it answers; None in a welcome."""
 
@@ -278,7 +306,7 @@ def is_other(fault: str) -> bool:
     return fault.startswith(OTHER)
 
 
-def mark_of(one: MachineState | SummaryOf) -> bytes:
+def mark_of(one: MachineState | SummaryOf | SpreadOf) -> bytes:
     """8 bytes that differ where what is told differs. What moves all the time is not in it, or by its class alone: a
     gateway that has been away must be able to tell that nothing has changed."""
     told: object = one
@@ -286,6 +314,9 @@ def mark_of(one: MachineState | SummaryOf) -> bytes:
         level = sum(one.level >= bound for bound in (80, 100))
         told = (one.name, one.kind, one.state, one.zone, one.learnt_pct // 10, level, one.drift, one.event)
         told = (*told, one.baseline_at)
+    elif isinstance(one, SpreadOf):
+        # To the next tenth: where nothing has changed each share is about one, and stays clear of where that ends.
+        told = (one.kind, one.band, one.measure, one.machines, [(share + 50) // 100 for share in one.shares])
     return hashlib.blake2b(_ENCODER.encode(told), digest_size=8).digest()
 
 

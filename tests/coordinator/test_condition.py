@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from fedmq_coordinator.audit import AuditLog, Who
-from fedmq_coordinator.condition import LOST, WAITING, Proposal, alerts_of, machines_of, machines_told
+from fedmq_coordinator.condition import LOST, WAITING, Proposal, alerts_of, machines_of, machines_told, spreads_of
 from fedmq_coordinator.control import (
     MOST_ALERT_ORDERS,
     AlertOrder,
@@ -20,8 +20,8 @@ from fedmq_coordinator.control import (
     place_alert_order,
 )
 from fedmq_coordinator.ledger import Ledger
-from fedmq_coordinator.tasks import AlertWish
-from machine_rows import RAISED_AT, a_drift, a_machine, a_watch, an_alert
+from fedmq_coordinator.tasks import AlertWish, state_of_affairs
+from machine_rows import EVEN, HIGHER, RAISED_AT, a_drift, a_fleet_spread, a_machine, a_watch, an_alert
 
 DAEMON, BIN, SYS = 1, 2, 3
 """Users that every Debian has."""
@@ -104,8 +104,52 @@ def test_the_status_says_how_machines_are_and_what_is_proposed(ledger: Ledger) -
     told = dict(machines_told(ledger, book))
     assert told["machines"] == "2 at 2 gateways: 2 running; told in 6 messages, 1,800 bytes"
     assert told["alerts"] == "4 wait for somebody"
-    assert told["drift"].startswith("4 of 10 pumps at 3 gateways are not as they were since ")
+    assert told["drift"].startswith("4 of 10 pumps at 3 gateways are not what they were: acceleration, kurtosis; ")
+    assert "normal" not in told
     assert told["proposal"].endswith("Order it with `fedmq task retrain pumps`")
+
+
+def test_the_status_says_how_machines_of_a_kind_hold_to_what_is_normal_for_them(ledger: Ledger) -> None:
+    ledger.save_fleet_spreads(
+        [
+            a_fleet_spread(),
+            a_fleet_spread("velocity", shares=EVEN, stability=0.012, since=None),
+            a_fleet_spread("velocity", band="0.91 x speed", shares=EVEN, stability=0.08, since=None),
+            a_fleet_spread("crest", kind="fan", machines=1, gateways=1, shares=EVEN, stability=0.0, since=None),
+        ]
+    )
+    told = machines_told(ledger, ledger.book("pumps"))
+    assert [text for heading, text in told if heading == "normal"] == [
+        "1 fan at 1 gateway, each against its own, by index (0: as it was): crest 0.00",
+        "12 pumps at 5 gateways, each against its own, by index (0: as it was):"
+        " acceleration 0.45, velocity (0.91 x speed) 0.08, velocity 0.01",
+    ]
+    (drift,) = (text for heading, text in told if heading == "drift")
+    assert drift.startswith(
+        "acceleration of 12 pumps at 5 gateways together is higher: 29 % of windows lie in the top tenth of normal,"
+        " where 10 % did (index 0.45); since "
+    )
+
+
+def test_programs_read_spreads_with_the_farthest_first_and_scores_of_one_task_alone(ledger: Ledger) -> None:
+    ledger.save_fleet_spreads(
+        [
+            a_fleet_spread("velocity", stability=0.9, since=None),
+            a_fleet_spread("acceleration"),
+            a_fleet_spread("score of pumps of version 1-7-ab", stability=0.02, since=None),
+            a_fleet_spread("score of fans of version 1-2-cd", stability=0.01, since=None),
+        ]
+    )
+    ledger.commit()
+    everything = [one.measure for one in spreads_of(ledger)]
+    assert everything == [
+        *("acceleration", "velocity"),
+        *("score of pumps of version 1-7-ab", "score of fans of version 1-2-cd"),
+    ]
+    assert [one.measure for one in spreads_of(ledger, "pumps")] == everything[:3]
+    first = state_of_affairs(ledger, 1.0)["machines"]["spreads"][0]
+    assert (first["index"], first["machines"], first["gateways"], first["drifting_since"]) == (0.45, 12, 5, RAISED_AT)
+    assert first["shares"] == [share / 1000 for share in HIGHER]
 
 
 def test_an_order_for_an_alert_waits_and_is_no_order_of_a_task(ledger: Ledger, tmp_path: Path) -> None:

@@ -12,7 +12,17 @@ from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.outbox import Outbox
 from fedmq_coordinator.roster import Roster
 from fedmq_coordinator.settings import DriftSettings, FleetSettings
-from fedmq_protocol.condition import MAX_MACHINES, AlertState, Condition, Done, MachineState, Noted, SummaryOf
+from fedmq_protocol.condition import (
+    MAX_MACHINES,
+    MAX_SPREADS,
+    AlertState,
+    Condition,
+    Done,
+    MachineState,
+    Noted,
+    SpreadOf,
+    SummaryOf,
+)
 from fedmq_protocol.messages import from_bytes
 from fedmq_protocol.task import Windowing
 from fedmq_protocol.topics import parse
@@ -128,6 +138,26 @@ def test_what_one_gateway_may_have_on_record_is_bounded(there: Fixture) -> None:
     assert there.hear(summaries=(SummaryOf(kind="pump", band="", measure="x", sketch=b"junk"),)).check == before.check
     assert there.ledger.summaries() == []
     assert ("condition", "no summary", 1, 4) in there.ledger.refused()
+
+
+def spread(measure: str = "velocity", shares: tuple[int, ...] = (100,) * 10) -> SpreadOf:
+    return SpreadOf(kind="pump", band="all", measure=measure, machines=2, windows=900, shares=shares)
+
+
+def test_spreads_of_a_gateway_are_kept_bounded_and_forgotten_when_they_are_gone(there: Fixture) -> None:
+    before = there.hear()
+    assert there.hear(spreads=(spread(),)).check != before.check
+    (kept,) = there.ledger.spreads("g0")
+    assert (kept.measure, kept.machines, kept.windows, kept.shares) == ("velocity", 2, 900, (100,) * 10)
+    assert there.hear(spreads=(spread(shares=()),)).check == before.check
+    assert there.ledger.spreads() == []
+    for first in range(0, 320, 64):
+        there.hear(spreads=tuple(spread(f"score {n}") for n in range(first, first + 64)))
+    assert len(there.ledger.spreads("g0")) == MAX_SPREADS
+    there.hear(spreads=(spread("score 0", (0,) * 9 + (1000,)),))
+    assert max(one.shares[-1] for one in there.ledger.spreads("g0")) == 1000
+    there.hear(anew=True)
+    assert there.ledger.spreads() == []
 
 
 def test_only_the_gateway_that_an_order_is_for_says_that_it_is_done(there: Fixture) -> None:

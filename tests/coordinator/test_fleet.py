@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from fedmq_coordinator.condition import Drift, Limit, Summed
-from fedmq_coordinator.fleet import drifts, limits
+from fedmq_coordinator.condition import Drift, FleetSpread, Limit, Spread, Summed
+from fedmq_coordinator.fleet import drifts, limits, spreads
 from fedmq_protocol.sketch import Summary
 from hypothesis import given
 from hypothesis import strategies as st
-from machine_rows import a_machine, a_summary
+from machine_rows import EVEN, HIGHER, a_machine, a_spread, a_summary
 
 
 def told(gateway: str, values: Iterable[float], **changes: object) -> Summed:
@@ -116,3 +116,95 @@ def test_machines_that_still_learn_are_not_counted() -> None:
     learning = [a_machine(f"g{n}", "pump-2", learnt_pct=40) for n in range(10)]
     (drift,) = drifts([*machines, *learning], (), share=0.9, least_gateways=2, now=1.0)
     assert drift.share == pytest.approx(1.0)
+
+
+TOP = (0,) * 9 + (1000,)
+
+
+def of_fleet(
+    *told: Spread, before: tuple[FleetSpread, ...] = (), least: int = 2, aside: tuple[str, ...] = (), now: float = 100.0
+) -> FleetSpread:
+    (found,) = spreads(told, before, index=0.1, least_gateways=least, aside=aside, now=now)
+    return found
+
+
+def test_a_shift_at_all_gateways_is_drift_of_the_fleet_and_none_of_it_is_none() -> None:
+    even = of_fleet(*(a_spread(f"g{n}") for n in range(5)))
+    assert (even.machines, even.gateways, even.shares, even.stability, even.since) == (5, 5, EVEN, 0.0, None)
+    higher = of_fleet(*(a_spread(f"g{n}", shares=HIGHER) for n in range(5)))
+    assert higher.shares == HIGHER
+    assert higher.since == 100.0
+    assert higher.how == "higher: 29 % of windows lie in the top tenth of normal, where 10 % did"
+
+
+def test_no_one_gateway_brings_drift_about_however_many_machines_it_says_it_has() -> None:
+    alone = of_fleet(a_spread("g0", shares=TOP, machines=256), *(a_spread(f"g{n}") for n in range(1, 5)))
+    assert alone.stability > 1
+    assert alone.of_others == pytest.approx(0.0)
+    assert alone.since is None
+    assert of_fleet(a_spread("g0", shares=TOP)).of_others is None
+    assert of_fleet(a_spread("g0", shares=TOP)).since is None
+    two = of_fleet(*(a_spread(f"g{n}", shares=TOP) for n in range(2)), *(a_spread(f"g{n}") for n in range(2, 5)))
+    assert two.since is not None
+
+
+def test_so_many_gateways_must_show_it_as_the_settings_say() -> None:
+    told = [a_spread(f"g{n}", shares=TOP if n < 3 else EVEN) for n in range(6)]
+    assert [of_fleet(*told, least=least).since is not None for least in (2, 3, 4, 7)] == [True, True, False, False]
+
+
+def test_each_machine_weighs_alike() -> None:
+    found = of_fleet(a_spread("g0", shares=TOP), a_spread("g1", machines=9))
+    assert found.machines == 10
+    assert found.shares == (90,) * 9 + (190,)
+
+
+def test_of_few_windows_the_same_shift_may_be_chance() -> None:
+    few = of_fleet(*(a_spread(f"g{n}", shares=HIGHER, windows=20) for n in range(3)))
+    many = of_fleet(*(a_spread(f"g{n}", shares=HIGHER, windows=2000) for n in range(3)))
+    assert few.stability == many.stability
+    assert (few.since, many.since) == (None, 100.0)
+    # So many machines together are less so than each alone.
+    assert of_fleet(*(a_spread(f"g{n}", shares=HIGHER, windows=40) for n in range(9))).since == 100.0
+
+
+def test_a_gateway_that_was_set_aside_does_not_count_for_drift() -> None:
+    told = [a_spread("g0", shares=TOP), a_spread("g1", shares=TOP), *(a_spread(f"g{n}") for n in range(2, 5))]
+    assert of_fleet(*told, aside=("g1",)).since is None
+
+
+def test_it_is_known_since_when_a_measure_has_drifted_and_that_is_over_when_it_is() -> None:
+    told = [a_spread(f"g{n}", shares=HIGHER) for n in range(3)]
+    first = of_fleet(*told)
+    later = of_fleet(*told, before=(first,), now=500.0)
+    over = of_fleet(*(a_spread(f"g{n}") for n in range(3)), before=(later,), now=900.0)
+    assert (first.since, later.since, over.since) == (100.0, 100.0, None)
+
+
+def test_kinds_bands_and_measures_are_held_apart() -> None:
+    told = [a_spread("g0"), *(a_spread("g0", **{what: "other"}) for what in ("kind", "band", "measure"))]
+    assert len(spreads(told, (), index=0.1, least_gateways=2, now=1.0)) == 4
+
+
+@pytest.mark.parametrize(
+    ("shares", "how"),
+    [
+        (HIGHER[::-1], "lower: 29 % of windows lie in the lowest tenth of normal, where 10 % did"),
+        (
+            (300, 50, 50, 50, 50, 50, 50, 50, 50, 300),
+            "more scattered: 60 % of windows lie in the lowest and the top tenth of normal, where 20 % did",
+        ),
+        (
+            (10, 50, 140, 150, 150, 150, 150, 140, 50, 10),
+            "less scattered: 2 % of windows lie in the lowest and the top tenth of normal, where 20 % did",
+        ),
+    ],
+)
+def test_it_is_told_which_way_a_measure_differs(shares: tuple[int, ...], how: str) -> None:
+    assert of_fleet(a_spread("g0", shares=shares)).how == how
+
+
+def test_a_score_is_of_the_task_whose_model_gives_it() -> None:
+    score = of_fleet(a_spread("g0", "score of pump of version 2 of version 1-7-abcd"))
+    assert score.task == "pump of version 2"
+    assert of_fleet(a_spread("g0", "velocity")).task is None

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from fedmq_coordinator.ledger import Ledger, LedgerError
 from fedmq_coordinator.report import Report, build
+from machine_rows import a_machine, a_spread
 from plant import Plant
 
 SCHEMA_3 = (Path(__file__).parents[1] / "support" / "ledger_schema_3.sql").read_text(encoding="utf-8")
@@ -40,8 +41,16 @@ def stopped_at(directory: Path, version: int) -> Plant:
     return plant
 
 
+def turn_back_to_8(db: sqlite3.Connection) -> None:
+    """Without what schema 9 has brought."""
+    for table in ("spreads", "fleet_spreads"):
+        db.execute(f"DROP TABLE {table}")
+    db.execute("PRAGMA user_version = 8")
+
+
 def turn_back_to_7(db: sqlite3.Connection) -> None:
-    """Without what schema 8 has brought."""
+    """Without what schema 8 has brought, and later ones."""
+    turn_back_to_8(db)
     for table, column in (
         ("answers", "beyond"),
         ("answers", "cpu"),
@@ -199,6 +208,22 @@ def test_a_run_of_schema_7_goes_on_and_its_signal_came_with_its_gateways(tmp_pat
     assert {answer.cpu for answer in plant.ledger.answers()} == {None}
 
 
+def test_a_ledger_of_schema_8_takes_how_machines_hold_to_what_is_normal(tmp_path: Path) -> None:
+    plant = stopped_at(tmp_path, 1)
+    path = tmp_path / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        turn_back_to_8(db)
+        db.commit()
+    with contextlib.closing(Ledger(path)) as ledger:
+        ledger.save_machine(a_machine("g0"))
+        ledger.commit()
+    plant.start_coordinator()
+    assert (plant.ledger.spreads(), plant.ledger.fleet_spreads()) == ([], [])
+    plant.ledger.save_spread(a_spread("g0"))
+    assert plant.ledger.spreads("g0") == [a_spread("g0")]
+    assert [one.name for one in plant.ledger.machines()] == ["pump-1"]
+
+
 def test_a_ledger_of_schema_6_takes_what_gateways_tell_of_machines(tmp_path: Path) -> None:
     stopped_at(tmp_path, 1)
     path = tmp_path / "ledger.sqlite"
@@ -220,7 +245,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> Non
         db.commit()
     before = rows(path, "SELECT sql FROM sqlite_master"), rows(path, "SELECT * FROM state")
 
-    with pytest.raises(LedgerError, match=r"cannot bring .*ledger\.sqlite from schema 3 to 8: its task cannot be read"):
+    with pytest.raises(LedgerError, match=r"cannot bring .*ledger\.sqlite from schema 3 to 9: its task cannot be read"):
         Ledger(path)
 
     assert (rows(path, "SELECT sql FROM sqlite_master"), rows(path, "SELECT * FROM state")) == before
@@ -239,7 +264,7 @@ def test_who_does_not_own_the_file_leaves_it_to_its_coordinator(tmp_path: Path, 
     assert rows(path, "PRAGMA user_version") == [(3,)]
 
 
-@pytest.mark.parametrize(("version", "age"), [(9, "newer"), (2, "older")])
+@pytest.mark.parametrize(("version", "age"), [(10, "newer"), (2, "older")])
 def test_a_schema_that_nobody_here_can_read_is_refused(tmp_path: Path, version: int, age: str) -> None:
     path = tmp_path / "ledger.sqlite"
     Ledger(path).close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -14,11 +15,15 @@ from fedmq_coordinator import report_html, report_text
 from fedmq_coordinator.absent import ABSENT, Absence, to_bytes
 from fedmq_coordinator.ledger import Answer, CatchUp, Ledger, Round, Trial, Version, Wire
 from fedmq_coordinator.report import METRIC_NAME, Report, Traffic, build, divide, size, to_csv, to_json
+from fedmq_coordinator.report_html import to_html
 from fedmq_coordinator.report_shares import TCP_JOIN_BYTES, TLS_JOIN_BYTES
+from fedmq_coordinator.report_text import to_text
+from fedmq_coordinator.report_view import View
 from fedmq_coordinator.status_text import status
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledgers import DENSE, START, a_decline, a_gateway, a_round, a_wire, an_answer, write_plant
+from machine_rows import a_fleet_spread
 
 
 @pytest.fixture(scope="module")
@@ -419,6 +424,26 @@ def test_where_personal_models_score_is_told_with_the_gain_and_why_not_elsewhere
     assert re.search(r"bay3-mixer +38 +scores +40 +0.950 +0.910", text)
     assert re.search(r"press-line +38 +one class +40", text)
     assert "personal" in status(plant, START)
+
+
+def test_how_machines_hold_to_what_is_normal_is_in_every_form_of_the_report(tmp_path: Path) -> None:
+    with contextlib.closing(write_plant(tmp_path / "ledger.sqlite")) as ledger:
+        assert build(ledger).spreads == []
+        ledger.save_fleet_spreads([a_fleet_spread(), a_fleet_spread("velocity", stability=0.01, since=None)])
+        ledger.commit()
+        report = build(ledger)
+        assert [line.measure for line in report.spreads] == ["acceleration", "velocity"]
+        (drift,) = (text for text in report.findings if text.startswith("Drift: "))
+        assert "acceleration of 12 pumps at 5 gateways together is higher: 29 % of windows" in drift
+        text = to_text(report, 120)
+        assert "2 3 4 6 8 10 11 12 15 29" in text
+        page = to_html(report)
+        assert page.count('<svg class="columns"') == 2
+        assert "higher: 29\u00a0% of windows lie in the top tenth of normal" in page
+        assert json.loads(to_json(report))["spreads"][0]["shares"][-1] == 0.29
+        # They are of now and of all gateways: a part of the ledger has none.
+        assert build(ledger, view=View(until=START + 1e6)).spreads == []
+        assert build(ledger, view=View(gateways=(ledger.gateways()[0].name,))).spreads == []
 
 
 def test_without_personal_models_the_report_says_nothing_of_them(report: Report) -> None:

@@ -26,7 +26,7 @@ from fedmq_coordinator.web.files import FILES
 from fedmq_coordinator.web.views import FLEET
 from fedmq_protocol.messages import SensorHealth
 from ledgers import a_decline, a_gateway, a_round, a_wire, an_answer, write_plant
-from machine_rows import RAISED_AT, a_drift, a_machine, a_watch, an_alert
+from machine_rows import EVEN, RAISED_AT, a_drift, a_fleet_spread, a_machine, a_watch, an_alert
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -487,6 +487,7 @@ def watched(tmp_path: Path) -> Path:
     ledger.save_alert(an_alert("bay2-fan", 3, machine="fan-2", severity="alarm", label="inner_race"))
     ledger.save_alert(an_alert("bay2-fan", 2, machine="fan-2", state="confirmed", verdict="ball"))
     ledger.save_fleet_drifts([a_drift()])
+    ledger.save_fleet_spreads([a_fleet_spread(), a_fleet_spread("velocity", shares=EVEN, stability=0.0, since=None)])
     ledger.commit()
     ledger.close()
     return path
@@ -515,6 +516,28 @@ def test_alerts_stand_there_with_what_they_go_by(watched: Path) -> None:
         assert "confirmed: ball" in machine
         assert "fan-2" in site.get("/gateway?name=bay2-fan").text
         assert site.get("/machine?gateway=bay2-fan&name=none").status == 404
+
+
+def test_how_machines_hold_to_what_is_normal_stands_there_with_its_tenths(watched: Path) -> None:
+    with served(watched) as site:
+        page = site.get("/").text
+        drift = (
+            "acceleration of 12 pumps at 5 gateways together is higher: 29 % of windows lie in the top tenth of normal"
+        )
+        assert drift in page
+        part = page[page.index('id="spreads"') :].partition("</section>")[0]
+        assert part.count("<svg") == 2
+        assert 'aria-label="2 %, 3 %, 4 %, 6 %, 8 %, 10 %, 11 %, 12 %, 15 %, 29 %"' in part
+        assert part.index("acceleration") < part.index("velocity")
+        (first, second) = site.get("/api/alerts").json()["spreads"]
+        assert (first["measure"], first["index"], first["shares"][-1]) == ("acceleration", 0.45, 0.29)
+        assert (second["index"], second["drifting_since"]) == (0.0, None)
+
+
+def test_where_no_machine_has_told_how_it_holds_to_its_normal_nothing_stands_there(tmp_path: Path) -> None:
+    write_plant(tmp_path / "ledger.sqlite", rounds=2).close()
+    with served(tmp_path / "ledger.sqlite") as site:
+        assert 'id="spreads"' not in site.get("/").text
 
 
 @pytest.mark.parametrize(

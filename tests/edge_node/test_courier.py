@@ -60,6 +60,12 @@ class Far:
             del self.marks[name]
         for summary in message.summaries:
             self.marks[f"{summary.kind} {summary.band} {summary.measure}"] = mark_of(summary)
+        for spread in message.spreads or ():
+            key = f"spread {spread.kind} {spread.band} {spread.measure}"
+            if spread.shares:
+                self.marks[key] = mark_of(spread)
+            else:
+                del self.marks[key]
         if message.since <= self.cursor:
             self.cursor = max(self.cursor, message.upto)
         self.courier.noted(self.noted(message.counter), self.now)
@@ -169,6 +175,70 @@ def test_a_summary_is_told_once_it_is_learnt_and_when_it_has_grown_by_a_quarter(
     (second,) = message.summaries
     assert (second.kind, second.measure) == (first.kind, first.measure)
     assert len(second.sketch) > len(first.sketch)
+
+
+EVEN = (10,) * 10
+HIGHER = (2, 3, 4, 6, 8, 10, 11, 12, 15, 29)
+
+
+def test_how_machines_hold_to_their_normal_is_told_as_the_mean_over_them(watch: WatchedMachines) -> None:
+    other = far(watch)
+    watch.learn(epochs=[EVEN, EVEN])
+    other.courier.welcomed(None, other.now)
+    assert not any(message.spreads for message in other.settle()), "of two days alone nothing is typical"
+    watch.learn(epochs=[EVEN] * 3)
+    watch.stand("pump-2")
+    watch.learn("pump-2", centre=50.0, epochs=[EVEN, HIGHER, HIGHER])
+    watch.stand("fan-1", kind="fan")
+    watch.learn("fan-1", epochs=[HIGHER, EVEN, EVEN])
+    told = {one.kind: one for message in other.settle() for one in message.spreads or ()}
+    assert (told["pump"].machines, told["pump"].band, told["pump"].measure) == (2, "all", "acceleration")
+    assert told["pump"].shares == (60, 65, 70, 80, 90, 100, 105, 110, 125, 195)
+    assert told["fan"].shares == (100,) * 10
+    # By chance two machines are as sure as one of twice as many windows: 500 of a baseline and 100 of a day each.
+    assert (told["pump"].windows, told["fan"].windows) == (166, 83)
+
+
+def test_a_spread_is_told_again_where_it_has_changed_and_not_for_chance(watch: WatchedMachines) -> None:
+    other = far(watch)
+    watch.learn(epochs=[EVEN] * 3)
+    other.courier.welcomed(None, other.now)
+    other.settle()
+    watch.learn(epochs=[(11, 9, 10, 10, 10, 10, 10, 10, 9, 11)] * 3)
+    assert other.settle() == []
+    # Neither at a restart of the gateway, by which all is held against what the coordinator has.
+    other.courier = Courier(watch.book.path, every_seconds=60.0)
+    other.courier.welcomed(other.noted(), other.now)
+    assert other.settle() == []
+    watch.learn(epochs=[(14, 6, 10, 10, 10, 10, 10, 10, 6, 14)] * 3)
+    (message,) = other.settle()
+    assert [one.shares[0] for one in message.spreads or ()] == [140]
+    assert (message.machines, message.summaries) == ((), ())
+
+
+def test_a_spread_that_is_known_no_more_is_told_as_gone(watch: WatchedMachines) -> None:
+    other = far(watch)
+    watch.learn(epochs=[EVEN] * 3)
+    other.courier.welcomed(None, other.now)
+    other.settle()
+    watch.learn()
+    (message,) = other.settle()
+    assert [(one.measure, one.shares) for one in message.spreads or ()] == [("acceleration", ())]
+    assert other.settle() == []
+    assert other.courier.step(other.now) is None
+
+
+def test_however_many_are_gone_at_once_no_message_holds_more_than_it_may(watch: WatchedMachines) -> None:
+    """As when another version of a model comes, and its scores of each band with it."""
+    other = far(watch)
+    measures = [f"score of pumps of version {n}" for n in range(100)]
+    watch.learn(epochs=[EVEN] * 3, measures=measures)
+    other.courier.welcomed(None, other.now)
+    assert sum(len(message.spreads or ()) for message in other.settle()) == 100
+    watch.forget()
+    told = [one for message in other.settle() for one in message.spreads or ()]
+    assert {one.measure for one in told if not one.shares} == set(measures)
+    assert other.settle() == []
 
 
 def test_a_book_that_was_put_back_from_an_older_copy_is_told_as_another_one(tmp_path: Path) -> None:
@@ -310,6 +380,12 @@ def test_messages_are_as_small_as_the_documents_say(tmp_path: Path) -> None:
     (summary,) = other.settle()
     assert [len(to_bytes(message)) for message in (machine, alert, summary)] == [51, 345, 111]
     assert len(summary.summaries[0].sketch) == 68
+    measures = ("acceleration", "velocity", "kurtosis", "crest")
+    watch.learn("pump-3", measures=measures)
+    other.settle()
+    watch.learn("pump-3", epochs=[HIGHER] * 3, measures=measures)
+    (day,) = other.settle()
+    assert (len(day.spreads or ()), len(to_bytes(day))) == (4, 161)
     assert len(to_bytes(other.noted(1))) == 21
     order = AlertOrder(
         key=KEY, book=other.book, alert=12, what="confirm", fault="outer_race", who="ann", at=1_790_000_000

@@ -263,6 +263,45 @@ def test_drift_is_told_once_when_it_lasts_and_moves_no_limit() -> None:
     assert line.watcher.summaries() == before
 
 
+def spread_of(watcher: Watcher, measure: str = "acceleration") -> tuple[float, ...]:
+    (found,) = (one.spread for one in learnt_of(watcher.dump()) if one.measure == measure)
+    return found
+
+
+def test_how_a_machine_holds_to_its_normal_is_known_after_three_epochs_and_a_hot_day_is_not_in_it() -> None:
+    line = Line(PLAIN)
+    line.run(50)
+    line.run(POLICY.drift_windows)
+    assert spread_of(line.watcher) == ()
+    line.run(2 * POLICY.drift_windows)
+    usual = spread_of(line.watcher)
+    assert sum(usual) == pytest.approx(1.0)
+    assert max(usual) < 0.5
+    line.run(POLICY.drift_windows, gain=1.2)
+    assert spread_of(line.watcher)[-1] < 0.5
+    line.run(2 * POLICY.drift_windows, gain=1.2)
+    assert spread_of(line.watcher)[-1] > 0.9
+    line.watcher.baseline(EVERY * line.n, "bearing-changed")
+    line.run(60)
+    assert spread_of(line.watcher) == ()
+
+
+def test_a_book_from_before_spreads_were_known_is_read_and_goes_on() -> None:
+    line = Line(PLAIN)
+    line.run(150)
+    older = {}
+    for key, part in line.watcher.dump().items():
+        older[key] = part
+        if key.startswith("normal\n"):
+            fields = msgspec.msgpack.decode(part)
+            del fields["epochs"]
+            older[key] = msgspec.msgpack.encode(fields)
+    line.watcher.load(older)
+    assert spread_of(line.watcher) == ()
+    line.run(3 * POLICY.drift_windows + 10)
+    assert sum(spread_of(line.watcher)) == pytest.approx(1.0)
+
+
 def by_the_fleet(seen: Sequence[Seen]) -> list[Evidence]:
     return [
         evidence

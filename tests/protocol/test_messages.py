@@ -21,6 +21,7 @@ from fedmq_protocol.condition import (
     MachineState,
     Measured,
     Noted,
+    SpreadOf,
     SummaryOf,
     to_quantiles,
     to_trend,
@@ -165,6 +166,7 @@ CONDITION_OF = Condition(
     summaries=(SummaryOf(kind="pump", band="all", measure="acceleration", sketch=b"counts"),),
     done=(Done(key=bytes(8), done=True),),
     limits=bytes(8),
+    spreads=(SpreadOf(kind="pump", band="all", measure="velocity", machines=3, windows=900, shares=(100,) * 10),),
 )
 NOTED = Noted(book=b"book", cursor=9, check=bytes(8), counter=4)
 LIMIT = FleetLimit(kind="pump", band="all", measure="kurtosis", gateways=5, quantiles=to_quantiles([3, 3, 4, 4, 5]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from fedmq_coordinator.condition import Alert, Drift, Machine, Summed, Watch
+from fedmq_coordinator.condition import Alert, Drift, FleetSpread, Machine, Spread, Summed, Watch, coded
 from fedmq_protocol.condition import Measured, to_trend
 
 RAISED_AT = 1_700_000_000.0
@@ -95,3 +95,40 @@ def a_drift(kind: str = "pump", **changes: object) -> Drift:
         "measures": "acceleration\nkurtosis",
     }
     return Drift(**(values | changes))  # type: ignore[arg-type]
+
+
+EVEN = (100,) * 10
+HIGHER = (20, 30, 40, 60, 80, 100, 110, 120, 150, 290)
+
+
+def a_spread(gateway: str, measure: str = "acceleration", **changes: object) -> Spread:
+    shares = changes.pop("shares", EVEN)
+    values: dict[str, object] = {
+        "gateway": gateway,
+        "kind": "pump",
+        "band": "all",
+        "measure": measure,
+        "machines": 1,
+        "windows": 900,
+        "coded_shares": coded(shares),  # type: ignore[arg-type]
+        "heard_at": RAISED_AT,
+        "mark": bytes(8),
+    }
+    return Spread(**(values | changes))  # type: ignore[arg-type]
+
+
+def a_fleet_spread(measure: str = "acceleration", **changes: object) -> FleetSpread:
+    shares = changes.pop("shares", HIGHER)
+    values: dict[str, object] = {
+        "kind": "pump",
+        "band": "all",
+        "measure": measure,
+        "machines": 12,
+        "gateways": 5,
+        "coded_shares": coded(shares),  # type: ignore[arg-type]
+        "stability": 0.45,
+        "of_others": 0.41,
+        "bound": 0.12,
+        "since": RAISED_AT,
+    }
+    return FleetSpread(**(values | changes))  # type: ignore[arg-type]

@@ -1,7 +1,11 @@
-"""A watch's book as a watch writes it, without a signal in sight: machines, what is normal for them, and alerts."""
+"""A watch's book as a watch writes it: machines, what is normal for them, and alerts.
+
+`WatchedMachines` writes what a test says, without a signal in sight; a `LivingMachine` shakes, and a watcher judges it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +13,11 @@ import msgspec
 import numpy as np
 from fedmq_edge_node.alarms import Cleared, Evidence, Raised
 from fedmq_edge_node.alertbook import Alertbook
-from fedmq_edge_node.watching import _Normal
+from fedmq_edge_node.machines import Machine
+from fedmq_edge_node.operating import OperatingSettings
+from fedmq_edge_node.watching import Watcher, WatchPolicy, Window, _Normal
 from fedmq_protocol.sketch import Summary
+from fedmq_protocol.spread import Counts
 
 AT = 1_700_000_000.0
 
@@ -37,16 +44,32 @@ class WatchedMachines:
         self.book.step(at=AT, standings={machine: standing})
 
     def learn(
-        self, machine: str = "pump-1", *, centre: float = 1.0, drifting: int = 0, done: bool = True, seed: int = 0
+        self,
+        machine: str = "pump-1",
+        *,
+        centre: float = 1.0,
+        drifting: int = 0,
+        done: bool = True,
+        seed: int = 0,
+        epochs: Sequence[Counts] = (),
+        measures: Sequence[str] = ("acceleration",),
     ) -> Summary:
-        """Its acceleration's normal, spread around `centre`."""
+        """Its normal of each measure, spread around `centre`; `epochs` say how it held to that lately."""
         values = np.random.default_rng(seed).lognormal(np.log(centre), 0.1, 500)
         summary = Summary().seen(*values.tolist())
-        normal = _Normal(first_at=AT, summary=summary.to_bytes(), done=done, drifting=drifting)
+        normal = _Normal(
+            first_at=AT, summary=summary.to_bytes(), done=done, drifting=drifting, epochs=list(map(tuple, epochs))
+        )
         parts = self._normals.setdefault(machine, {})
-        parts[f"normal\n{machine}-de\nall\nacceleration"] = msgspec.msgpack.encode(normal)
+        for measure in measures:
+            parts[f"normal\n{machine}-de\nall\n{measure}"] = msgspec.msgpack.encode(normal)
         self.book.step(at=AT, parts={machine: parts})
         return summary
+
+    def forget(self, machine: str = "pump-1") -> None:
+        """It is another machine: nothing is known to be normal."""
+        self._normals[machine] = {}
+        self.book.step(at=AT, parts={machine: {}})
 
     def raise_alert(self, machine: str = "pump-1", *, level: float = 1.2, at: float = AT) -> int:
         evidence = (
@@ -80,3 +103,33 @@ class WatchedMachines:
 
     def clear(self, machine: str = "pump-1", *, at: float = AT + 60) -> None:
         self.book.step(at=at, outcomes=[Cleared(machine=machine, kind="vibration", at=at, to_at=at - 30, level=1.3)])
+
+
+class LivingMachine:
+    """A pump with a watcher of its own, shaking about a level that differs from window to window: its logarithm has
+    `SPREAD` as its standard deviation."""
+
+    SPREAD = 0.1
+    POLICY = WatchPolicy(learning_windows=150, learning_seconds=0.0, drift_windows=80)
+
+    def __init__(self, name: str, *, level_g: float, seed: int) -> None:
+        operating = OperatingSettings(running_from_g=0.01, dwell_seconds=5.0)
+        self.name = name
+        self.watcher = Watcher(Machine(name=name, kind="pump", operating=operating), self.POLICY)
+        self._rng = np.random.default_rng(seed)
+        self._level_g = level_g
+        self._at = 0.0
+
+    def run(self, windows: int, *, louder: float = 0.0) -> None:
+        """So many windows, by that many of its spreads louder than at first."""
+        for level in self._rng.lognormal(np.log(self._level_g) + louder * self.SPREAD, self.SPREAD, windows):
+            signal = level * self._rng.normal(size=(256, 1))
+            at, self._at = self._at, self._at + 10.0
+            self.watcher.step(
+                Window(sensor="de", from_at=at, to_at=at + 1, signal=signal, rate_hz=1000.0, speed_hz=30.0)
+            )
+
+    def tell(self, watch: WatchedMachines) -> None:
+        """Write how it is into that book."""
+        watch.stand(self.name)
+        watch.book.step(at=AT, parts={self.name: self.watcher.dump()})

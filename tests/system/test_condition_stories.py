@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from random import Random
 
 import pytest
 from fedmq_coordinator.audit import AuditLog, Who
-from fedmq_coordinator.condition import LOST, Alert
+from fedmq_coordinator.condition import LOST, Alert, FleetSpread
 from fedmq_coordinator.control import AlertOrder, place_alert_order
 from fedmq_coordinator.ledger import Ledger, Order
 from fedmq_coordinator.settings import DriftSettings, FleetSettings
@@ -19,9 +21,10 @@ from fedmq_protocol.condition import AlertOrders, Condition, FleetLimits, Noted
 from fedmq_protocol.messages import Message, from_bytes, split
 from fedmq_protocol.session import Received
 from fedmq_protocol.topics import parse
+from machine_rows import HIGHER
 from plant import Plant
 from trust import TrustAuthority
-from watched_machines import WatchedMachines
+from watched_machines import LivingMachine, WatchedMachines
 
 ANN = Who(user="ann", uid=1000, how="local")
 
@@ -345,6 +348,153 @@ def test_drift_that_goes_again_before_anybody_orders_anything_is_over(tmp_path: 
             watch.learn(drifting=0)
         plant.run_until(lambda: plant.book.proposal().state == "over", seconds=400)  # type: ignore[union-attr]
         assert plant.ledger.fleet_drifts() == []
+
+
+# -- how all machines hold to what is normal for them ----------------------------------------------------------
+
+DAY = 92
+"""Windows, about, of which each machine makes one look: some are dropped where its level changes suddenly."""
+MACHINES = 3
+"""At each gateway."""
+
+
+@functools.cache
+def lived(name: str, level_g: float, seed: int) -> LivingMachine:
+    """Its normal is learnt, and a few days more."""
+    machine = LivingMachine(name, level_g=level_g, seed=seed)
+    machine.run(2 * DAY + 3 * DAY)
+    return machine
+
+
+class Pumps:
+    """Of very different levels, some at each gateway."""
+
+    def __init__(self, watches: list[WatchedMachines]) -> None:
+        self.watches = watches
+        count = MACHINES * len(watches)
+        self.machines = [copy.deepcopy(lived(f"pump-{n}", 0.1 * (1 + n), n)) for n in range(count)]
+        self.run(0)
+
+    def run(self, days: int, *, louder: float = 0.0, which: slice = slice(None)) -> None:
+        for n, machine in list(enumerate(self.machines))[which]:
+            machine.run(days * DAY, louder=louder)
+            machine.tell(self.watches[n // MACHINES])
+
+
+def run_for(plant: Plant, seconds: float) -> None:
+    until = plant.now + seconds
+    plant.run_until(lambda: plant.now > until, seconds=seconds + 100)
+
+
+def spread_of(plant: Plant, measure: str) -> FleetSpread:
+    (found,) = (one for one in plant.ledger.fleet_spreads() if one.measure == measure)
+    return found
+
+
+def test_a_season_that_shifts_all_machines_a_little_is_drift_of_the_fleet_and_of_no_machine(tmp_path: Path) -> None:
+    with drifting_plant(tmp_path, "propose") as (plant, watches):
+        pumps = Pumps(watches)
+        plant.run_until(lambda: len(plant.ledger.spreads()) == 12 and plant.job.resting)
+        run_for(plant, 120)
+        before = plant.ledger.fleet_spreads()
+        assert {one.measure for one in before} == {"acceleration", "velocity", "kurtosis", "crest"}
+        assert {(one.machines, one.gateways, one.since) for one in before} == {(9, 3, None)}
+        for shift in (0.2, 0.4, 0.5):
+            pumps.run(1, louder=shift)
+            run_for(plant, 120)
+        pumps.run(1, louder=0.5)
+        plant.run_until(lambda: spread_of(plant, "acceleration").since is not None)
+        loud = spread_of(plant, "acceleration")
+        assert loud.how.startswith("higher: ")
+        assert loud.stability < 0.4
+        assert {one.drift for one in plant.ledger.machines()} == {""}
+        assert plant.ledger.fleet_drifts() == []
+        assert (spread_of(plant, "kurtosis").since, spread_of(plant, "crest").since) == (None, None)
+        assert plant.book.proposal() is None
+        plant.run_until(lambda: plant.book.proposal() is not None, seconds=4000)
+        proposal = plant.book.proposal()
+        assert proposal is not None
+        assert "acceleration of 9 pumps at 3 gateways together is higher: " in proposal.reason
+        assert proposal.state == "proposed"
+        # The season goes, and with it what was proposed.
+        pumps.run(2)
+        plant.run_until(lambda: plant.book.proposal().state == "over", seconds=400)  # type: ignore[union-attr]
+
+
+def test_one_machine_that_drifts_is_told_as_itself_and_moves_no_fleet(tmp_path: Path) -> None:
+    with drifting_plant(tmp_path, "open") as (plant, watches):
+        pumps = Pumps(watches)
+        pumps.run(4, louder=2.0, which=slice(4, 5))
+        plant.run_until(lambda: any(one.drift for one in plant.ledger.machines()) and plant.job.resting)
+        rounds = len(plant.ledger.rounds())
+        run_for(plant, 4000)
+        (drifting,) = (one for one in plant.ledger.machines() if one.drift)
+        assert drifting.name == "pump-4"
+        loud = spread_of(plant, "acceleration")
+        assert loud.of_others is not None
+        assert loud.stability > 2 * loud.of_others
+        assert loud.shares[-1] > 150
+        assert {one.since for one in plant.ledger.fleet_spreads()} == {None}
+        assert plant.book.proposal() is None
+        assert len(plant.ledger.rounds()) == rounds
+
+
+def test_a_machine_that_stands_still_for_days_is_no_drift(tmp_path: Path) -> None:
+    with drifting_plant(tmp_path, "open") as (plant, watches):
+        pumps = Pumps(watches)
+        plant.run_until(lambda: len(plant.ledger.spreads()) == 12)
+        # The loudest ones stand: what all of them measure together is something else than it was.
+        pumps.run(2, which=slice(-2))
+        run_for(plant, 4000)
+        assert {(one.machines, one.since) for one in plant.ledger.fleet_spreads()} == {(9, None)}
+        assert plant.book.proposal() is None
+
+
+@pytest.mark.parametrize("retrain", ["propose", "open"])
+def test_a_measure_that_has_drifted_over_all_machines_is_a_reason_for_the_tasks_that_it_concerns(
+    tmp_path: Path, retrain: str
+) -> None:
+    with drifting_plant(tmp_path, retrain) as (plant, watches):
+        # Two gateways of three tell, the third has software that knows nothing of it.
+        for n, watch in enumerate(watches):
+            watch.stand()
+            watch.learn(epochs=[HIGHER] * 3 if n else [], measures=["score of another task of version 1-2-ab"])
+        plant.run_until(lambda: plant.job.resting and plant.ledger.fleet_spreads())
+        rounds = len(plant.ledger.rounds())
+        run_for(plant, 4000)
+        assert spread_of(plant, "score of another task of version 1-2-ab").since is not None
+        assert plant.book.proposal() is None
+        for watch in watches[1:]:
+            watch.learn(epochs=[HIGHER] * 3, measures=["score of story of version 1-2-ab"])
+        plant.run_until(lambda: plant.book.proposal() is not None, seconds=4000)
+        proposal = plant.book.proposal()
+        assert proposal is not None
+        assert proposal.reason.startswith(
+            "score of story of version 1-2-ab of 2 pumps at 2 gateways together is higher"
+        )
+        if retrain == "propose":
+            assert (proposal.state, len(plant.ledger.rounds())) == ("proposed", rounds)
+        else:
+            plant.run_until(lambda: len(plant.ledger.rounds()) > rounds)
+
+
+def test_spreads_are_still_known_after_a_restart_of_either_side_and_nothing_is_said_for_it(tmp_path: Path) -> None:
+    with drifting_plant(tmp_path, "propose") as (plant, watches):
+        for n, watch in enumerate(watches):
+            watch.stand()
+            watch.learn(epochs=[HIGHER] * 3, seed=n)
+        plant.run_until(lambda: len(plant.ledger.spreads()) == 3 and plant.ledger.fleet_spreads())
+        plant.run_until(lambda: plant.job.resting)
+        run_for(plant, 1200)  # the fleet's limits are told, too
+        (before,) = plant.ledger.fleet_spreads()
+        said = [watch.messages for watch in plant.ledger.watches()]
+        plant.kill_coordinator()
+        plant.kill_gateway("g0")
+        plant.start_coordinator()
+        plant.start_gateway("g0")
+        run_for(plant, 600)
+        assert plant.ledger.fleet_spreads() == [before]
+        assert [watch.messages for watch in plant.ledger.watches()] == said
 
 
 @pytest.mark.parametrize("point", ["before condition", "after condition"])

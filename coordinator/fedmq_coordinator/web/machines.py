@@ -20,8 +20,10 @@ from fedmq_coordinator.condition import (
     Evidence,
     Machine,
     Proposal,
+    SpreadLine,
     by_machine,
     overlapping,
+    spreads_of,
 )
 from fedmq_coordinator.control import AlertOrder, ControlError, place_alert_order
 from fedmq_coordinator.ledger import Ledger, Order
@@ -77,6 +79,8 @@ class Conditions(_View, frozen=True, kw_only=True):
     """Those that deserve a look first."""
     machines_in_all: int
     drifts: list[Drift]
+    spreads: list[SpreadLine]
+    """Over all machines of a kind, the farthest from normal first."""
     proposal: Proposal | None
     faults: list[str]
 
@@ -114,6 +118,7 @@ def conditions(ledger: Ledger, task: str) -> Conditions:
         machines=sorted(machines, key=lambda one: (-one.level, not one.drift, one.gateway, one.name))[:MOST_MACHINES],
         machines_in_all=len(machines),
         drifts=ledger.fleet_drifts(),
+        spreads=spreads_of(ledger),
         proposal=ledger.book(task).proposal() if task else None,
         faults=_faults(ledger),
     )

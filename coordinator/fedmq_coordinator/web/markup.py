@@ -6,11 +6,11 @@ So a name that came from a gateway cannot become an element, wherever it is put.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TypeAlias
 
-__all__ = ["Child", "Markup", "page", "tag"]
+__all__ = ["Child", "Markup", "columns", "page", "tag"]
 
 _EMPTY = frozenset({"br", "hr", "img", "input", "link", "meta"})
 """Elements that have no end."""
@@ -32,6 +32,25 @@ def tag(name: str, /, *children: Child, **attributes: str | int | float | bool |
     if name in _EMPTY:
         return Markup(f"<{name}{said}>")
     return Markup(f"<{name}{said}>{''.join(_texts(children))}</{name}>")
+
+
+def columns(shares: Sequence[float], *, even: float) -> Markup:
+    """A small chart of parts of 1, a column each, and a line where they would be even. Its figures are its name."""
+    scale = 24 / max(*shares, 2 * even)
+    bars = [
+        tag("rect", x=10 * at + 1, y=f"{24 - share * scale:.1f}", width=8, height=f"{share * scale:.1f}")
+        for at, share in enumerate(shares)
+    ]
+    level = f"{24 - even * scale:.1f}"
+    return tag(
+        "svg",
+        bars,
+        tag("line", x1=0, x2=10 * len(shares), y1=level, y2=level),
+        class_="columns",
+        viewBox=f"0 0 {10 * len(shares)} 24",
+        role="img",
+        aria_label=", ".join(f"{100 * share:.0f} %" for share in shares),
+    )
 
 
 def page(root: Markup) -> str:

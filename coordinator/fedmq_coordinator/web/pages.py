@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from urllib.parse import urlencode
 
 from fedmq_coordinator import money
+from fedmq_coordinator.findings import SPREADS_TOLD
 from fedmq_coordinator.report import RoundLine, many, size
 from fedmq_coordinator.web.machines import AlertLine, MachineView
-from fedmq_coordinator.web.markup import Child, Markup, page, tag
+from fedmq_coordinator.web.markup import Child, Markup, columns, page, tag
 from fedmq_coordinator.web.views import (
     FLEET,
     AnswerLine,
@@ -37,6 +38,7 @@ GATEWAYS_SHOWN = 100
 ROUNDS_SHOWN = 100
 LATEST_ROUNDS = 6
 MACHINES_SHOWN = 300
+SPREADS_SHOWN = 50
 ANSWERS_SHOWN = 500
 
 VERSUS = {"dense": "Against plain FedAvg", "raw": "Against raw upload"}
@@ -68,7 +70,7 @@ def overview(shown: Snapshot, who: Who) -> str:
         )
     else:
         body += [_now(about), _charts()]
-    body += [_fleet(shown), _alerts(shown, who), _machines(shown), _declines(about)]
+    body += [_fleet(shown), _alerts(shown, who), _spreads(shown), _machines(shown), _declines(about)]
     if not empty:
         body += [_rounds(shown), _words(shown)]
     return _page("Overview", body, who, about=about, kind="overview")
@@ -560,20 +562,14 @@ def _alerts(shown: Snapshot, who: Who) -> Markup | None:
         for alert in condition.decided
     ]
     head = ["machine", "gateway", "kind", "state", "it was", "raised"]
-    drifts = [
-        tag(
-            "p",
-            f"{drift.drifting:,} of {many(drift.machines, drift.kind)} at {many(drift.gateways, 'gateway')} are not"
-            f" what they were: {', '.join(drift.measures.split(chr(10))[:4])}.",
-            class_="notice",
-        )
-        for drift in condition.drifts
-    ]
+    reasons = [one.reason for one in condition.drifts]
+    reasons += [one.reason for one in condition.spreads if one.drifting_since is not None]
+    drifts = [tag("p", f"{reason}.", class_="notice") for reason in reasons]
     return tag(
         "section",
         tag("h2", "Alerts"),
         drifts,
-        tag("p", condition.proposal.reason, class_="notice")
+        tag("p", f"It is proposed to train anew: `fedmq task retrain {about.task}` orders it.", class_="notice")
         if condition.proposal is not None and condition.proposal.state == "proposed"
         else None,
         [_alert(alert, about, who, condition.faults, back) for alert in condition.waiting]
@@ -669,6 +665,35 @@ def _verdict(alert: AlertLine, who: Who, faults: Sequence[str], back: str) -> Ch
         action="/orders",
         class_="verdict",
     )  # fmt: skip
+
+
+def _spreads(shown: Snapshot) -> Markup | None:
+    spreads = shown.conditions.spreads
+    if not spreads:
+        return None
+    rows: list[list[Child]] = [
+        [
+            line.where,
+            many(line.machines, line.kind),
+            f"{line.gateways:,}",
+            f"{line.index:.2f}",
+            columns(line.shares, even=0.1),
+            _when(line.drifting_since),
+            line.how,
+        ]
+        for line in spreads[:SPREADS_SHOWN]
+    ]
+    head = ["measure", "of", "gateways", "index", "share in each tenth", "drift since", "it is"]
+    more = len(spreads) - len(rows)
+    return tag(
+        "section",
+        tag("h2", "Machines against what is normal"),
+        tag("p", SPREADS_TOLD, class_="quiet"),
+        _table("Machines against what is normal", head, rows, left=(1, 4, 5, 6)),
+        tag("p", f"{more:,} more: `fedmq status --json` has them all.", class_="quiet") if more > 0 else None,
+        id="spreads",
+        class_="panel alerts",
+    )
 
 
 def _machines(shown: Snapshot) -> Markup | None:
