@@ -523,7 +523,7 @@ def machines_told(ledger: Ledger, book: Book) -> list[tuple[str, str]]:
     if proposal is not None and proposal.state == "proposed":
         fields.append(("proposal", f"train anew: {proposal.reason}. Order it with `fedmq task retrain {book.name}`"))
     elif proposal is not None and proposal.state == "opened":
-        fields.append(("retraining", proposal.reason))
+        fields.append(("training", f"goes on, for {proposal.reason}"))
     return fields
 
 

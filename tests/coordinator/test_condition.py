@@ -107,6 +107,8 @@ def test_the_status_says_how_machines_are_and_what_is_proposed(ledger: Ledger) -
     assert told["drift"].startswith("4 of 10 pumps at 3 gateways are not what they were: acceleration, kurtosis; ")
     assert "normal" not in told
     assert told["proposal"].endswith("Order it with `fedmq task retrain pumps`")
+    book.save_proposal(Proposal(at=1.0, reason="4 of 10 pumps at 3 gateways", state="opened", opened_at=2.0))
+    assert dict(machines_told(ledger, book))["training"] == "goes on, for 4 of 10 pumps at 3 gateways"
 
 
 def test_the_status_says_how_machines_of_a_kind_hold_to_what_is_normal_for_them(ledger: Ledger) -> None:
