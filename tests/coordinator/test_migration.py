@@ -10,6 +10,9 @@ import msgspec
 import pytest
 from fedmq_coordinator.ledger import Ledger, LedgerError
 from fedmq_coordinator.report import Report, build
+from fedmq_coordinator.vitals import vitals_of_fleet
+from fedmq_edge_node.gates import Vitals
+from fedmq_protocol.vitals import ToldVitals
 from plant import Plant
 
 SCHEMA_3 = (Path(__file__).parents[1] / "support" / "ledger_schema_3.sql").read_text(encoding="utf-8")
@@ -197,6 +200,25 @@ def test_a_run_of_schema_7_goes_on_and_its_signal_came_with_its_gateways(tmp_pat
     assert {name: size for name, _, size in plant.ledger.gathered()} == held
     assert plant.ledger.gathered() == before
     assert {answer.cpu for answer in plant.ledger.answers()} == {None}
+
+
+def test_a_ledger_from_before_gateways_told_of_battery_and_link_takes_it_up(tmp_path: Path) -> None:
+    """No table had to change for it: there is nothing on record, and then there is."""
+    plant = stopped_at(tmp_path / "plant", 1)
+    path = plant.directory / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("DELETE FROM state WHERE key LIKE 'vitals of %'")
+        turn_back_to_7(db)
+        db.commit()
+    plant.vitals["g0"] = Vitals(battery_pct=64.0, link_kind="wifi")
+
+    plant.start_coordinator()
+    assert vitals_of_fleet(plant.ledger) == {}
+    plant.run_to_rest()
+
+    told = {name: last.told for name, last in vitals_of_fleet(plant.ledger).items()}
+    assert told.pop("g0") == ToldVitals(battery_pct=64, link="wifi")
+    assert told == dict.fromkeys(["g1", "g2", "g3"], ToldVitals())
 
 
 def test_a_ledger_of_schema_6_takes_what_gateways_tell_of_machines(tmp_path: Path) -> None:
