@@ -1,7 +1,7 @@
 """Who belongs to the federation, who is here, and how many bytes each has counted on its socket.
 
 A gateway gets a place at its first birth and keeps it for ever: the plan's bitmap counts by place. Its windows and its
-raw signal are as its last birth has them. Written through to the ledger.
+raw signal are as its last birth has them, its battery and link as its last word. Written through to the ledger.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import TypeAlias
 
 from fedmq_protocol.messages import BEYOND_UNIT, Birth, Decline, Leave, Statistics, Update
 from fedmq_protocol.task import Windowing
+from fedmq_protocol.vitals import ToldVitals
 
 from fedmq_coordinator.ledger import Gateway, Ledger, Wire
+from fedmq_coordinator.vitals import LastVitals, keep, vitals_of
 
 __all__ = ["SENSORS_OF", "Members", "Roster", "beyond_bytes"]
 
@@ -27,7 +29,9 @@ SENSORS_OF = "sensors of "
 LABELS_OF = "labels of "
 """The same of the labels that it has recordings of, one a line."""
 
-Told: TypeAlias = Birth | Leave | Update | Decline | Statistics
+Answering: TypeAlias = Update | Decline | Statistics
+
+Told: TypeAlias = Birth | Leave | Answering
 """What a gateway tells its byte counts with."""
 
 
@@ -100,6 +104,10 @@ class Roster:
         if labels != self._labels.get(name):
             self._labels[name] = labels
             self._ledger.put(LABELS_OF + name, "\n".join(sorted(labels)).encode())
+        before = vitals_of(self._ledger, name)
+        # Else it is the broker's copy of a birth, and answers have told more since.
+        if before is None or before.nonce != birth.nonce or before.sent <= birth.sent:
+            self._note_vitals(gateway, birth, now)
         self._count(gateway, birth, now)
         return gateway
 
@@ -126,7 +134,7 @@ class Roster:
             self.changes += 1
             self._ledger.set_presence(name, False, now)
 
-    def heard(self, name: str, said: Told, now: float) -> bytes:
+    def heard(self, name: str, said: Answering, now: float) -> bytes:
         """A gateway has answered; returns the boot nonce that its byte counts belong to."""
         known = self._gateways.get(name)
         if known is None:
@@ -134,8 +142,16 @@ class Roster:
         self._gateways[name] = replace(known, present=True, last_seen=now)
         self.changes += not known.present
         self._ledger.set_presence(name, True, now)
+        self._note_vitals(known, said, now)
         self._count(known, said, now)
         return known.nonce
+
+    def _note_vitals(self, gateway: Gateway, said: Birth | Answering, now: float) -> None:
+        last = None
+        if said.vitals is not None:
+            told = ToldVitals.of(said.vitals)
+            last = LastVitals(at=now, nonce=gateway.nonce, sent=said.sent, told=told)
+        keep(self._ledger, gateway.name, last)
 
     def _count(self, gateway: Gateway, said: Told, now: float, *, final: bool = False) -> None:
         self._ledger.save_wire(
@@ -235,6 +251,6 @@ class Members:
     def all_windows(self) -> int:
         return sum(self.windows(gateway.name) for gateway in self._roster.all() if self.belongs(gateway))
 
-    def heard(self, name: str, said: Told, now: float) -> bytes:
+    def heard(self, name: str, said: Answering, now: float) -> bytes:
         """A gateway has answered; returns the boot nonce that its byte counts belong to."""
         return self._roster.heard(name, said, now)

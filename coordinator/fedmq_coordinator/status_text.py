@@ -21,6 +21,7 @@ from fedmq_coordinator.condition import machines_told
 from fedmq_coordinator.ledger import Answer, Book, Gateway, Ledger, Round, TaskRow, Version
 from fedmq_coordinator.report import GatewayLine, Report, RoundLine, build, flag_text, many, personal_text, size
 from fedmq_coordinator.roster import SENSORS_OF
+from fedmq_coordinator.vitals import LOW_PCT, vitals_of_fleet
 
 __all__ = ["LEAST_WIDTH", "status"]
 
@@ -81,6 +82,8 @@ class _Seen:
     streaks: dict[str, tuple[int, str]]
     """Of gateways that declined last: how many rounds in a row, and why the last time."""
     sensors: dict[str, list[str]]
+    low: dict[str, int]
+    """Charge in per cent of the batteries that are low, by gateway."""
     watched: list[tuple[str, str]]
     """Headings and lines on machines, alerts and drift."""
 
@@ -99,6 +102,7 @@ def _look(ledger: Ledger, report: Report) -> _Seen:
         verdicts={} if book is None else {g.name: book.verdict(g.name) for g in gateways},
         streaks={} if book is None else _streaks(ledger, book),
         sensors={g.name: _sensors(ledger.get(SENSORS_OF + g.name)) for g in gateways},
+        low={name: last.told.battery_pct or 0 for name, last in vitals_of_fleet(ledger).items() if last.low},
         watched=[] if book is None else machines_told(ledger, book),
     )
 
@@ -237,6 +241,9 @@ def _attention(report: Report, seen: _Seen, now: float) -> Iterator[tuple[str, s
         yield gateway.name, f"absent for {_span(now - gateway.last_seen)}", "yellow"
     if len(gone) > NAMED:
         yield "", f"and {len(gone) - NAMED:,} more are absent", "yellow"
+    if seen.low:
+        named = [f"{name} ({pct} %)" for name, pct in sorted(seen.low.items(), key=lambda item: (item[1], item[0]))]
+        yield "", f"{many(len(named), 'gateway')} below {LOW_PCT} % battery: {_named(named)}", "yellow"
     declining = {name: said for name, said in seen.streaks.items() if said[0] >= DECLINES_IN_A_ROW}
     for name, (count, reason) in sorted(declining.items(), key=lambda item: (-item[1][0], item[0])):
         more = " or more" if count >= STREAK_ROUNDS else ""

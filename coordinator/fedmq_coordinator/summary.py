@@ -15,6 +15,7 @@ from fedmq_protocol.topics import Channel, Direction, spec
 from fedmq_coordinator.ledger import Gateway, Ledger
 from fedmq_coordinator.ledger import Round as RoundRow
 from fedmq_coordinator.rounds import Round
+from fedmq_coordinator.vitals import vitals_of_fleet
 
 if TYPE_CHECKING:
     from fedmq_coordinator.job import Job
@@ -63,6 +64,7 @@ def fleet_summary(ledger: Ledger, gateways: Sequence[Gateway], jobs: Sequence[Jo
         "wire_down_bytes": received,
         "tasks_left_out": 0,
         "tasks": [_task(job, gateways) for job in jobs],
+        "battery_low": sum(last.low for last in vitals_of_fleet(ledger).values()),
     }
     while len(msgspec.json.encode(summary)) > spec(Direction.DOWN, Channel.FLEET).max_bytes:
         summary["tasks"].pop()

@@ -21,6 +21,7 @@ from fedmq_coordinator.audit import Who
 from fedmq_coordinator.condition import WAITING, spreads_of
 from fedmq_coordinator.ledger import Book, Gateway, Ledger, Order, Round
 from fedmq_coordinator.ledger import Release as ReleaseRow
+from fedmq_coordinator.vitals import vitals_of_fleet
 
 if TYPE_CHECKING:
     from fedmq_coordinator.job import Job
@@ -292,6 +293,7 @@ def state_of_affairs(ledger: Ledger, now: float) -> dict[str, Any]:
     that wait for something, such as an upgrade for a gateway to be back."""
     with ledger.snapshot():
         last = {answer[0]: answer[1:] for answer in ledger.last_answers(ANSWERED_ROUNDS)}
+        vitals = vitals_of_fleet(ledger)
         tasks = [(row, ledger.book(row.name)) for row in ledger.tasks()]
         sent: Counter[str] = Counter()
         received: Counter[str] = Counter()
@@ -341,6 +343,7 @@ def state_of_affairs(ledger: Ledger, now: float) -> dict[str, Any]:
                     "sent": sent[gateway.name],
                     "received": received[gateway.name],
                     "tags": sorted(gateway.tag_set),
+                    "vitals": None if gateway.name not in vitals else vitals[gateway.name].as_json(),
                     "answer": None
                     if gateway.name not in last
                     else dict(zip(("round", "at", "kind", "verdict", "reason"), last[gateway.name], strict=True)),

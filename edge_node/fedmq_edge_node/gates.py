@@ -22,11 +22,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.settings import Table
+from fedmq_protocol.vitals import LinkKind, ToldVitals
 from msgspec import Meta
 
-__all__ = ["Budget", "Limits", "LinkKind", "Vitals", "check", "shut_gates"]
-
-LinkKind = Literal["ethernet", "wifi", "cellular", "loopback", "other"]
+__all__ = ["Budget", "Limits", "Vitals", "check", "shut_gates"]
 
 Percent = Annotated[float, Meta(ge=0, le=100)]
 
@@ -65,6 +64,15 @@ class Vitals(Table):
     metered: Annotated[
         bool | None, Meta(description="Whether data over that link is paid for by volume.", examples=[False])
     ] = None
+
+    def told(self) -> ToldVitals:
+        """What of them the coordinator is told; nothing else leaves the gateway."""
+        return ToldVitals(
+            battery_pct=None if self.battery_pct is None else round(self.battery_pct),
+            on_mains=self.on_mains,
+            link=self.link_kind,
+            metered=self.metered,
+        )
 
 
 TimeSpan = Annotated[

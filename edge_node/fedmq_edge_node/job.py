@@ -128,6 +128,10 @@ class Host(Protocol):
         """What TCP/IP and TLS have put around these so far, in whole BEYOND_UNIT bytes; None: nobody counts it."""
 
     @property
+    def vitals(self) -> int | None:
+        """Battery and link as the gates saw them last, as an answer tells them; None: it does not tell."""
+
+    @property
     def outstanding(self) -> int:
         """Messages that the broker has not acknowledged."""
 
@@ -729,6 +733,7 @@ class Job:
                 evaluation=pending.evaluation,
                 beyond=host.beyond,
                 cpu=pending.cpu,
+                vitals=host.vitals,
             ),
             # Its chunks are worth nothing without it, so that it goes as safely as they do.
             qos=1 if isinstance(payload, BlobRef) else None,
@@ -755,6 +760,7 @@ class Job:
                 received=self._host.bytes_received,
                 beyond=self._host.beyond,
                 cpu=self._cpu_spent() or None,
+                vitals=self._host.vitals,
             ),
         )
 
@@ -773,6 +779,7 @@ class Job:
                 received=self._host.bytes_received,
                 beyond=self._host.beyond,
                 cpu=self._cpu_spent(),
+                vitals=self._host.vitals,
             ),
         )
         self._save(replace(self._state, answered=plan.round_id))

@@ -171,14 +171,15 @@ def will(federation: str, name: str, nonce: bytes) -> Will:
 class Gateway:
     """One gateway. `vitals` reads the machine, `monotonic` is its clock in seconds, `source` its own recordings.
 
-    `tags` say what it is and what it watches. With `seals` it believes nothing that is not sealed; `renewed` gives
-    others once there is another card. `courier` tells of the machines that a watch beside it judges. `welcomed` hears
-    of every welcome, with the coordinator's time. `alive` is called as the loop turns, and now and then while something
-    is trained: who hears nothing of it for long may end the process. `cpu_seconds` tells what the process has used, and
-    `beyond_bytes` what TCP/IP and TLS have put around the session's bytes: answers tell both. `crash_point` is called
-    at each of `CRASH_POINTS`. Raises SampleError where there are no readable recordings to begin with, StateError for a
-    damaged memory, then and whenever the memory takes nothing any more: the process must end, for what it would go on
-    from is not on disk.
+    `tags` say what it is and what it watches. With `tell_vitals` its births and answers tell of battery and link,
+    births by `glance`, which need not read more than these (None: by `vitals`). With `seals` it believes nothing that
+    is not sealed; `renewed` gives others once there is another card. `courier` tells of the machines that a watch
+    beside it judges. `welcomed` hears of every welcome, with the coordinator's time. `alive` is called as the loop
+    turns, and now and then while something is trained: who hears nothing of it for long may end the process.
+    `cpu_seconds` tells what the process has used, and `beyond_bytes` what TCP/IP and TLS have put around the
+    session's bytes: answers tell both. `crash_point` is called at each of `CRASH_POINTS`. Raises SampleError where
+    there are no readable recordings to begin with, StateError for a damaged memory, then and whenever the memory
+    takes nothing any more: the process must end, for what it would go on from is not on disk.
     """
 
     def __init__(
@@ -196,6 +197,8 @@ class Gateway:
         nonce: bytes,
         software: str,
         tags: tuple[str, ...] = (),
+        tell_vitals: bool = True,
+        glance: Callable[[], Vitals] | None = None,
         ask_jitter_seconds: float = 1.0,
         answer_jitter_seconds: float = 0.0,
         vitals_every_seconds: float = 1.0,
@@ -220,6 +223,10 @@ class Gateway:
         self._memory = memory
         self._source = source
         self._read_vitals = vitals
+        self._tell_vitals = tell_vitals
+        self._glance = glance
+        self._vitals: Vitals | None = None
+        """As they were read last; at a birth, perhaps, battery and link alone."""
         self._limits = limits
         self._monotonic = monotonic
         self._rng = rng
@@ -625,6 +632,7 @@ class Gateway:
                 sent=self.bytes_sent,
                 received=self.bytes_received,
                 beyond=self.beyond,
+                vitals=self.vitals,
             ),
         )
 
@@ -717,6 +725,8 @@ class Gateway:
         row = spec(Direction.UP, Channel.STATUS)
         held = [job.held for job in self._jobs.values()]
         sensors = list(self._sensor_health())
+        if self._tell_vitals:
+            self._look_at_vitals(self._glance or self._read_vitals)
         while True:
             birth = Birth(
                 nonce=self._nonce,
@@ -731,6 +741,7 @@ class Gateway:
                 root=None if self._seals is None else self._seals.root.version,
                 card=None if self._seals is None else self._seals.card,
                 beyond=self.beyond,
+                vitals=self.vitals,
             )
             if not (held or sensors) or len(to_bytes(birth)) <= row.max_bytes:
                 return birth
@@ -772,6 +783,10 @@ class Gateway:
     def beyond(self) -> int | None:
         count = self._beyond_bytes()
         return None if count is None else count // BEYOND_UNIT
+
+    @property
+    def vitals(self) -> int | None:
+        return self._vitals.told().code if self._tell_vitals and self._vitals is not None else None
 
     @property
     def outstanding(self) -> int:
@@ -882,12 +897,7 @@ class Gateway:
         self.count_budget()
         local = datetime.fromtimestamp(self.coordinator_time(self._monotonic()))
         bytes_today, bytes_month = self._budget.used(local)
-        try:
-            vitals = self._read_vitals()
-        except SettingsError as error:
-            # A file of vitals that is being written just now: all that is known is that nothing is known.
-            log.warning("vitals cannot be read: %s", error)
-            vitals = Vitals()
+        vitals = self._look_at_vitals(self._read_vitals)
         try:
             silent = self._source.silent()
         except SampleError as error:
@@ -905,6 +915,15 @@ class Gateway:
             min_windows=min_windows,
             silent=silent,
         )
+
+    def _look_at_vitals(self, read: Callable[[], Vitals]) -> Vitals:
+        try:
+            self._vitals = read()
+        except SettingsError as error:
+            # A file of vitals that is being written just now: all that is known is that nothing is known.
+            log.warning("vitals cannot be read: %s", error)
+            self._vitals = Vitals()
+        return self._vitals
 
     def count_budget(self) -> None:
         if self._limits.daily_bytes is None and self._limits.monthly_bytes is None:

@@ -144,6 +144,14 @@ class GatewaySettings(Table):
             " each round: for trials, or where another program measures them. A key that it lacks is unknown.",
         ),
     ] = None
+    tell_vitals: Annotated[
+        bool,
+        Meta(
+            description="Whether the coordinator is told with each birth and answer how full the battery is, whether"
+            " there is mains power, the kind of link and whether that is metered: 1 to 3 bytes. false: it hears which"
+            " gate is shut, and no more."
+        ),
+    ] = True
     nice: Annotated[
         int,
         Meta(

@@ -23,14 +23,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
 from fedmq_protocol.settings import load
+from fedmq_protocol.vitals import LinkKind
 
-from fedmq_edge_node.gates import LinkKind, Vitals
+from fedmq_edge_node.gates import Vitals
 
 __all__ = ["FileVitals", "Reader", "VitalsReader", "cpu_seconds", "lower_priority"]
 
@@ -55,6 +56,9 @@ class Reader(Protocol):
 
     def read(self) -> Vitals: ...
 
+    def glance(self) -> Vitals:
+        """Battery and link alone; all else is unknown. For a word on them while nothing is to be trained."""
+
 
 class System(Protocol):
     """What is used of psutil."""
@@ -76,6 +80,9 @@ class FileVitals:
 
     def read(self) -> Vitals:
         return load(Vitals, self.path)
+
+    def glance(self) -> Vitals:
+        return self.read()
 
 
 class VitalsReader:
@@ -113,21 +120,29 @@ class VitalsReader:
         if self._read is not None and now - self._read[0] < self._fresh_seconds:
             return self._read[1]
         earlier, self._cpu = self._cpu, self._cpu_sample(now)
-        battery_pct, on_mains = self._power()
-        interface = self._interface()
-        link_up, link_kind = (self._any_link(), None) if interface is None else self._link(interface)
-        vitals = Vitals(
-            battery_pct=battery_pct,
-            on_mains=on_mains,
+        vitals = replace(
+            self.glance(),
             cpu_idle_pct=None if earlier is None else _idle_pct(earlier, self._cpu),
             memory_available_bytes=self._memory(),
             temperature_c=self._temperature(),
-            link_up=link_up,
-            link_kind=link_kind,
-            metered=None if interface is None or link_kind == "loopback" else self._is_metered(interface, now),
         )
         self._read = (now, vitals)
         return vitals
+
+    def glance(self) -> Vitals:
+        """It is no reading of the CPU's load: the next `read` goes by the one before."""
+        battery_pct, on_mains = self._power()
+        interface = self._interface()
+        link_up, link_kind = (self._any_link(), None) if interface is None else self._link(interface)
+        return Vitals(
+            battery_pct=battery_pct,
+            on_mains=on_mains,
+            link_up=link_up,
+            link_kind=link_kind,
+            metered=None
+            if interface is None or link_kind == "loopback"
+            else self._is_metered(interface, self._clock()),
+        )
 
     # Power. psutil looks at fixed paths, at the first battery only, and takes a wireless mouse for one.
 

@@ -105,6 +105,9 @@ REFUSED_BYTES = _metric("refused_bytes", "counter", "Bytes of those messages.", 
 GATEWAYS = _metric("gateways", "gauge", "Gateways that the coordinator knows, present or absent.", "state")
 ASIDE = _metric("gateways_set_aside", "gauge", "Gateways that are not asked for a while, asked in vain.", "task")
 FLAGGED = _metric("gateways_flagged", "gauge", "Gateways that somebody should look at.", "task")
+BATTERY_LOW = _metric(
+    "gateways_battery_low", "gauge", "Gateways that told last of a battery below 20 %, and of no mains power."
+)
 LEFT_OUT = _metric(
     "gateways_left_out",
     "gauge",
@@ -120,6 +123,11 @@ GATEWAY_DECLINES = _metric("gateway_declines", "counter", "Its declines.", "gate
 GATEWAY_WIRE = _metric(
     "gateway_wire_bytes", "counter", "Bytes on its socket, as it counts them.", "gateway", "direction"
 )
+BATTERY = _metric("gateway_battery_ratio", "gauge", "Charge of its battery as it told last, from 0 to 1.", "gateway")
+MAINS = _metric("gateway_on_mains", "gauge", "1 where power comes from outside, as it told last.", "gateway")
+METERED = _metric(
+    "gateway_link_metered", "gauge", "1 where its link is paid for by volume, as it told last.", "gateway"
+)
 SOFTWARE = _metric("gateway_software", "info", "The version that it runs.", "gateway", "version")
 CPU = _metric(
     "task_cpu_seconds", "counter", "CPU time of gateways' processes on the task, as far as they tell it.", "task"
@@ -133,8 +141,9 @@ CONNECTED = _metric("broker_connected", "gauge", "1 while the coordinator is con
 METRICS = (
     *(ROUNDS, ROUND, OPEN, OPENED, CLOSED, APPLIED, DRAWN, ACCEPTED, DECLINED, DURATION, ANSWERS, DECLINES, OWED),
     *(WIRE, TASK_WIRE, PAYLOAD, DENSE, RAW, SAVED, VERSION, SCORE, LOSS, TASK_STATE, CATCH_UP, CATCH_UP_BYTES),
-    *(REFUSED, REFUSED_BYTES, GATEWAYS, ASIDE, FLAGGED, LEFT_OUT, PRESENT, SEEN, ANSWERED, UPDATES, GATEWAY_DECLINES),
-    *(GATEWAY_WIRE, SOFTWARE, CPU, MACHINES, ALERTS, LEDGER, FREE, CONNECTED),
+    *(REFUSED, REFUSED_BYTES, GATEWAYS, ASIDE, FLAGGED, BATTERY_LOW, LEFT_OUT, PRESENT, SEEN, ANSWERED, UPDATES),
+    *(GATEWAY_DECLINES, GATEWAY_WIRE, BATTERY, MAINS, METERED, SOFTWARE),
+    *(CPU, MACHINES, ALERTS, LEDGER, FREE, CONNECTED),
 )
 
 
@@ -242,6 +251,7 @@ def _fleet(state: Mapping[str, Any], tally: FleetTally, gateways_most: int) -> I
     for told in tally.tasks:
         updates.update(told.updates_of)
         declines.update(told.declines_of)
+    yield Sample(metric=BATTERY_LOW, value=sum(g["vitals"] is not None and g["vitals"]["low"] for g in gateways))
     shown = gateways[:gateways_most]
     yield Sample(metric=LEFT_OUT, value=len(gateways) - len(shown))
     for gateway in shown:
@@ -253,7 +263,20 @@ def _fleet(state: Mapping[str, Any], tally: FleetTally, gateways_most: int) -> I
         yield Sample(metric=UPDATES, value=updates[name], labels=(name,))
         yield Sample(metric=GATEWAY_DECLINES, value=declines[name], labels=(name,))
         yield from _both(GATEWAY_WIRE, Traffic(up=gateway["sent"], down=gateway["received"]), name)
+        yield from _vitals(gateway)
         yield Sample(metric=SOFTWARE, value=1, labels=(name, _version(gateway["software"])))
+
+
+def _vitals(gateway: Mapping[str, Any]) -> Iterator[Sample]:
+    """What is not known is not on the page."""
+    told = gateway["vitals"]
+    if told is None:
+        return
+    charge = told["battery_pct"]
+    known = ((BATTERY, None if charge is None else charge / 100), (MAINS, told["on_mains"]), (METERED, told["metered"]))
+    for metric, value in known:
+        if value is not None:
+            yield Sample(metric=metric, value=float(value), labels=(gateway["name"],))
 
 
 def _junk(tally: FleetTally) -> Iterator[Sample]:

@@ -65,6 +65,10 @@ def _protocol(tells: str, *, float32: bool = False) -> About:
 
 _SENT = "bytes that its process has sent so far: how busy it was, and nothing of what it measured"
 _RECEIVED = "bytes that its process has received so far"
+_VITALS = (
+    "how full its battery is, whether there is mains power, the kind of its link and whether that is metered, in one"
+    " number; not sent with `tell_vitals = false`"
+)
 _BEYOND = "what TCP/IP and TLS have put around these bytes, in 64 bytes: pings and reconnects are in it"
 
 ABOUT: dict[str, About] = {
@@ -84,6 +88,7 @@ ABOUT: dict[str, About] = {
     "Birth.root": _protocol("which version of the federation's keys it believes"),
     "Birth.card": _protocol("its public key, with the issuer's signature; the private one never leaves"),
     "Birth.beyond": _machine(_BEYOND),
+    "Birth.vitals": _machine(_VITALS),
     "Held.lineage": _protocol("which line of versions"),
     "Held.version": _protocol("which version it has"),
     "Held.task": _protocol("short digest of the task as it knows it"),
@@ -115,6 +120,7 @@ ABOUT: dict[str, About] = {
     ),
     "Update.beyond": _machine(_BEYOND),
     "Update.cpu": _machine("CPU time that its process spent on this answer, in 1/100 s"),
+    "Update.vitals": _machine(_VITALS),
     "Evaluation.metric": _data("the metric, in 1/10,000"),
     "Evaluation.loss": _data("the loss, in 1/10,000"),
     "Evaluation.windows": _data("how many windows it has held out"),
@@ -122,12 +128,15 @@ ABOUT: dict[str, About] = {
     "BlobRef.length": _protocol("how many bytes follow in chunks"),
     "BlobRef.chunk_bytes": _protocol("size of a chunk"),
     "Decline.round_id": _protocol("the round that it answers"),
-    "Decline.reason": _machine("which gate is shut: not what was measured there"),
+    "Decline.reason": _machine(
+        "which gate is shut: of what was measured, `vitals` tells battery and link, and no more"
+    ),
     "Decline.sent": _machine(_SENT),
     "Decline.received": _machine(_RECEIVED),
     "Statistics.round_id": _protocol("the round that it answers"),
     "Decline.beyond": _machine(_BEYOND),
     "Decline.cpu": _machine("CPU time that its process spent before it declined, in 1/100 s"),
+    "Decline.vitals": _machine(_VITALS),
     "Statistics.count": _data("how many windows it has"),
     "Statistics.mean": _data(
         "mean of each feature over all of its windows: how strongly and in which bands its machines vibrate",
@@ -140,6 +149,7 @@ ABOUT: dict[str, About] = {
     "Statistics.received": _machine(_RECEIVED),
     "Statistics.beyond": _machine(_BEYOND),
     "Statistics.cpu": _machine("CPU time that its process spent on this answer, in 1/100 s"),
+    "Statistics.vitals": _machine(_VITALS),
     "AskVerdict.round_id": _protocol("the round of the update that it asks about"),
     "AskVerdict.counter": _protocol("number of that update"),
     "AskVerdict.digest": _protocol("short digest of its payload"),

@@ -19,9 +19,11 @@ from typing import Any, TypeVar
 import msgspec
 from fedmq_protocol.messages import (
     SEAL_BYTES,
+    Birth,
     BlobRef,
     CatchUp,
     Chunk,
+    Decline,
     Message,
     MessageError,
     RoundPlan,
@@ -36,6 +38,7 @@ from fedmq_protocol.signing import seal_of
 from fedmq_protocol.task import Codec, Task, short
 from fedmq_protocol.topics import Channel, Topic, parse
 from fedmq_protocol.transfer import BUNDLE_CHUNK_BYTES
+from fedmq_protocol.vitals import ToldVitals
 from msgspec import inspect
 
 from fedmq.wire.fields import ABOUT
@@ -144,7 +147,7 @@ class Watch:
             seal=taken.seal,
             fields=fields,
             overhead=len(payload) - len(taken.trailer) - covered,
-            notes=(*self._explain(where, message), *self._unsealed(where, message, taken.seal)),
+            notes=(*self._explain(where, message), *_vitals(message), *self._unsealed(where, message, taken.seal)),
         )  # fmt: skip
 
     def _seen(
@@ -253,6 +256,11 @@ class Watch:
         codec = (task.up if up else task.down).at(plan.level)
         coded = f"coded delta of {count:,} parameters, {_density(codec, count)}"
         return f"{what}: {coded}; {size:,} bytes{way}, {4 * count:,} as float32"
+
+
+def _vitals(message: Message) -> Iterator[str]:
+    if isinstance(message, Birth | Update | Decline | Statistics) and message.vitals is not None:
+        yield f"vitals: {ToldVitals.of(message.vitals)}"
 
 
 def _density(codec: Codec, parameters: int) -> str:

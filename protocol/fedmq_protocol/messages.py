@@ -30,6 +30,7 @@ from fedmq_protocol.condition import AlertOrders, Condition, FleetLimits, Noted
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.task import MAX_LEVEL, MAX_PARAMETERS, Task
 from fedmq_protocol.topics import Channel, Direction, TopicSpec
+from fedmq_protocol.vitals import VitalsCode
 
 __all__ = [
     "BEYOND_UNIT",
@@ -231,6 +232,8 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=1):
     card: Annotated[bytes, Meta(max_length=512)] | None = None
     """Its key, with the signature of the federation's issuer: see `signing`."""
     beyond: Beyond | None = None
+    vitals: VitalsCode | None = None
+    """Its battery and link, as `ToldVitals` codes them; None where it does not tell. The same in every answer."""
 
 
 class Leave(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=2):
@@ -269,6 +272,7 @@ class Update(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=3):
     beyond: Beyond | None = None
     cpu: CpuTime | None = None
     """From the plan to this answer: windows cut anew, training, scoring, coding."""
+    vitals: VitalsCode | None = None
 
 
 class Decline(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=4):
@@ -281,6 +285,7 @@ class Decline(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=4)
     beyond: Beyond | None = None
     cpu: CpuTime | None = None
     """None where it declined before it had begun."""
+    vitals: VitalsCode | None = None
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=5):
@@ -295,6 +300,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag
     received: SocketBytes
     beyond: Beyond | None = None
     cpu: CpuTime | None = None
+    vitals: VitalsCode | None = None
 
 
 class AskVerdict(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag=6):

@@ -42,6 +42,7 @@ from fedmq_coordinator.settings import RoundSettings
 from fedmq_coordinator.tasks import Wish
 from hypothesis import given
 from hypothesis import strategies as st
+from ledgers import tell
 from processes import environment, fedmq
 from scripted_fleet import ScriptedFleet, scripted_task
 
@@ -127,6 +128,18 @@ def test_the_state_of_affairs_is_there_for_programs(fleet: ScriptedFleet) -> Non
         assert one["answer"]["kind"] in ("update", "statistics")
         assert one["answer"]["verdict"] == "accepted"
         assert one["answer"]["at"] <= told["now"]
+        assert one["vitals"] is None, "they do not tell"
+
+
+def test_battery_and_link_are_there_for_programs_with_the_time_of_the_last_word(fleet: ScriptedFleet) -> None:
+    with contextlib.closing(Ledger(fleet.directory / "ledger.sqlite", visit=True)) as ledger:
+        tell(ledger, "g1", 5.0, battery_pct=12, on_mains=False, link="wifi", metered=True)
+        ledger.commit()
+    told = json.loads(asked(fleet, Look(what="status", form="json"), BIN).text)
+    assert [one["vitals"] for one in told["gateways"]] == [
+        None,
+        {"battery_pct": 12, "on_mains": False, "link": "wifi", "metered": True, "low": True, "at": 5.0},
+    ]
 
 
 def test_an_operator_s_order_is_carried_out_and_noted_with_who_gave_it(fleet: ScriptedFleet) -> None:

@@ -10,6 +10,9 @@ import msgspec
 import pytest
 from fedmq_coordinator.ledger import Ledger, LedgerError
 from fedmq_coordinator.report import Report, build
+from fedmq_coordinator.vitals import vitals_of_fleet
+from fedmq_edge_node.gates import Vitals
+from fedmq_protocol.vitals import ToldVitals
 from machine_rows import a_machine, a_spread
 from plant import Plant
 
@@ -222,6 +225,25 @@ def test_a_ledger_of_schema_8_takes_how_machines_hold_to_what_is_normal(tmp_path
     plant.ledger.save_spread(a_spread("g0"))
     assert plant.ledger.spreads("g0") == [a_spread("g0")]
     assert [one.name for one in plant.ledger.machines()] == ["pump-1"]
+
+
+def test_a_ledger_from_before_gateways_told_of_battery_and_link_takes_it_up(tmp_path: Path) -> None:
+    """No table had to change for it: there is nothing on record, and then there is."""
+    plant = stopped_at(tmp_path / "plant", 1)
+    path = plant.directory / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("DELETE FROM state WHERE key LIKE 'vitals of %'")
+        turn_back_to_7(db)
+        db.commit()
+    plant.vitals["g0"] = Vitals(battery_pct=64.0, link_kind="wifi")
+
+    plant.start_coordinator()
+    assert vitals_of_fleet(plant.ledger) == {}
+    plant.run_to_rest()
+
+    told = {name: last.told for name, last in vitals_of_fleet(plant.ledger).items()}
+    assert told.pop("g0") == ToldVitals(battery_pct=64, link="wifi")
+    assert told == dict.fromkeys(["g1", "g2", "g3"], ToldVitals())
 
 
 def test_a_ledger_of_schema_6_takes_what_gateways_tell_of_machines(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fedmq_coordinator.status_text import LEAST_WIDTH, status
 from fedmq_protocol.messages import SensorHealth
 from hypothesis import given
 from hypothesis import strategies as st
-from ledgers import START, a_decline, a_gateway, a_round, a_wire, write_plant
+from ledgers import START, a_decline, a_gateway, a_round, a_wire, tell, write_plant
 
 OPENED = START + 39 * 62.0
 """When the plant's last round opened."""
@@ -152,6 +152,18 @@ def test_sensors_that_are_not_well_are_named_as_their_gateways_told_last(plant: 
     assert "amiss on 1 gateway" in text
     assert "ventilator" not in text
     assert "\x1b" not in text
+
+
+def test_batteries_that_are_low_are_named_the_lowest_first(plant: Ledger) -> None:
+    tell(plant, "bay1-press", battery_pct=20)
+    tell(plant, "bay2-fan", battery_pct=5, on_mains=True)
+    plant.commit()
+    assert "battery:" not in status(plant, OPENED)
+    tell(plant, "bay3-mixer", battery_pct=19, on_mains=False)
+    tell(plant, "bay3-conveyor", battery_pct=4)
+    plant.commit()
+    text = folded(status(plant, OPENED))
+    assert "2 gateways below 20 % battery: bay3-conveyor (4 %), bay3-mixer (19 %)" in text
 
 
 def test_colours_only_repeat_what_the_words_say(plant: Ledger) -> None:

@@ -25,7 +25,7 @@ from fedmq_coordinator.web.app import HEADERS, MAX_BODY_BYTES
 from fedmq_coordinator.web.files import FILES
 from fedmq_coordinator.web.views import FLEET
 from fedmq_protocol.messages import SensorHealth
-from ledgers import a_decline, a_gateway, a_round, a_wire, an_answer, write_plant
+from ledgers import a_decline, a_gateway, a_round, a_wire, an_answer, tell, write_plant
 from machine_rows import EVEN, RAISED_AT, a_drift, a_fleet_spread, a_machine, a_watch, an_alert
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -132,20 +132,39 @@ def test_who_deserves_a_look_stands_first(tmp_path: Path) -> None:
         book.save_answer(an_answer(number, "a-well"))
     book.save_flag(Flag(gateway="c-flagged", at=1.0, round=1, state="flagged", reason="against", evidence="cosine"))
     ledger.put(SENSORS_OF + "d-deaf", msgspec.json.encode([sick]))
+    ledger.save_gateway(a_gateway("f-flat", 5))
+    tell(ledger, "f-flat", battery_pct=9, on_mains=False, link="cellular", metered=True)
+    tell(ledger, "a-well", on_mains=True, link="ethernet")
+    tell(ledger, "c-flagged")
     ledger.commit()
     ledger.close()
     with served(tmp_path / "ledger.sqlite") as site:
         rows = [dict(zip(FLEET, row, strict=True)) for row in site.get("/api/fleet").json()["rows"]]
+        page, flat = site.get("/").text, site.get("/gateway?name=f-flat").text
+        deaf = site.get("/gateway?name=d-deaf").text
     assert {row["name"]: row["look"] for row in rows} == {
         "a-well": "",
         "b-away": "away",
         "c-flagged": "points away from the others",
         "d-deaf": "sensor trouble",
         "e-declines": "declines often",
+        "f-flat": "battery low",
     }
     assert rows[-1]["name"] == "a-well"
-    assert [row["battery"] for row in rows if row["battery"]] == ["low, round 4"]
-    assert {row["link"] for row in rows} == {None}
+    assert {row["name"]: (row["battery"], row["link"]) for row in rows} == {
+        "a-well": ("mains", "ethernet"),
+        "b-away": (None, None),
+        "c-flagged": ("", ""),
+        "d-deaf": (None, None),
+        "e-declines": (None, None),
+        "f-flat": ("9 %", "cellular, metered"),
+    }
+    for cell in ("9 %", "cellular, metered", "mains", "ethernet", "–", "not told"):
+        assert f"<td>{cell}</td>" in page
+    assert "battery</dt><dd>9 %<" in flat
+    assert "battery and link told</dt><dd><time" in flat
+    assert "battery</dt><dd>not told<" in deaf
+    assert "battery and link told" not in deaf
     assert rows[2]["sensors"] == "axle silent for 900 s"
 
 

@@ -41,6 +41,7 @@ from fedmq_protocol.messages import (
     RoundKind,
     RoundPlan,
     SensorHealth,
+    Statistics,
     Trial,
     Update,
     Verdict,
@@ -51,9 +52,11 @@ from fedmq_protocol.messages import (
 )
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.session import Received
+from fedmq_protocol.settings import SettingsError
 from fedmq_protocol.task import ModelSpec, Task, initial_steps, model_digest, short
 from fedmq_protocol.topics import Channel, Direction, coordinator_filters, parse, spec, topic
 from fedmq_protocol.transfer import chunks, refer
+from fedmq_protocol.vitals import ToldVitals
 from numpy.typing import NDArray
 from plant import FEDERATION, START, FakeFolder, make_task
 
@@ -119,6 +122,7 @@ class Script:
         self.cpu_at_each_look: float | None = None
         self.cpu_used = 0.0
         self.beyond: int | None = None
+        self.tell_vitals = True
         self.alive_at: list[float] = []
         self.starts = 0
         self.welcomed: list[float] = []
@@ -141,6 +145,7 @@ class Script:
             nonce=NONCE,
             software="test",
             tags=("pump", "hall-2"),
+            tell_vitals=self.tell_vitals,
             ask_jitter_seconds=0.1,
             welcomed=self.welcomed.append,
             alive=lambda: self.alive_at.append(self.now),
@@ -268,6 +273,69 @@ def test_a_gateway_that_cannot_tell_says_nothing(script: Script) -> None:
     script.welcome(an_assignment(plan=a_plan(1)))
     (update,) = script.heard(Update)
     assert (update.beyond, update.cpu) == (None, None)
+
+
+def test_births_and_answers_tell_of_battery_and_link_as_the_gates_saw_them(script: Script) -> None:
+    (birth,) = script.heard(Birth)
+    assert birth.vitals == 0, "it tells, and knows nothing"
+    charged = Vitals(battery_pct=81.6, on_mains=True, link_kind="cellular", metered=False, temperature_c=40.0)
+    script.vitals = charged
+    script.welcome(an_assignment(plan=a_plan(1)))
+    (update,) = script.heard(Update)
+    assert update.vitals == charged.told().code
+    assert charged.told() == ToldVitals(battery_pct=82, on_mains=True, link="cellular", metered=False)
+    script.vitals = Vitals(battery_pct=12.0, on_mains=False, link_kind="wifi")
+    script.accept(update)
+    script.plan(a_plan(2))
+    (decline,) = script.heard(Decline)
+    assert (decline.reason, decline.vitals) == (Reason.BATTERY, script.vitals.told().code)
+    script.session.cut()
+    script.session.heal()
+    script.run()
+    assert script.heard(Birth)[-1].vitals == script.vitals.told().code
+
+
+def test_statistics_tell_of_battery_and_link_too(script: Script) -> None:
+    script.vitals = Vitals(battery_pct=50.0)
+    script.welcome(an_assignment(scaler=None, plan=a_plan(1, kind=RoundKind.STATISTICS)))
+    assert [said.vitals for said in script.heard(Statistics)] == [script.vitals.told().code]
+
+
+def test_a_gateway_that_is_not_to_tell_of_battery_and_link_does_not(tmp_path: Path) -> None:
+    script = Script(tmp_path)
+    script.kill()
+    script.tell_vitals = False
+    script.start()
+    script.vitals = Vitals(battery_pct=90.0, link_kind="wifi")
+    script.welcome(an_assignment(plan=a_plan(1)))
+    script.vitals = Vitals(battery_pct=3.0)
+    (update,) = script.heard(Update)
+    script.accept(update)
+    script.plan(a_plan(2))
+    (decline,) = script.heard(Decline)
+    assert {message.vitals for message in (*script.heard(Birth), update, decline)} == {None}
+    script.memory.close()
+
+
+def test_a_birth_need_not_read_more_than_battery_and_link(tmp_path: Path) -> None:
+    script = Script(tmp_path)
+    script.gateway._glance = lambda: Vitals(battery_pct=7.0)
+    script.gateway._read_vitals = lambda: pytest.fail("nothing is to be trained")
+    script.run()
+    assert [birth.vitals for birth in script.heard(Birth)] == [Vitals(battery_pct=7.0).told().code]
+    script.memory.close()
+
+
+def test_vitals_that_cannot_be_read_are_told_as_unknown(tmp_path: Path) -> None:
+    script = Script(tmp_path)
+
+    def unreadable() -> Vitals:
+        raise SettingsError([])
+
+    script.gateway._read_vitals = unreadable
+    script.run()
+    assert [birth.vitals for birth in script.heard(Birth)] == [0]
+    script.memory.close()
 
 
 def test_of_two_plans_at_hand_the_one_that_closes_first_goes_first(script: Script) -> None:

@@ -152,6 +152,19 @@ def test_a_system_without_sysfs_asks_psutil(tmp_path: Path, machine: Machine) ->
     assert (read.battery_pct, read.on_mains) == (81.0, True)
 
 
+def test_a_glance_at_battery_and_link_is_no_reading_of_the_load(tmp_path: Path, machine: Machine) -> None:
+    supply(tmp_path, "BAT0", BATTERY)
+    reading = reader(tmp_path, machine)
+    assert reading.glance() == Vitals(battery_pct=40.0, on_mains=False)
+    machine.run(10, busy_share=1.0)
+    first = reading.read()
+    assert (first.battery_pct, first.cpu_idle_pct) == (40.0, None), "the first reading does not know it"
+    machine.run(10, busy_share=0.0)
+    reading.glance()
+    machine.run(10, busy_share=1.0)
+    assert reading.read().cpu_idle_pct == pytest.approx(50.0)
+
+
 # Temperature
 
 

@@ -27,7 +27,7 @@ from fedmq_edge_node.gates import Limits, Vitals
 from fedmq_protocol.observing import MetricsSettings, place
 from fedmq_protocol.reasons import Reason
 from fedmq_protocol.settings import SettingsError
-from ledgers import START, a_decline, a_gateway, a_round, a_wire, write_plant
+from ledgers import START, a_decline, a_gateway, a_round, a_wire, tell, write_plant
 
 from fedmq.metrics import bridge, coordinator, gateway, watch
 from fedmq.metrics.families import Metric, Sample, histogram
@@ -187,6 +187,24 @@ def test_single_gateways_have_series_up_to_a_number_and_every_sum_counts_all(sta
         assert few[name] == all_[name]
     assert set(page(4)["fedmq_gateway_present"]) < set(few["fedmq_gateway_present"])
     assert "fedmq_gateway_present" not in page(0)
+
+
+def test_batteries_and_links_are_shown_of_gateways_that_tell_and_counted_of_all(state: Path, ledger: Ledger) -> None:
+    assert value(read(by_ledger(state)), "fedmq_gateways_battery_low") == 0
+    tell(ledger, "bay1-press", battery_pct=12, on_mains=False, metered=True)
+    tell(ledger, "bay2-fan", on_mains=True)
+    tell(ledger, "boiler-feed", battery_pct=3)
+    ledger.commit()
+    page = read(by_ledger(state))
+    assert page["fedmq_gateway_battery_ratio"] == {
+        (("gateway", "bay1-press"),): 0.12,
+        (("gateway", "boiler-feed"),): 0.03,
+    }
+    assert page["fedmq_gateway_on_mains"] == {(("gateway", "bay1-press"),): 0, (("gateway", "bay2-fan"),): 1}
+    assert page["fedmq_gateway_link_metered"] == {(("gateway", "bay1-press"),): 1}
+    few = read(to_text(FromLedger(state, 1)()))
+    assert len(few["fedmq_gateway_battery_ratio"]) <= 1
+    assert value(few, "fedmq_gateways_battery_low") == 2
 
 
 def test_bytes_of_a_fleet_with_several_tasks_are_whole_though_joining_is_of_none(state: Path, ledger: Ledger) -> None:

@@ -37,6 +37,7 @@ from fedmq_protocol.reasons import Reason
 from fedmq_protocol.session import Connected, Connection, MqttSession
 from fedmq_protocol.task import Codec, ModelSpec, Task, short
 from fedmq_protocol.topics import Channel, Direction, topic
+from fedmq_protocol.vitals import ToldVitals
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Meta, inspect
@@ -125,6 +126,7 @@ def test_a_field_without_words_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         (Channel.STATUS, BIRTH),
         (Channel.STATUS, Leave(nonce=b"n" * 8, clean=True, sent=1, received=1 << 40)),
         (Channel.ANSWER, Decline(round_id=1, reason=Reason.BATTERY, sent=1, received=2)),
+        (Channel.ANSWER, Decline(round_id=1, reason=Reason.CPU, sent=1, received=2, vitals=0xFFFF)),
         (Channel.STATISTICS, Statistics(round_id=1, count=3, mean=b"abcd" * 22, m2=b"abcd" * 22, sent=0, received=0)),
         (Channel.ASK, AskVerdict(round_id=1, counter=2, digest=b"d" * 8)),
         (
@@ -159,6 +161,17 @@ def test_fields_have_their_names_and_values() -> None:
     assert "software fedmq 1" in as_text(seen)
     reason = read(Watch(), up(Channel.ANSWER), to_bytes(Decline(round_id=1, reason=Reason.BATTERY, sent=1, received=2)))
     assert values(reason)["reason"] == "battery"
+
+
+def test_battery_and_link_are_put_into_words() -> None:
+    told = ToldVitals(battery_pct=42, on_mains=False, link="cellular", metered=True)
+    decline = Decline(round_id=1, reason=Reason.CPU, sent=1, received=2, vitals=told.code)
+    seen = read(Watch(), up(Channel.ANSWER), to_bytes(decline))
+    assert values(seen)["vitals"] == told.code
+    assert seen.notes == ("vitals: battery 42 %, not on mains, cellular, metered",)
+    birth = read(Watch(), up(Channel.STATUS), to_bytes(msgspec.structs.replace(BIRTH, vitals=0)))
+    assert birth.notes == ("vitals: nothing known",)
+    assert read(Watch(), up(Channel.STATUS), to_bytes(BIRTH)).notes == (), "it does not tell"
 
 
 def test_an_update_is_explained_by_the_task_that_a_welcome_brought() -> None:

@@ -444,6 +444,7 @@ def messages() -> list[Message]:
         received=34_567,
         loss=1_234,
         evaluation=Evaluation(metric=9_871, loss=432, windows=120),
+        vitals=73,
     )
     plan = RoundPlan(
         round_id=41,
@@ -486,6 +487,7 @@ def messages() -> list[Message]:
         held=(Held(lineage=1, version=40, task=bytes(8), counter=7),),
         tags=("pump", "line-3"),
         sensors=(SensorHealth(name="motor", rate_pct=99, silent_seconds=2, lost_frames=5, failed=3, flat=True),),
+        vitals=0,
     )
     slot = Slot(seed=bytes(8), slots=10, slot=9)
     return [
@@ -495,6 +497,7 @@ def messages() -> list[Message]:
         update,
         msgspec.structs.replace(update, payload=ref, evaluation=None),
         Decline(round_id=41, reason=next(iter(Reason)), sent=1, received=2),
+        Decline(round_id=41, reason=next(iter(Reason)), sent=1, received=2, vitals=5_539),
         Statistics(round_id=1, count=400, mean=bytes(32), m2=bytes(32), sent=1, received=2),
         AskVerdict(round_id=41, counter=8, digest=bytes(8)),
         AskModel(lineage=1, version=12),

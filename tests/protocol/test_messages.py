@@ -98,6 +98,7 @@ BIRTH = Birth(
     sensors=(SensorHealth(name="motor", rate_pct=99, silent_seconds=2, lost_frames=5, failed=3, flat=True),),
     root=1,
     card=bytes(115),
+    vitals=5_539,
 )
 UPDATE = Update(
     round_id=41,
@@ -108,6 +109,7 @@ UPDATE = Update(
     received=34_567,
     loss=4_321,
     evaluation=Evaluation(metric=9_871, loss=432, windows=120),
+    vitals=73,
 )
 ROUND = RoundPlan(
     round_id=41,
@@ -195,6 +197,9 @@ EVERY: list[tuple[Message, tuple[Any, ...]]] = [
 ]
 VARIANTS: list[tuple[Message, Any]] = [
     (msgspec.structs.replace(UPDATE, payload=REF, evaluation=None), ANSWER),
+    (msgspec.structs.replace(UPDATE, vitals=None), ANSWER),
+    (Decline(round_id=41, reason=next(iter(Reason)), sent=1, received=2, vitals=0xFFFF), ANSWER),
+    (Statistics(round_id=1, count=400, mean=bytes(32), m2=bytes(32), sent=1, received=2, vitals=0), STATISTICS),
     (msgspec.structs.replace(ROUND, delta=REF, drawn=Slot(seed=bytes(8), slots=10, slot=9)), PLAN),
     (msgspec.structs.replace(ROUND, delta=None, kind=RoundKind.REST, drawn=0, scaler=bytes(64)), PLAN),
     (msgspec.structs.replace(GREETING, tasks=(Assignment(lineage=1, counter=7), *GREETING.tasks)), WELCOME),
@@ -292,6 +297,13 @@ def test_an_update_costs_at_most_22_bytes_beyond_its_payload() -> None:
     assert len(to_bytes(much_later)) <= 200 + 25
 
 
+def test_battery_and_link_cost_an_answer_one_byte_or_three() -> None:
+    told = msgspec.structs.replace(UPDATE, beyond=100, cpu=25)
+    bare = len(to_bytes(msgspec.structs.replace(told, vitals=None)))
+    assert len(to_bytes(msgspec.structs.replace(told, vitals=127))) == bare + 1
+    assert len(to_bytes(msgspec.structs.replace(told, vitals=0xFFFF))) == bare + 3
+
+
 def test_a_plan_costs_25_bytes_beyond_its_delta_in_a_small_fleet_and_at_most_48_in_any() -> None:
     plan = msgspec.structs.replace(
         ROUND, round_id=127, lineage=1_790_000_000, base=126, drawn=0x7F, accepted=0x7F, delta=bytes(200)
@@ -313,8 +325,8 @@ def test_a_decline_costs_at_most_16_bytes() -> None:
 
 
 def test_fields_at_the_end_that_hold_nothing_are_not_sent() -> None:
-    bare = msgspec.structs.replace(UPDATE, evaluation=None)
-    assert to_bytes(bare) == with_body(body_of(bare)[:-3])
+    bare = msgspec.structs.replace(UPDATE, evaluation=None, vitals=None)
+    assert to_bytes(bare) == with_body(body_of(bare)[:-4])
     rest = msgspec.structs.replace(ROUND, delta=None)
     assert to_bytes(rest) == with_body(body_of(rest)[:-3])
     only_a_scaler = msgspec.structs.replace(ROUND, delta=None, scaler=bytes(64))
@@ -343,12 +355,13 @@ def test_fields_that_a_newer_version_adds_are_passed_over(message: Message, home
 
 def test_fields_that_an_older_version_does_not_know_take_their_defaults() -> None:
     assert from_bytes(STATUS, with_body([2, bytes(8), False])) == Leave(nonce=bytes(8), clean=False)
-    short_update = from_bytes(ANSWER, with_body(body_of(UPDATE)[:-3]))
-    assert short_update == msgspec.structs.replace(UPDATE, evaluation=None)
+    short_update = from_bytes(ANSWER, with_body(body_of(UPDATE)[:-4]))
+    assert short_update == msgspec.structs.replace(UPDATE, evaluation=None, vitals=None)
     short_plan = from_bytes(PLAN, with_body(body_of(ROUND)[:-3]))
     assert short_plan == msgspec.structs.replace(ROUND, delta=None, scaler=None, release=None)
-    short_birth = from_bytes(STATUS, with_body(body_of(BIRTH)[:-6]))
-    assert short_birth == msgspec.structs.replace(BIRTH, held=(), tags=(), sensors=(), root=None, card=None)
+    short_birth = from_bytes(STATUS, with_body(body_of(BIRTH)[:-7]))
+    older = {"held": (), "tags": (), "sensors": (), "root": None, "card": None, "vitals": None}
+    assert short_birth == msgspec.structs.replace(BIRTH, **older)
 
 
 def test_a_field_without_a_default_must_be_there() -> None:
@@ -395,6 +408,12 @@ def test_a_welcome_whose_time_is_not_a_number_is_refused(now: float) -> None:
         (UPDATE, 7, 0.5, ANSWER),
         (UPDATE, 7, None, ANSWER),
         (UPDATE, 8, [1 << 32, 0, 1], ANSWER),
+        (UPDATE, 11, -1, ANSWER),
+        (UPDATE, 11, 1 << 16, ANSWER),
+        (UPDATE, 11, True, ANSWER),
+        (UPDATE, 11, [42, True], ANSWER),
+        (EVERY[3][0], 7, 1 << 16, ANSWER),
+        (EVERY[4][0], 9, "wifi", STATISTICS),
         (UPDATE, 8, [0, -1, 1], ANSWER),
         (UPDATE, 8, [0, 0, 0], ANSWER),
         (EVERY[3][0], 2, min(Reason) - 1, ANSWER),
@@ -439,6 +458,7 @@ def test_a_welcome_whose_time_is_not_a_number_is_refused(now: float) -> None:
         (BIRTH, 8, [""], STATUS),
         (BIRTH, 8, ["x" * 33], STATUS),
         (BIRTH, 8, ["x"] * 17, STATUS),
+        (BIRTH, 13, 1 << 16, STATUS),
         (GREETING, 4, -1, WELCOME),
         (GREETING, 5, [[1, 7]] * 65, WELCOME),
         (EVERY[14][0], 4, -1, TRIAL),

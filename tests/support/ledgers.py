@@ -7,9 +7,12 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fedmq_coordinator.ledger import Answer, CatchUp, Gateway, Ledger, Round, Version, Wire
 from fedmq_coordinator.report import METRIC_NAME
+from fedmq_coordinator.vitals import LastVitals, keep
+from fedmq_protocol.vitals import ToldVitals
 
 START = 1_760_000_000.0
 DENSE = 72_456
@@ -83,6 +86,11 @@ def a_decline(round_id: int, gateway: str, reason: str, **changes: object) -> An
     return an_answer(
         round_id, gateway, kind="decline", reason=reason, payload_bytes=0, dense_bytes=0, samples=0, weight=0, **changes
     )
+
+
+def tell(ledger: Ledger, gateway: str, at: float = START, **told: Any) -> None:
+    """What `gateway` has told of its battery and link."""
+    keep(ledger, gateway, LastVitals(at=at, nonce=b"12345678", sent=0, told=ToldVitals(**told)))
 
 
 def a_wire(gateway: str, sent: int, received: int, **changes: object) -> Wire:

@@ -439,5 +439,6 @@ def tail(path: Path, lines: int = 15) -> str:
 
 
 def write_toml(path: Path, values: dict[str, Any]) -> None:
-    """Dotted keys and plain values: JSON's strings, numbers, booleans and lists are TOML's."""
-    path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()), encoding="utf-8")
+    """Dotted keys and plain values: JSON's strings, numbers, booleans and lists are TOML's. None: no such key."""
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in values.items() if value is not None]
+    path.write_text("".join(lines), encoding="utf-8")

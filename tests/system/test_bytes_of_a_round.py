@@ -31,9 +31,9 @@ def test_a_round_costs_few_bytes_besides_the_payloads(tmp_path: Path, mosquitto:
         down_most = 2 + 2 + len(plan_topic) + 2 + 24 + (6 if protocol == "5" else 0)
         for name in site.names:
             # Update: header 2, no topic but its number; then 17 of our own, 8 of scores on held-out windows, 2 of CPU
-            # time and of what TCP/IP has added, and the payload. And the plan's PUBACK.
+            # time and of what TCP/IP has added, 3 of battery and link, and the payload. And the plan's PUBACK.
             answer_topic = topic(FEDERATION, Direction.UP, Channel.ANSWER, name)
-            up_most = 4 + 2 + 27 + (2 + 4 if protocol == "5" else 2 + len(answer_topic))
+            up_most = 4 + 2 + 30 + (2 + 4 if protocol == "5" else 2 + len(answer_topic))
             updates = site.answers_of(name)
             assert len(updates) == ROUNDS
             # The first update of a connection carries topic and number. The mean, for an acknowledgement may be counted

@@ -21,9 +21,10 @@ from dashboards import OPERATOR, Visitor, served, with_tokens
 from fedmq_broker_config.run import LocalBroker
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.report import build, size
+from fedmq_coordinator.web.pages import SHOWN
 from ledgers import write_large_fleet, write_plant
 from machine_rows import a_machine, a_watch, an_alert
-from processes import Program, Site, small_fleet
+from processes import Program, Site, fedmq, small_fleet
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -151,6 +152,49 @@ def test_rounds_appear_as_they_close_and_the_figures_are_the_reports(
             assert metric.inner_text() == f"{report.metric_last:.3f}"
         assert coordinator.signal(signal.SIGTERM) == 0
         site.poll(lambda: not answers(address), "the dashboard to end with its coordinator")
+
+
+@pytest.mark.broker
+def test_battery_and_link_are_what_the_gateways_told_and_can_be_sorted_and_searched(
+    mosquitto: LocalBroker, tmp_path: Path, chromium: Browser
+) -> None:
+    fleet = small_fleet(4)
+    tired, mobile, wired, private = (gateway.name for gateway in fleet.gateways)
+    vitals = {
+        tired: {"battery_pct": 12.0, "on_mains": False, "link_kind": "wifi"},
+        mobile: {"battery_pct": 100.0, "on_mains": True, "link_kind": "cellular"},
+        wired: {"battery_pct": None, "on_mains": True},
+    }
+    with Site(
+        tmp_path,
+        fleet,
+        port=mosquitto.port,
+        rounds=2,
+        coordinator={"http.listen": "127.0.0.1:0"},
+        vitals=vitals,
+        gateway_of={private: {"tell_vitals": False}},
+    ) as site:
+        site.start()
+        site.wait_for_rest()
+        said = fedmq("status", "--state", str(site.state))
+        assert f"1 gateway below 20 % battery: {tired} (12 %)" in " ".join(said.stdout.split())
+        with visit(chromium, address_of(site, site.coordinator)) as seen:
+            page = seen.page
+            rows = page.locator("#fleet tbody tr:not(.gap)")
+
+            def column(field: str) -> list[str]:
+                place = [name for name, _, _ in SHOWN].index(field) + 1
+                return rows.locator(f"td:nth-child({place})").all_inner_texts()
+
+            page.wait_for_function("document.querySelectorAll('#fleet tbody tr:not(.gap)').length === 4")
+            page.locator("#fleet th[data-field=battery] button").click()
+            assert column("battery") == ["12 %", "100 %, on mains", "mains", "not told"]
+            assert column("link") == ["wifi", "cellular", "ethernet", "not told"]
+            assert column("look")[0] == "battery low, declines often"
+            page.locator("#fleet-find").fill("cellular")
+            page.wait_for_function("document.querySelectorAll('#fleet tbody tr:not(.gap)').length === 1")
+            assert rows.locator("th").inner_text() == mobile
+        site.finish()
 
 
 @pytest.mark.broker

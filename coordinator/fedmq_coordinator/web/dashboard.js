@@ -114,7 +114,7 @@ function cell(field, value) {
       const wire = value("up") + value("down");
       return found && wire ? factor(found / wire) : "";
     }
-    case "battery": case "link": return found ?? "not told";
+    case "battery": case "link": return found === "" ? "–" : found ?? "not told";
     default: return typeof found === "number" ? (found ? count(found) : "") : found ?? "";
   }
 }

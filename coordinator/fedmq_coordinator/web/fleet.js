@@ -53,7 +53,7 @@ export class FleetTable {
 
   #choose() {
     const { text, state } = this.#wanted;
-    const searched = ["name", "look", "tags", "software", "engines", "reasons", "sensors", "last_answer"].map((field) => this.#at[field]);
+    const searched = ["name", "look", "tags", "software", "engines", "reasons", "sensors", "last_answer", "battery", "link"].map((field) => this.#at[field]);
     const place = this.#at.state;
     const look = this.#at.look;
     this.#shown = this.#rows.filter(

@@ -91,6 +91,7 @@ def gateway(view: GatewayView, shown: Snapshot, who: Who) -> str:
         ("model in service", _serves(row)),
         ("battery", _told(row["battery"])),
         ("link", _told(row["link"])),
+        *([] if view.told_at is None else [("battery and link told", _when(view.told_at))]),
         (
             "agreement with the others",
             "" if line.cosine is None else f"cosine {line.cosine:.2f}, mean over its updates",
@@ -459,7 +460,7 @@ SHOWN: tuple[tuple[str, str, str], ...] = (
     ("serves", "model", "number"),
     ("software", "software", ""),
     ("engines", "engines", "note"),
-    ("battery", "battery", "number"),
+    ("battery", "battery", ""),
     ("link", "link", ""),
 )
 """Columns of the fleet's table: field, heading, class."""
@@ -948,7 +949,8 @@ def _known(value: Cell) -> str:
 
 
 def _told(value: Cell) -> str:
-    return "not told" if value is None else str(value)
+    """Empty is what a gateway has told that it does not know, or does not have."""
+    return "not told" if value is None else str(value) or "–"
 
 
 def _times(other: int, wire: int) -> str:

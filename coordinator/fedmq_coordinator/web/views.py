@@ -25,6 +25,7 @@ from fedmq_coordinator.report import (
     size,
 )
 from fedmq_coordinator.roster import SENSORS_OF
+from fedmq_coordinator.vitals import LastVitals, battery_text, link_text, vitals_of, vitals_of_fleet
 from fedmq_coordinator.web.machines import Conditions, conditions
 
 __all__ = [
@@ -217,6 +218,8 @@ class GatewayView(_View, frozen=True, kw_only=True):
     row: dict[str, Cell]
     windows: int
     sensors: list[SensorHealth]
+    told_at: float | None
+    """When it told of its battery and link; None where it does not."""
     evidence: list[str]
     """Why it is flagged, or set aside."""
     trial: Trial | None
@@ -356,11 +359,12 @@ def fleet_rows(report: Report, gateways: Sequence[Gateway], ledger: Ledger, now:
     lines = {line.name: line for line in report.gateways}
     last = {answer[0]: answer[1:] for answer in ledger.last_answers(ANSWERED_ROUNDS)}
     sensors = {name: read_sensors(stored) for name, stored in ledger.told(SENSORS_OF).items()}
+    vitals = vitals_of_fleet(ledger)
     trials = {trial.gateway: trial for trial in ledger.book(report.task).trials()} if report.task else {}
     flagged = {line.gateway: flag_text(line) for line in report.flagged}
     aside = {line.gateway for line in report.set_aside} | {line.gateway for line in report.flagged if line.aside}
     rows = [
-        _row(gateway, lines[gateway.name], last, sensors, trials, flagged, aside)
+        _row(gateway, lines[gateway.name], last, sensors, vitals.get(gateway.name), trials, flagged, aside)
         for gateway in gateways
         if gateway.name in lines
     ]
@@ -372,6 +376,7 @@ def _row(
     line: GatewayLine,
     last: Mapping[str, tuple[int, float, str, str, str | None]],
     sensors: Mapping[str, Sequence[SensorHealth]],
+    vitals: LastVitals | None,
     trials: Mapping[str, Trial],
     flagged: Mapping[str, str],
     aside: Iterable[str],
@@ -384,6 +389,7 @@ def _row(
     look = [flagged[name]] if name in flagged else []
     look += ["asked in vain"] if name in aside and name not in flagged else []
     look += ["away"] if not gateway.present else []
+    look += ["battery low"] if vitals is not None and vitals.low else []
     look += ["sensor trouble"] if unwell else []
     look += ["declines often"] if often else []
     return [
@@ -405,16 +411,9 @@ def _row(
         line.raw_bytes,
         "; ".join(unwell) or (f"{len(own)} well" if own else None),
         None if trial is None else trial.in_service,
-        _shut(answer, {"battery": "low", "mains": "not on mains"}),
-        _shut(answer, {"link": "down or excluded", "metered": "metered"}),
+        battery_text(vitals),
+        link_text(vitals),
     ]
-
-
-def _shut(answer: tuple[int, float, str, str, str | None] | None, words: Mapping[str, str]) -> str | None:
-    """What the gateway's last answer says of a gate: the reason of a shut one, never the reading. None: nothing."""
-    if answer is None or answer[4] not in words:
-        return None
-    return f"{words[answer[4] or '']}, round {answer[0]:,}"
 
 
 def read_sensors(stored: bytes | None) -> tuple[SensorHealth, ...]:
@@ -458,6 +457,7 @@ def gateway_view(ledger: Ledger, shown: Snapshot, name: str, now: float) -> Gate
     with ledger.snapshot():
         gateway = next((found for found in ledger.gateways() if found.name == name), None)
         sensors = read_sensors(ledger.get(SENSORS_OF + name))
+        vitals = vitals_of(ledger, name)
         wires = [wire for wire in ledger.wires() if wire.gateway == name]
         marks = [mark for mark in ledger.marks() if mark.gateway == name]
         answers = ledger.answers_of(name, ANSWERS_SHOWN)
@@ -471,6 +471,7 @@ def gateway_view(ledger: Ledger, shown: Snapshot, name: str, now: float) -> Gate
         row=dict(zip(FLEET, row, strict=True)),
         windows=0 if gateway is None else gateway.windows,
         sensors=list(sensors),
+        told_at=None if vitals is None else vitals.at,
         evidence=[flag.evidence for flag in shown.report.flagged if flag.gateway == name],
         trial=next((trial for trial in trials if trial.gateway == name), None),
         answers=[_answer_line(answer, shares.get((name, answer.round))) for answer in answers],
