@@ -37,6 +37,7 @@ from types import TracebackType
 from typing import Annotated, Literal, Self
 
 import msgspec
+from fedmq_protocol.condition import AlertVerb
 from fedmq_protocol.secrets import writable_by_others
 
 from fedmq_coordinator import report, tallies
@@ -114,7 +115,7 @@ class AlertOrder(
     gateway: Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
     alert: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
     """Its number at that gateway."""
-    what: Literal["ack", "confirm", "dismiss"]
+    what: AlertVerb
     fault: Annotated[str, msgspec.Meta(max_length=64)] = ""
     """Of a confirmation, such as inner_race."""
     on_behalf: Annotated[str, msgspec.Meta(max_length=64)] = ""
