@@ -801,14 +801,13 @@ def _report(arguments: argparse.Namespace) -> None:
     from fedmq_coordinator import money, report
     from fedmq_coordinator.report_text import to_text
 
-    names = _task_names(ledger, arguments.task)
-    if len(names) > 1 and (arguments.html is not None or arguments.csv is not None):
-        raise ValueError(f"--task: name one for HTML or CSV, of {', '.join(filter(None, names))}")
     view = _view(arguments)
     kept = money.from_bytes(ledger.get(money.MONEY))
     price = money.price_of(kept, per_gb=arguments.price_per_gb, currency=arguments.currency)
-    every = [report.build(ledger, name, view=view, price=price) for name in names]
-    built = every[0]
+    if arguments.task is None:
+        built = report.build_all(ledger, view=view, price=price)
+    else:
+        built = report.build(ledger, arguments.task, view=view, price=price)
     if arguments.html is not None:
         from fedmq_coordinator.report_html import to_html
 
@@ -818,11 +817,11 @@ def _report(arguments: argparse.Namespace) -> None:
         arguments.csv.write_text(report.to_csv(built), encoding="utf-8", newline="")
         print(f"wrote {arguments.csv}", file=sys.stderr)
     if arguments.json:
-        print(report.to_json(built if len(every) == 1 else every).decode())
+        print(report.to_json(built).decode())
     elif arguments.csv == Path("-"):
         print(report.to_csv(built), end="")
     elif arguments.html is None and arguments.csv is None:
-        print("\n".join(to_text(one, _width(), title=len(every) > 1) for one in every), end="")
+        print(to_text(built, _width()), end="")
 
 
 def _report_by_socket(arguments: argparse.Namespace) -> None:

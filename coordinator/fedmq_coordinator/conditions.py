@@ -24,6 +24,7 @@ from fedmq_protocol.condition import (
     AlertOrder,
     AlertOrders,
     AlertState,
+    AlertVerb,
     Condition,
     Done,
     FleetLimit,
@@ -275,7 +276,7 @@ class Conditions:
                     key=order_key(order),
                     book=wish.book,
                     alert=int(number),
-                    what=order.verb,  # type: ignore[arg-type]  # the ledger gives no others
+                    what=msgspec.convert(order.verb, AlertVerb),
                     fault=wish.fault,
                     who=wish.said_by,
                     at=int(order.at),

@@ -37,6 +37,7 @@ from types import TracebackType
 from typing import Annotated, Literal, Self
 
 import msgspec
+from fedmq_protocol.condition import AlertVerb
 from fedmq_protocol.secrets import writable_by_others
 
 from fedmq_coordinator import report, tallies
@@ -114,7 +115,7 @@ class AlertOrder(
     gateway: Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
     alert: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
     """Its number at that gateway."""
-    what: Literal["ack", "confirm", "dismiss"]
+    what: AlertVerb
     fault: Annotated[str, msgspec.Meta(max_length=64)] = ""
     """Of a confirmation, such as inner_race."""
     on_behalf: Annotated[str, msgspec.Meta(max_length=64)] = ""
@@ -367,31 +368,32 @@ def _look(ledger: Ledger, look: Look, now: float) -> str:
         return msgspec.json.encode(tallies.build(ledger)).decode()
     if look.what == "status" and look.form == "json":
         return msgspec.json.encode(state_of_affairs(ledger, now)).decode()
-    names: list[str | None] = [look.task]
-    known = [row.name for row in ledger.tasks()]
-    if look.task is None and len(known) > 1:
-        names = list(known)
     if look.what == "status":
         from fedmq_coordinator.status_text import status
 
+        names: list[str | None] = [look.task]
+        known = [row.name for row in ledger.tasks()]
+        if look.task is None and len(known) > 1:
+            names = list(known)
         return "\n".join(status(ledger, now, look.width, name, colour=look.colour) for name in names)
     price = price_of(from_bytes(ledger.get(MONEY)), per_gb=look.price_per_gb, currency=look.currency)
-    built = [report.build(ledger, name, view=look.view, price=price) for name in names]
-    if len(built) > 1 and look.form in ("html", "csv"):
-        raise ControlError(f"--task: name one for HTML or CSV, of {', '.join(known)}")
+    if look.task is None:
+        built = report.build_all(ledger, view=look.view, price=price)
+    else:
+        built = report.build(ledger, look.task, view=look.view, price=price)
     match look.form:
         case "json":
-            return report.to_json(built[0] if len(built) == 1 else built).decode()
+            return report.to_json(built).decode()
         case "csv":
-            return report.to_csv(built[0])
+            return report.to_csv(built)
         case "html":
             from fedmq_coordinator.report_html import to_html
 
-            return to_html(built[0])
+            return to_html(built)
         case "text":
             from fedmq_coordinator.report_text import to_text
 
-            return "\n".join(to_text(one, look.width, title=len(built) > 1) for one in built)
+            return to_text(built, look.width)
 
 
 # -- the socket ------------------------------------------------------------------------------------------------

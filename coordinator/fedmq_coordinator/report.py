@@ -17,7 +17,7 @@ import copy
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from fedmq_coordinator import money
@@ -53,6 +53,7 @@ from fedmq_coordinator.report_model import (
     PersonalLine,
     RefusedLine,
     Report,
+    Reports,
     RoundLine,
     Savings,
     Tail,
@@ -62,7 +63,7 @@ from fedmq_coordinator.report_model import (
 from fedmq_coordinator.report_shares import TCP_JOIN_BYTES, TLS_JOIN_BYTES, Share, Shares, SummedUp, divide
 from fedmq_coordinator.report_tables import RoundMetrics, metrics_by_round, to_csv, to_json
 from fedmq_coordinator.report_view import EVERYTHING, View, site_of
-from fedmq_coordinator.retention import LATE, add, read
+from fedmq_coordinator.retention import LATE, add, merge, read
 
 __all__ = [
     "METRIC_NAME",
@@ -77,6 +78,7 @@ __all__ = [
     "PersonalLine",
     "RefusedLine",
     "Report",
+    "Reports",
     "RoundLine",
     "RoundMetrics",
     "Savings",
@@ -85,6 +87,7 @@ __all__ = [
     "VerdictLine",
     "View",
     "build",
+    "build_all",
     "divide",
     "flag_text",
     "ip_told",
@@ -171,28 +174,57 @@ def _read(ledger: Ledger, task: str | None) -> _Facts:
         tasks = ledger.tasks()
         # A coordinator may have made the file and not worked with it yet.
         book: Book | None = None if task is None and not tasks else ledger.only if task is None else ledger.book(task)
-        return _Facts(
-            task="" if book is None else book.name,
-            metric_name=(b"metric" if book is None else book.get(METRIC_NAME) or b"metric").decode("utf-8", "replace"),
-            alone=len(tasks) <= 1,
-            gateways=ledger.gateways(),
-            rounds=[] if book is None else book.rounds(),
-            every_round=frozenset(row.id for row in ledger.rounds()),
-            answers=ledger.answers(),
-            wires=ledger.wires(),
-            marks=ledger.marks(),
-            folded={} if book is None else {name: read(totals) for name, totals in book.folded().items()},
-            versions=[] if book is None else [v for lineage in book.lineages() for v in book.versions(lineage)],
-            catch_ups=[] if book is None else book.catch_ups(),
-            refused=ledger.refused(),
-            trials=[] if book is None else book.trials(),
-            absences=from_bytes(None if book is None else book.get(ABSENT)),
-            flags=[] if book is None else [flag for flag in book.flags() if flag.state != "readmitted"],
-            flagged_rule="report" if book is None else (book.get(FLAGGED) or b"report").decode("utf-8", "replace"),
-            gathered=ledger.gathered(),
-            spreads=spreads_of(ledger, None if book is None else book.name),
-            price=money.from_bytes(ledger.get(money.MONEY)),
-        )
+        spreads = spreads_of(ledger, None if book is None else book.name)
+        return _facts(ledger, book, spreads, alone=len(tasks) <= 1)
+
+
+def _facts(ledger: Ledger, book: Book | None, spreads: list[SpreadLine], *, alone: bool) -> _Facts:
+    """Within a snapshot."""
+    return _Facts(
+        task="" if book is None else book.name,
+        metric_name=(b"metric" if book is None else book.get(METRIC_NAME) or b"metric").decode("utf-8", "replace"),
+        alone=alone,
+        gateways=ledger.gateways(),
+        rounds=[] if book is None else book.rounds(),
+        every_round=frozenset(row.id for row in ledger.rounds()),
+        answers=ledger.answers(),
+        wires=ledger.wires(),
+        marks=ledger.marks(),
+        folded={} if book is None else {name: read(totals) for name, totals in book.folded().items()},
+        versions=[] if book is None else [v for lineage in book.lineages() for v in book.versions(lineage)],
+        catch_ups=[] if book is None else book.catch_ups(),
+        refused=ledger.refused(),
+        trials=[] if book is None else book.trials(),
+        absences=from_bytes(None if book is None else book.get(ABSENT)),
+        flags=[] if book is None else [flag for flag in book.flags() if flag.state != "readmitted"],
+        flagged_rule="report" if book is None else (book.get(FLAGGED) or b"report").decode("utf-8", "replace"),
+        gathered=ledger.gathered(),
+        spreads=spreads,
+        price=money.from_bytes(ledger.get(money.MONEY)),
+    )
+
+
+def _together(every: Sequence[_Facts], spreads: list[SpreadLine]) -> _Facts:
+    """As if all tasks were one, which measures nothing: their metrics are not comparable."""
+    folded: dict[str, Folded] = {}
+    for facts in every:
+        for name, totals in facts.folded.items():
+            folded[name] = merge(folded.get(name, Folded()), totals)
+    rounds = sorted((one for facts in every for one in facts.rounds), key=lambda one: one.id)
+    return replace(
+        every[0],
+        task="",
+        metric_name="metric",
+        alone=True,
+        rounds=[replace(one, metric=None, loss=None, metric_source=None) for one in rounds],
+        folded=folded,
+        versions=[one for facts in every for one in facts.versions],
+        catch_ups=[one for facts in every for one in facts.catch_ups],
+        trials=[],
+        absences={},
+        flags=[],
+        spreads=spreads,
+    )
 
 
 def build(ledger: Ledger, task: str | None = None, *, view: View = EVERYTHING, price: Price | None = None) -> Report:
@@ -201,7 +233,23 @@ def build(ledger: Ledger, task: str | None = None, *, view: View = EVERYTHING, p
     `price`: in place of the one that the coordinator's settings have. Raises LedgerError where the file is damaged, for
     an unknown task, and where there are several and none is named.
     """
-    facts = _read(ledger, task)
+    return _report(_read(ledger, task), view, price)
+
+
+def build_all(ledger: Ledger, *, view: View = EVERYTHING, price: Price | None = None) -> Report | Reports:
+    """Those of every task, of one moment, and what they came to together; of a ledger with one task, or none yet, its
+    report alone. Raises LedgerError where the file is damaged."""
+    with ledger.snapshot():
+        # Machines are no task's: how they hold to what is normal is told once.
+        every = [_facts(ledger, ledger.book(row.name), [], alone=False) for row in ledger.tasks()]
+        spreads = spreads_of(ledger)
+    if len(every) < 2:
+        return build(ledger, view=view, price=price)
+    tasks = [_report(facts, view, price) for facts in every]
+    return Reports(together=_report(_together(every, spreads), view, price), tasks=tasks)
+
+
+def _report(facts: _Facts, view: View, price: Price | None) -> Report:
     price = facts.price if price is None else price
     tags = {g.name: g.tag_set for g in facts.gateways}
 

@@ -21,7 +21,7 @@ import msgspec
 
 from fedmq_coordinator.findings import SPREADS_TOLD
 from fedmq_coordinator.money import amount, cost
-from fedmq_coordinator.report import GatewayLine, Report, RoundLine, Tail, Traffic, ip_told, many, size
+from fedmq_coordinator.report import GatewayLine, Report, Reports, RoundLine, Tail, Traffic, ip_told, many, size
 from fedmq_coordinator.web.markup import columns
 
 __all__ = ["to_html"]
@@ -49,8 +49,10 @@ class _Cell(str):
 _NO_HEAD = _Cell('<td aria-hidden="true"></td>')
 
 
-def to_html(report: Report) -> str:
-    """The whole page, UTF-8."""
+def to_html(report: Report | Reports) -> str:
+    """The whole page, UTF-8. Of several tasks it opens with what they came to together; a part for each follows."""
+    whole = report.together if isinstance(report, Reports) else report
+    tasks = report.tasks if isinstance(report, Reports) else [report]
     scripts = [_asset(f"{UPLOT}/uPlot.iife.min.js", "web"), _asset("charts.js", "web"), _asset("report.js")]
     styles = "".join([_asset(f"{UPLOT}/uPlot.min.css", "web"), _asset("base.css", "web"), _asset("report.css")])
     policy = (
@@ -67,23 +69,20 @@ def to_html(report: Report) -> str:
         f"<!-- The charts are drawn by uPlot.\n{_asset(f'{UPLOT}/LICENSE', 'web')}-->",
         f"<style>{styles}</style>",
         "</head><body>",
-        *_head(report),
-        *_answer(report),
+        *_head(whole, tasks),
+        *_answer(whole),
+        *([*_tasks(report), *_machines(whole)] if isinstance(report, Reports) else ()),
     ]
-    if report.rounds or report.gateways:
-        parts += ['<section class="details">', *_summary(report)]
-        if report.rounds:
-            parts += _charts(report)
-        parts += [*_totals(report), *_groups(report), *_gateways(report), *_declines(report)]
-        if report.rounds:
-            parts += _rounds(report)
-        parts += [*_otherwise(report), "</section>"]
+    for place, one in enumerate(tasks):
+        head = [f'<h2 class="task" id="task-{place}">Task {escape(one.task)}</h2>', _list(one.sentences)]
+        if part := [*(head if len(tasks) > 1 else ()), *_details(one, place)]:
+            parts += ['<section class="details">', *part, "</section>"]
     parts += [
         _heading("How it is counted"),
-        _list([*report.rules, report.ip.formula]),
+        _list([*whole.rules, whole.ip.formula]),
         "</main><footer>Made by fedmq from the coordinator's ledger. Sizes are decimal: 1 kB is 1,000 bytes. "
         "Times are UTC.</footer>",
-        f'<script type="application/json" id="report-data">{_json(_chart_data(report))}</script>',
+        f'<script type="application/json" id="report-data">{_json([_chart_data(one) for one in tasks])}</script>',
         *(f"<script>{script}</script>" for script in scripts),
         "</body></html>\n",
     ]
@@ -93,8 +92,9 @@ def to_html(report: Report) -> str:
 # -- the page's parts ------------------------------------------------------------------------------------------
 
 
-def _head(report: Report) -> list[str]:
-    told = [f"Task {report.task}"] if report.task else []
+def _head(report: Report, tasks: Sequence[Report]) -> list[str]:
+    names = [one.task for one in tasks if one.task]
+    told = [f"{'Task' if len(names) == 1 else 'Tasks'} {', '.join(names)}"] if names else []
     told += [f"only {report.view.told()}"] if report.view.told() else []
     if report.rounds:
         last = report.rounds[-1]
@@ -148,6 +148,43 @@ def _way(kind: str, name: str, count: int, most: int, report: Report) -> str:
     )
 
 
+def _tasks(reports: Reports) -> list[str]:
+    """A line for each, with a link to its part."""
+    together = reports.together
+
+    def cells(up: int, down: int, ip_bytes: int) -> list[str]:
+        money = amount(cost(ip_bytes, together.price), together.price.currency)
+        return [size(up), size(down), size(ip_bytes), money]
+
+    rows = [
+        [
+            _Cell(f'<th scope="row"><a href="#task-{place}">{escape(one.task)}</a></th>'),
+            f"{len(one.rounds):,}",
+            *cells(one.wire.up, one.wire.down, one.ip.bytes),
+            "" if one.metric_last is None else f"{one.metric_name} {one.metric_last:.3f}",
+        ]
+        for place, one in enumerate(reports.tasks)
+    ]
+    joining = cells(together.joining.up, together.joining.down, reports.of_no_task)
+    rows.append([_row_head("joining, of no task"), "", *joining, ""])
+    rows.append([_row_head("together"), "", *cells(together.wire.up, together.wire.down, together.ip.bytes), ""])
+    head = ["task", "rounds", "wire up", "wire down", "IP level", "cost", "learnt"]
+    return [_heading("Tasks"), _table("Tasks", head, rows), f'<p class="quiet">{escape(reports.note)}</p>']
+
+
+def _details(report: Report, place: int) -> list[str]:
+    """Of one task, the so manieth of the page."""
+    if not report.rounds and not report.gateways:
+        return []
+    parts = _summary(report)
+    if report.rounds:
+        parts += _charts(report, place)
+    parts += [*_totals(report), *_groups(report), *_gateways(report), *_declines(report)]
+    if report.rounds:
+        parts += _rounds(report)
+    return [*parts, *_otherwise(report)]
+
+
 def _summary(report: Report) -> list[str]:
     cards = [
         _card("On the wire", size(report.wire.total), f"{size(report.wire.up)} up, {size(report.wire.down)} down"),
@@ -182,11 +219,11 @@ def _versus(name: str, factor: float | None, other: int) -> str:
     return _card(f"Against {name}", f"{1 / factor:,.1f} ×", f"MORE bytes, instead of {size(other)}", warn=True)
 
 
-def _charts(report: Report) -> list[str]:
+def _charts(report: Report, place: int) -> list[str]:
     def figure(name: str, title: str, about: str) -> str:
         return (
             f"<section><h2>{escape(title)}</h2><figure><figcaption>{escape(about)}</figcaption>"
-            f'<div class="chart" id="chart-{name}"></div></figure></section>'
+            f'<div class="chart" id="chart-{place}-{name}"></div></figure></section>'
         )
 
     return [
@@ -389,28 +426,7 @@ def _otherwise(report: Report) -> list[str]:
             _heading("Gateways that should be looked at"),
             _table("Gateways that should be looked at", ["gateway", "since round", "state", "why"], rows),
         ]
-    if report.spreads:
-        rows = [
-            [
-                _row_head(line.where),
-                _Cell(f'<td class="left">{escape(many(line.machines, line.kind))}</td>'),
-                f"{line.gateways:,}",
-                f"{line.index:.2f}",
-                _Cell(f'<td class="left">{columns(line.shares, even=0.1)}</td>'),
-                "" if line.drifting_since is None else _utc(line.drifting_since),
-                _Cell(f'<td class="left wide">{_prose(line.how)}</td>'),
-            ]
-            for line in report.spreads[:GATEWAYS_SHOWN]
-        ]
-        of, shares, how = (
-            _Cell(f'<th scope="col" class="left">{text}</th>') for text in ("of", "share in each tenth", "it is")
-        )
-        head = ["measure", of, "gateways", "index", shares, "drift since", how]
-        parts += [
-            _heading("Machines against what is normal"),
-            f"<p>{_prose(SPREADS_TOLD)}</p>",
-            _table("Machines against what is normal", head, rows),
-        ]
+    parts += _machines(report)
     if report.verdicts:
         rows = [[_row_head(v.kind), v.verdict, f"{v.answers:,}"] for v in report.verdicts]
         parts += [
@@ -431,6 +447,32 @@ def _otherwise(report: Report) -> list[str]:
             _table("Tails not reported", ["gateway", "since", "the process"], rows),
         ]
     return parts
+
+
+def _machines(report: Report) -> list[str]:
+    if not report.spreads:
+        return []
+    rows = [
+        [
+            _row_head(line.where),
+            _Cell(f'<td class="left">{escape(many(line.machines, line.kind))}</td>'),
+            f"{line.gateways:,}",
+            f"{line.index:.2f}",
+            _Cell(f'<td class="left">{columns(line.shares, even=0.1)}</td>'),
+            "" if line.drifting_since is None else _utc(line.drifting_since),
+            _Cell(f'<td class="left wide">{_prose(line.how)}</td>'),
+        ]
+        for line in report.spreads[:GATEWAYS_SHOWN]
+    ]
+    of, shares, how = (
+        _Cell(f'<th scope="col" class="left">{text}</th>') for text in ("of", "share in each tenth", "it is")
+    )
+    head = ["measure", of, "gateways", "index", shares, "drift since", how]
+    return [
+        _heading("Machines against what is normal"),
+        f"<p>{_prose(SPREADS_TOLD)}</p>",
+        _table("Machines against what is normal", head, rows),
+    ]
 
 
 def _tail(tail: Tail) -> str:

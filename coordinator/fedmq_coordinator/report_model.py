@@ -22,6 +22,7 @@ __all__ = [
     "PersonalLine",
     "RefusedLine",
     "Report",
+    "Reports",
     "RoundLine",
     "Savings",
     "Tail",
@@ -294,3 +295,24 @@ class Report(_Line, frozen=True, kw_only=True):
     """By site, or by tag where that was asked for."""
     cpu_seconds: float | None
     rules: list[str]
+
+
+class Reports(_Line, frozen=True, kw_only=True):
+    """Of several tasks: each by itself, and what they came to together."""
+
+    together: Report
+    """Of all rounds, with joining, which belongs to no task. It has no metric, and of gateways no flags and trials."""
+    tasks: list[Report]
+
+    @property
+    def of_no_task(self) -> int:
+        """IP bytes of joining."""
+        return self.together.ip.bytes - sum(one.ip.bytes for one in self.tasks)
+
+    @property
+    def note(self) -> str:
+        """For people, beside the sums."""
+        return (
+            "Joining belongs to no task, and is in the sums alone. The signal is there once, and each task by itself is"
+            " held against uploading all of it."
+        )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 
 import msgspec
 
-from fedmq_coordinator.report_model import Report, RoundLine
+from fedmq_coordinator.report_model import Report, Reports, RoundLine
 
 __all__ = ["RoundMetrics", "metrics_by_round", "to_csv", "to_json"]
 
@@ -58,9 +58,10 @@ class RoundMetrics:
     """With what TCP/IP and TLS put around, up and down together: what a SIM card is billed for."""
     cpu_seconds: float | None
     """Of the gateways' processes together."""
+    task: str
 
 
-def to_json(report: Report | Sequence[Report]) -> bytes:
+def to_json(report: Report | Reports) -> bytes:
     """The report, or those of several tasks, as indented JSON; a number that is not finite becomes null."""
     return msgspec.json.format(msgspec.json.encode(report), indent=2)
 
@@ -79,14 +80,21 @@ def metrics_by_round(report: Report) -> tuple[RoundMetrics, ...]:
             dense_up_bytes=line.dense.up,
             dense_down_bytes=line.dense.down,
             metric_name=report.metric_name,
+            task=report.task,
         )
         for line in report.rounds
     )
 
 
-def to_csv(report: Report) -> str:
+def to_csv(report: Report | Reports) -> str:
     """With a heading, a line a round, or a gateway or group where the report's view says so. Bytes, unix seconds; what
-    is not known is empty."""
+    is not known is empty. Of several tasks: every round of each, in order; gateways and groups with what all tasks and
+    joining came to."""
+    if isinstance(report, Reports):
+        if report.together.view.by != "round":
+            return to_csv(report.together)
+        rows = sorted((row for one in report.tasks for row in metrics_by_round(one)), key=lambda row: row.round)
+        return _csv((field.name for field in fields(RoundMetrics)), map(astuple, rows))
     if report.view.by == "gateway":
         lines = [
             {
@@ -116,7 +124,7 @@ def to_csv(report: Report) -> str:
         ]
         return _csv(lines[0] if lines else ["gateway"], (line.values() for line in lines))
     if report.view.by in ("site", "tag"):
-        rows = [
+        groups = [
             {
                 report.view.by: group.name,
                 "gateways": group.gateways,
@@ -133,7 +141,7 @@ def to_csv(report: Report) -> str:
             }
             for group in report.groups
         ]
-        return _csv(rows[0] if rows else [report.view.by], (row.values() for row in rows))
+        return _csv(groups[0] if groups else [report.view.by], (group.values() for group in groups))
     return _csv((field.name for field in fields(RoundMetrics)), (astuple(row) for row in metrics_by_round(report)))
 
 

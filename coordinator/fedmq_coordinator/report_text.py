@@ -20,6 +20,7 @@ from fedmq_coordinator.report import (
     GroupLine,
     PersonalLine,
     Report,
+    Reports,
     RoundLine,
     Traffic,
     ip_told,
@@ -43,11 +44,14 @@ class MissingExtraError(ImportError):
     """rich is not installed."""
 
 
-def to_text(report: Report, width: int = 80, *, title: bool = False) -> str:
-    """Findings, totals, rounds, gateways and what went otherwise, in lines of at most `width` characters.
+def to_text(report: Report | Reports, width: int = 80, *, title: bool = False) -> str:
+    """Findings, totals, rounds, gateways and what went otherwise, in lines of at most `width` characters. Of several
+    tasks first what they came to together, then each.
 
     `title`: with the task's name at the top, where there are several.
     """
+    if isinstance(report, Reports):
+        return "\n".join([_tasks(report, width), *(to_text(one, width, title=True) for one in report.tasks)])
     page = _Page(width)
     page.heading("Bandwidth report" if not title else f"Bandwidth report of task {report.task}")
     if report.view.told():
@@ -92,6 +96,61 @@ def to_text(report: Report, width: int = 80, *, title: bool = False) -> str:
 
 
 # -- the report's parts ----------------------------------------------------------------------------------------
+
+
+def _tasks(reports: Reports, width: int) -> str:
+    together = reports.together
+    page = _Page(width)
+    page.heading(f"Bandwidth report of {many(len(reports.tasks), 'task')} together")
+    if together.view.told():
+        page.lines([f"Only {together.view.told()}."])
+    page.lines(together.sentences, bullet="")
+    if together.gaps:
+        page.lines(together.gaps, bullet="!")
+    page.heading("Tasks")
+    page.table(
+        ("task", "rounds", "wire up", "wire down", "IP level", "metric", ""),
+        [
+            *(
+                (
+                    one.task,
+                    f"{len(one.rounds):,}",
+                    size(one.wire.up),
+                    size(one.wire.down),
+                    size(one.ip.bytes),
+                    _number(one.metric_last, 3),
+                    "" if one.metric_last is None else one.metric_name,
+                )
+                for one in reports.tasks
+            ),
+            (
+                "(joining)",
+                "",
+                size(together.joining.up),
+                size(together.joining.down),
+                size(reports.of_no_task),
+                "",
+                "",
+            ),
+        ],
+        left=(0, 6),
+    )
+    page.lines([reports.note])
+    _machines(page, together)
+    if together.view.by != "round":
+        _by(page, together)
+    return page.text()
+
+
+def _machines(page: _Page, report: Report) -> None:
+    if report.spreads:
+        page.heading("Machines against what is normal")
+        page.table(
+            ("measure", "of", "gateways", "index", "tenths, %", "drift from"),
+            [_spread_row(line) for line in report.spreads[:GATEWAYS_SHOWN]],
+            left=(0, 1, 5),
+        )
+        page.lines([SPREADS_TOLD])
 
 
 def _totals(report: Report) -> list[tuple[str, ...]]:
@@ -215,14 +274,7 @@ def _otherwise(page: _Page, report: Report) -> None:
             [_personal_row(line) for line in shown],
             left=(0, 2),
         )
-    if report.spreads:
-        page.heading("Machines against what is normal")
-        page.table(
-            ("measure", "of", "gateways", "index", "tenths, %", "drift from"),
-            [_spread_row(line) for line in report.spreads[:GATEWAYS_SHOWN]],
-            left=(0, 1, 5),
-        )
-        page.lines([SPREADS_TOLD])
+    _machines(page, report)
     if report.verdicts:
         page.heading("Answers not accepted")
         page.table(

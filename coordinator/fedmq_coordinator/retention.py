@@ -10,13 +10,15 @@ process from its first one on; a mark says where its counters stood then.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
 from fedmq_coordinator.ledger import Answer, Folded, Ledger, Mark
 
-__all__ = ["LATE", "ROUNDS_AT_ONCE", "add", "fold", "read"]
+__all__ = ["LATE", "ROUNDS_AT_ONCE", "add", "fold", "merge", "read"]
 
 LATE = "update,accepted late"
 """Kind and verdict under which an update is counted that was accepted after its round had closed."""
@@ -27,6 +29,17 @@ ROUNDS_AT_ONCE = 4
 
 def read(totals: bytes | None) -> Folded:
     return Folded() if totals is None else msgspec.msgpack.decode(totals, type=Folded)
+
+
+def merge(one: Folded, other: Folded) -> Folded:
+    """The sum of both, as if all had been answers of one task."""
+    both: dict[str, Any] = {name: getattr(one, name) + getattr(other, name) for name in _COUNTS}
+    for name in ("kinds", "reasons"):
+        both[name] = dict(Counter(getattr(one, name)) + Counter(getattr(other, name)))
+    return Folded(**both, last_round=max(one.last_round, other.last_round))
+
+
+_COUNTS = [name for name in Folded.__struct_fields__ if name not in ("kinds", "reasons", "last_round")]
 
 
 def add(totals: Folded, answer: Answer) -> None:

@@ -15,9 +15,9 @@ those of the readings. Rules kept here:
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
 
 import msgspec
+from fedmq_protocol.condition import ALERT_KINDS, AlertKind, AlertSeverity
 
 __all__ = [
     "KINDS",
@@ -33,9 +33,9 @@ __all__ = [
     "Severity",
 ]
 
-Kind = Literal["vibration", "defect", "anomaly", "fault", "life"]
-KINDS: tuple[Kind, ...] = ("vibration", "defect", "anomaly", "fault", "life")
-Severity = Literal["warning", "alarm"]
+Kind = AlertKind
+KINDS = ALERT_KINDS
+Severity = AlertSeverity
 
 KEPT_EVIDENCE = 6
 KEPT_LABELS = 5

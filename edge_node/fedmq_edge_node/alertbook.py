@@ -26,10 +26,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from fedmq_protocol.condition import OTHER, WAITING_STATES, is_other, meet
+from fedmq_protocol.condition import (
+    ALERT_STATES,
+    OTHER,
+    WAITING_STATES,
+    AlertKind,
+    AlertSeverity,
+    AlertStanding,
+    AlertVerb,
+    is_other,
+    meet,
+)
 from fedmq_protocol.state import PlaceError, make_place
 
-from fedmq_edge_node.alarms import Changed, Cleared, Evidence, Kind, Outcome, Raised
+from fedmq_edge_node.alarms import Changed, Cleared, Evidence, Outcome, Raised
 from fedmq_edge_node.watching import Drift
 
 __all__ = [
@@ -48,7 +58,7 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 BUSY_MS = 10_000
-STATES = ("open", "acknowledged", "confirmed", "dismissed", "cleared")
+STATES = ALERT_STATES
 EVENTS = ("bearing-changed", "replaced", "sensor-moved", "maintenance")
 MAX_TEXT = 64
 KEPT_ORDERS = 256
@@ -79,9 +89,9 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     machine: str
     sensor: str
-    kind: Kind
-    state: str
-    severity: str
+    kind: AlertKind
+    state: AlertStanding
+    severity: AlertSeverity
     level: float
     """The highest that is known."""
     label: str | None
@@ -497,7 +507,7 @@ class Alertbook:
         rows = self._all("SELECT key, value FROM parts WHERE machine = ? AND key LIKE 'normal%'", (machine,))
         return {str(key): bytes(value) for key, value in rows}
 
-    def obey(self, key: str, number: int, what: str, fault: str, *, who: str, at: float) -> tuple[bool, str]:
+    def obey(self, key: str, number: int, what: AlertVerb, fault: str, *, who: str, at: float) -> tuple[bool, str]:
         """Do what was ordered from afar, once: whatever has this key is the same order. Whether it was done, and what
         there is to say. Raises BookFailure where the file takes nothing, and nothing is done then."""
         with self._transaction():
@@ -508,11 +518,9 @@ class Alertbook:
             try:
                 if what == "ack":
                     alert = self.acknowledge(number, who=who, at=at)
-                elif what in ("confirm", "dismiss"):
-                    alert = self.decide(number, fault if what == "confirm" else None, who=who, at=at)[0]
                 else:
-                    raise BookError(f"expected ack, confirm or dismiss, got {what!r}")
-                result = (True, alert.state)
+                    alert = self.decide(number, fault if what == "confirm" else None, who=who, at=at)[0]
+                result: tuple[bool, str] = (True, alert.state)
             except BookFailure:
                 raise
             except BookError as error:

@@ -456,8 +456,8 @@ def _alert(alert: Alert) -> AlertState:
         number=alert.id,
         machine=_text(alert.machine, 64),
         kind=alert.kind,
-        state=alert.state,  # type: ignore[arg-type]  # the book has no others
-        severity=alert.severity,  # type: ignore[arg-type]
+        state=alert.state,
+        severity=alert.severity,
         level=_hundredths(alert.level),
         sensor=_word(alert.sensor, 64),
         label=None if alert.label is None else _text(alert.label, 64),

@@ -73,12 +73,14 @@ def _machine(name: str, one: Mapping[str, Any]) -> Iterator[Sample]:
 
 
 def _alerts(machines: Mapping[str, object], alerts: Sequence[Alert]) -> Iterator[Sample]:
-    fleet = Counter((word(a.kind, KINDS), word(a.severity, SEVERITIES), a.state) for a in alerts)
+    fleet: Counter[tuple[str, str, str]] = Counter(
+        (word(a.kind, KINDS), word(a.severity, SEVERITIES), a.state) for a in alerts
+    )
     for kind in KINDS:
         for severity in SEVERITIES:
             for state in WAITING:
                 yield Sample(metric=ALERTS, value=fleet[kind, severity, state], labels=(kind, severity, state))
-    single = Counter((a.machine, word(a.severity, SEVERITIES), a.state) for a in alerts)
+    single: Counter[tuple[str, str, str]] = Counter((a.machine, word(a.severity, SEVERITIES), a.state) for a in alerts)
     names = sorted({*machines, *(alert.machine for alert in alerts)})
     for name in names:
         for severity in SEVERITIES:

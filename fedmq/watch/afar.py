@@ -138,7 +138,7 @@ def say(arguments: argparse.Namespace) -> None:
             elif done:
                 print(f"alert {place}: {result}")
             else:
-                failed.append(result or "it could not be carried out")
+                failed.append(f"alert {place}: {result or 'it could not be carried out'}")
     if failed:
         raise ValueError("; ".join(failed))
 

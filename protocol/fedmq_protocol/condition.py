@@ -26,7 +26,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Meta
@@ -48,9 +48,13 @@ __all__ = [
     "OTHER",
     "QUANTILES",
     "WAITING_STATES",
+    "AlertKind",
     "AlertOrder",
     "AlertOrders",
+    "AlertSeverity",
+    "AlertStanding",
     "AlertState",
+    "AlertVerb",
     "Condition",
     "Done",
     "FleetLimit",
@@ -86,11 +90,16 @@ MAX_EVIDENCE = 6
 MAX_LIMITS = 128
 """That one gateway is told."""
 
-ALERT_KINDS = ("vibration", "defect", "anomaly", "fault", "life")
-ALERT_STATES = ("open", "acknowledged", "confirmed", "dismissed", "cleared")
-WAITING_STATES = ("open", "acknowledged", "cleared")
+AlertKind: TypeAlias = Literal["vibration", "defect", "anomaly", "fault", "life"]
+AlertStanding: TypeAlias = Literal["open", "acknowledged", "confirmed", "dismissed", "cleared"]
+AlertSeverity: TypeAlias = Literal["warning", "alarm"]
+AlertVerb: TypeAlias = Literal["ack", "confirm", "dismiss"]
+
+ALERT_KINDS: tuple[AlertKind, ...] = get_args(AlertKind)
+ALERT_STATES: tuple[AlertStanding, ...] = get_args(AlertStanding)
+WAITING_STATES: tuple[AlertStanding, ...] = ("open", "acknowledged", "cleared")
 """Nobody has said yet what it was."""
-ORDERS = ("ack", "confirm", "dismiss")
+ORDERS: tuple[AlertVerb, ...] = get_args(AlertVerb)
 OTHER = "other:"
 """Begins what is confirmed of a cause that no classifier learns, such as `other: unbalance`."""
 
@@ -136,9 +145,9 @@ class AlertState(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     number: _Number
     """In the gateway's book."""
     machine: _Name
-    kind: Literal["vibration", "defect", "anomaly", "fault", "life"]
-    state: Literal["open", "acknowledged", "confirmed", "dismissed", "cleared"]
-    severity: Literal["warning", "alarm"]
+    kind: AlertKind
+    state: AlertStanding
+    severity: AlertSeverity
     level: _Hundredths
     """The highest that is known; 100 is the limit."""
     sensor: _Word
@@ -258,7 +267,7 @@ class AlertOrder(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """The same at every repeat."""
     book: Book
     alert: _Number
-    what: Literal["ack", "confirm", "dismiss"]
+    what: AlertVerb
     fault: _Word = ""
     """Of a confirmation: a class, or what `other_cause` gives."""
     who: _Word = ""

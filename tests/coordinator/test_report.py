@@ -11,18 +11,29 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fedmq_coordinator import report_html, report_text
+from fedmq_coordinator import report_html, report_text, retention
 from fedmq_coordinator.absent import ABSENT, Absence, to_bytes
 from fedmq_coordinator.ledger import Answer, CatchUp, Ledger, Round, Trial, Version, Wire
-from fedmq_coordinator.report import METRIC_NAME, Report, Traffic, build, divide, size, to_csv, to_json
+from fedmq_coordinator.report import (
+    METRIC_NAME,
+    Report,
+    Reports,
+    Traffic,
+    View,
+    build,
+    build_all,
+    divide,
+    size,
+    to_csv,
+    to_json,
+)
 from fedmq_coordinator.report_html import to_html
 from fedmq_coordinator.report_shares import TCP_JOIN_BYTES, TLS_JOIN_BYTES
 from fedmq_coordinator.report_text import to_text
-from fedmq_coordinator.report_view import View
 from fedmq_coordinator.status_text import status
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledgers import DENSE, START, a_decline, a_gateway, a_round, a_wire, an_answer, write_plant
+from ledgers import DENSE, START, a_decline, a_gateway, a_round, a_wire, an_answer, split_plant, write_plant
 from machine_rows import a_fleet_spread
 
 
@@ -273,6 +284,69 @@ def test_sizes_have_three_digits_in_decimal_units(count: int, words: str) -> Non
     assert size(count) == words
 
 
+# -- several tasks ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def halves(tmp_path: Path) -> tuple[Report, Ledger]:
+    """The report of one task, and its ledger once its rounds are those of two."""
+    ledger = write_plant(tmp_path / "plant.sqlite")
+    whole = build(ledger)
+    split_plant(ledger)
+    return whole, ledger
+
+
+@pytest.mark.parametrize("keep", [None, 10])
+def test_what_several_tasks_come_to_together_is_what_one_of_all_their_rounds_would(
+    halves: tuple[Report, Ledger], keep: int | None
+) -> None:
+    whole, ledger = halves
+    while keep is not None and retention.fold(ledger, keep_rounds=keep):
+        ledger.commit()
+    reports = build_all(ledger)
+    assert isinstance(reports, Reports)
+    together = reports.together
+    for name in ("wire", "joining", "payload", "dense", "raw_bytes", "ip", "savings", "sentences", "gateways"):
+        assert getattr(together, name) == getattr(whole, name), name
+    assert together.metric_last is None
+    assert [one.task for one in reports.tasks] == ["bearings", "fans"]
+    assert [one.metric_name for one in reports.tasks] == ["macro-F1", "RMSE"]
+
+
+def test_tasks_and_joining_are_all_that_there_is(halves: tuple[Report, Ledger]) -> None:
+    reports = build_all(halves[1])
+    assert isinstance(reports, Reports)
+    wires = [reports.together.joining, *(one.wire for one in reports.tasks)]
+    assert sum(one.up for one in wires) == reports.together.wire.up
+    assert sum(one.down for one in wires) == reports.together.wire.down
+    assert reports.of_no_task >= reports.together.joining.total > 0
+
+
+def test_csv_of_several_tasks_has_every_round_with_its_task_and_by_site_all_bytes(
+    halves: tuple[Report, Ledger],
+) -> None:
+    whole, ledger = halves
+    lines = list(csv.DictReader(io.StringIO(to_csv(build_all(ledger)))))
+    assert [int(line["round"]) for line in lines] == [line.id for line in whole.rounds]
+    assert {int(line["round"]) % 2: line["task"] for line in lines} == {0: "bearings", 1: "fans"}
+    by_site = build_all(ledger, view=View(by="site"))
+    (site,) = csv.DictReader(io.StringIO(to_csv(by_site)))
+    assert int(site["wire_up_bytes"]) == whole.wire.up
+
+
+def test_text_and_page_of_several_tasks_begin_with_all_of_them(halves: tuple[Report, Ledger]) -> None:
+    whole, ledger = halves
+    reports = build_all(ledger)
+    text = report_text.to_text(reports, 100)
+    page = _markup(report_html.to_html(reports))
+    titles = [f"Bandwidth report of {which}" for which in ("2 tasks together", "task bearings", "task fans")]
+    assert [line for line in text.splitlines() if line in titles] == titles
+    assert page.count('class="answer"') == page.count('class="ways"') == 1
+    assert re.findall(r'id="task-\d">([^<]+)<', page) == ["Task bearings", "Task fans"]
+    assert whole.sentences[0].partition(",")[0] in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
 # -- views -----------------------------------------------------------------------------------------------------
 
 
@@ -349,7 +423,7 @@ def test_hostile_text_stays_text_in_the_page(ledger: Ledger) -> None:
     assert page.lower().count("</script") == 4  # the data, the chart library, the shared charts, our own
     data = re.search(r'<script type="application/json" id="report-data">(.*?)</script>', page, re.S)
     assert data is not None
-    assert json.loads(data[1])["metric_name"] == evil
+    assert json.loads(data[1])[0]["metric_name"] == evil
 
 
 def test_only_the_three_scripts_of_the_page_may_run(report: Report) -> None:
@@ -444,6 +518,14 @@ def test_how_machines_hold_to_what_is_normal_is_in_every_form_of_the_report(tmp_
         # They are of now and of all gateways: a part of the ledger has none.
         assert build(ledger, view=View(until=START + 1e6)).spreads == []
         assert build(ledger, view=View(gateways=(ledger.gateways()[0].name,))).spreads == []
+        # Of several tasks they stand with what is of all of them, once.
+        split_plant(ledger)
+        reports = build_all(ledger)
+        assert isinstance(reports, Reports)
+        assert [line.measure for line in reports.together.spreads] == ["acceleration", "velocity"]
+        assert [task.spreads for task in reports.tasks] == [[], []]
+        assert to_html(reports).count('<svg class="columns"') == 2
+        assert to_text(reports, 120).count("2 3 4 6 8 10 11 12 15 29") == 1
 
 
 def test_without_personal_models_the_report_says_nothing_of_them(report: Report) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedmq_coordinator.report import build
+from fedmq_coordinator.report import build, build_all
 from fedmq_coordinator.report_html import to_html
-from ledgers import write_plant
+from ledgers import split_plant, write_plant
 
 pytestmark = pytest.mark.slow
 
@@ -44,10 +44,29 @@ def test_it_asks_for_nothing_and_draws_its_charts_under_its_own_policy(browser: 
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(page_file.as_uri())
-    page.wait_for_selector("#chart-round canvas")
+    page.wait_for_selector("#chart-0-round canvas")
     assert page.locator(".chart canvas").count() == 3
     assert said == []
     assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
+    page.close()
+
+
+def test_a_page_of_two_tasks_draws_the_charts_of_each_and_leads_to_them(browser: Any, tmp_path: Path) -> None:
+    ledger = write_plant(tmp_path / "ledger.sqlite")
+    split_plant(ledger)
+    file = tmp_path / "report.html"
+    file.write_text(to_html(build_all(ledger)), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 360, "height": 800})
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(file.as_uri())
+    page.wait_for_selector("#chart-1-round canvas")
+    assert page.locator(".chart canvas").count() == 6
+    page.get_by_role("link", name="fans").click()
+    assert page.get_by_role("heading", name="Task fans").bounding_box()["y"] < 800
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert said == []
     page.close()
 
 
@@ -69,7 +88,7 @@ def test_nothing_is_wider_than_the_screen(browser: Any, page_file: Path, scheme:
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = context.new_page()
     page.goto(page_file.as_uri())
-    page.wait_for_selector("#chart-round canvas")
+    page.wait_for_selector("#chart-0-round canvas")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     # What answers the question is on the first screen.
     box = page.locator(".answer p").nth(1).bounding_box()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -120,18 +122,29 @@ def test_a_wrong_command_line_is_refused(words: list[str], tmp_path: Path) -> No
     assert ended.value.code == 2
 
 
-def test_reports_of_several_tasks_are_sections_and_a_list(
+def test_reports_of_several_tasks_begin_with_what_they_came_to_together(
     fleet: ScriptedFleet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", "--state", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert text.index("Bandwidth report of task pumps") < text.index("Bandwidth report of task all")
+    titles = [f"Bandwidth report of {which}" for which in ("2 tasks together", "task pumps", "task all")]
+    assert sorted(map(text.index, titles)) == list(map(text.index, titles))
     assert main(["report", "--state", str(tmp_path), "--json"]) == 0
-    assert [report["task"] for report in json.loads(capsys.readouterr().out)] == ["pumps", "all"]
+    found = json.loads(capsys.readouterr().out)
+    assert [report["task"] for report in found["tasks"]] == ["pumps", "all"]
+    rounds = [one["id"] for one in found["together"]["rounds"]]
+    assert rounds == sorted(one["id"] for report in found["tasks"] for one in report["rounds"])
     assert main(["report", "--state", str(tmp_path), "--json", "--task", "all"]) == 0
     assert json.loads(capsys.readouterr().out)["task"] == "all"
-    assert main(["report", "--state", str(tmp_path), "--csv"]) == 1
-    assert "--task: name one for HTML or CSV, of pumps, all" in capsys.readouterr().err
+    assert main(["report", "--state", str(tmp_path), "--csv"]) == 0
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [int(line["round"]) for line in lines] == rounds
+    assert {line["task"] for line in lines} == {"pumps", "all"}
+    page = tmp_path / "page.html"
+    assert main(["report", "--state", str(tmp_path), "--html", str(page)]) == 0
+    capsys.readouterr()
+    written = page.read_text(encoding="utf-8")
+    assert written.index("together") < written.index('id="task-0">Task pumps') < written.index('id="task-1">Task all')
     assert main(["status", "--state", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("gateways tagged fan pause") == 1
 

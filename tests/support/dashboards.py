@@ -22,7 +22,6 @@ from urllib.parse import urlencode
 
 from fedmq_coordinator.settings import HttpSettings
 from fedmq_coordinator.web.service import Dashboard, bind
-from starlette.routing import BaseRoute
 
 PATIENCE_SECONDS = 20.0
 
@@ -117,11 +116,11 @@ def unchunked(body: bytes) -> bytes:
 
 
 @contextmanager
-def served(ledger: Path, *, routes: tuple[BaseRoute, ...] = (), **settings: Any) -> Iterator[Visitor]:
+def served(ledger: Path, **settings: Any) -> Iterator[Visitor]:
     """A dashboard of this ledger on a free port, in a thread; `settings` of the table `http`."""
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
-        dashboard = Dashboard(ledger, HttpSettings(**({"listen": f"127.0.0.1:{port}"} | settings)), extra_routes=routes)
+        dashboard = Dashboard(ledger, HttpSettings(**({"listen": f"127.0.0.1:{port}"} | settings)))
         pipe, alive = os.pipe()
         # A daemon: one that does not end fails its test, and does not keep all of them from ending.
         words = {"with_parent": pipe}

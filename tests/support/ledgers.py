@@ -252,3 +252,12 @@ def write_large_fleet(path: Path, gateways: int = 5_000, rounds: int = 20) -> Le
             ledger.put(f"sensors of {name}", json.dumps([list(health[0].values())]).encode())
     ledger.commit()
     return ledger
+
+
+def split_plant(ledger: Ledger) -> None:
+    """As if every other round had been another task's."""
+    other = ledger.book("fans")
+    other.put(METRIC_NAME, b"RMSE")
+    ledger.write("UPDATE rounds SET task = ? WHERE id % 2", (other.number,))
+    ledger.write("UPDATE versions SET task = ?, lineage = 2 WHERE round % 2", (other.number,))
+    ledger.commit()

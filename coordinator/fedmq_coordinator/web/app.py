@@ -1,7 +1,7 @@
 """The dashboard as an application of HTTP: routes, and the door that every request passes.
 
 Owns what may be asked and how an answer is dressed. Who may ask is `access`'s rule, what is shown `views`' and
-`pages`'. One place takes further routes (`make_app(extra_routes=…)`): they stand behind the same door.
+`pages`'.
 
 The door, in this order: the Host header, on the loopback; the size of what is sent; the token or the session; for an
 order, where it came from. Without a token nothing answers but /healthz, the form to enter one, and its style sheets.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hmac
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedmq_coordinator.control import ControlError
@@ -130,10 +130,8 @@ def make_app(
     source: Source,
     gate: Gate,
     *,
-    extra_routes: Sequence[BaseRoute] = (),
     lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
 ) -> ASGIApp:
-    """`extra_routes` stand behind the same door as all others: a token opens them (`Authorization: Bearer …`)."""
     site = _Site(source, gate)
     routes = [
         Route("/healthz", site.healthz),
@@ -152,7 +150,6 @@ def make_app(
         Route("/api/machine", site.machine),
         Route("/api/events", site.events),
         *(Route(f"/static/{name}", site.file) for name in FILES),
-        *extra_routes,
     ]
     return Starlette(
         routes=routes,

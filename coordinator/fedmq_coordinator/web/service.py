@@ -33,7 +33,6 @@ import msgspec
 import uvicorn
 from fedmq_protocol.secrets import open_secret
 from starlette.applications import Starlette
-from starlette.routing import BaseRoute
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fedmq_coordinator.audit import AUDIT_FILE, AuditLog
@@ -339,7 +338,7 @@ class _Server(uvicorn.Server):
 class Dashboard:
     """One dashboard of one ledger. Raises ValueError for tokens or a certificate that cannot be used."""
 
-    def __init__(self, ledger: Path, settings: HttpSettings, *, extra_routes: tuple[BaseRoute, ...] = ()) -> None:
+    def __init__(self, ledger: Path, settings: HttpSettings) -> None:
         tokens = Tokens.read(settings.token_file, settings.operator_token_file)
         host, _ = settings.address or ("127.0.0.1", 0)
         self._watcher = Watcher(ledger)
@@ -352,7 +351,7 @@ class Dashboard:
             clock=time.time,
         )
         self._settings = settings
-        self._app = make_app(self._watcher, self._gate, extra_routes=extra_routes, lifespan=self._living)
+        self._app = make_app(self._watcher, self._gate, lifespan=self._living)
         if not self._gate.loopback and not self._gate.secure:
             log.warning(
                 "the dashboard speaks plain HTTP on %s: whoever reads the network reads the token. Name a"
