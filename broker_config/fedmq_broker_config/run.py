@@ -17,6 +17,7 @@ retained messages, wills, kept sessions, clean starts, message expiry and QoS 1 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -77,6 +78,8 @@ __all__ = [
 log = logging.getLogger("fedmq.broker")
 
 LOOPBACK = "127.0.0.1"
+LISTENED_PORTS = range(20_000, 32_768)
+TRIED_PORTS = 100
 
 _START_SECONDS = 10.0
 _STOP_SECONDS = 5.0
@@ -145,7 +148,14 @@ def embedded_version() -> str | None:
 
 
 def free_port(address: str = LOOPBACK) -> int:
-    """A TCP port that nobody listens on right now."""
+    """A TCP port that nobody uses right now, and that no outgoing connection is given before it is listened on: from
+    below the range that systems take these from (Linux: net.ipv4.ip_local_port_range, 32768 and up). Raises OSError
+    where there is none."""
+    for _ in range(TRIED_PORTS):
+        port = secrets.choice(LISTENED_PORTS)
+        with socket.socket(_family(address)) as probe, contextlib.suppress(OSError):
+            probe.bind((address, port))
+            return port
     with socket.socket(_family(address)) as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -232,8 +233,10 @@ class Stream:
         self.status = int(self._file.readline().split()[1])
 
     def next(self, kind: str) -> dict[str, Any]:
-        event = ""
+        event, until = "", time.monotonic() + 60.0
         while line := self._file.readline():
+            # Pings go on for ever.
+            assert time.monotonic() < until, f"nothing of {kind!r} came"
             if line.startswith(b"event: "):
                 event = line[7:].strip().decode()
             elif line.startswith(b"data: ") and event == kind:
@@ -265,6 +268,21 @@ def test_a_round_that_closes_is_told_at_once_and_then_stands_in_the_figures(tmp_
         assert after.json()["open_round"] is None
         assert after.json()["rounds"]["metric"][-1] == 0.75
     ledger.close()
+
+
+def test_who_listens_before_the_first_look_hears_of_the_rounds_too(plant: Path) -> None:
+    async def heard() -> bytes | None:
+        watcher = service.Watcher(plant)
+        queue = watcher.listen()
+        assert queue is not None
+        assert queue.empty()
+        running = asyncio.create_task(watcher.run())
+        try:
+            return await asyncio.wait_for(queue.get(), 60.0)
+        finally:
+            running.cancel()
+
+    assert b"event: round" in (asyncio.run(heard()) or b"")
 
 
 def test_no_more_pages_listen_than_may(plant: Path, monkeypatch: pytest.MonkeyPatch) -> None:

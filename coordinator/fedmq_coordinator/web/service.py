@@ -155,9 +155,10 @@ class Watcher:
                 self._open.close()
                 self._open = None
             raise
+        # At the first look all of it is news, to whoever has listened since before it.
         news = [event for number, event in found.items() if event != self._rounds.get(number)]
-        first, self._rounds = not self._rounds, found
-        return [] if first else news
+        self._rounds = found
+        return news
 
     # -- what is kept ------------------------------------------------------------------------------------------
 
