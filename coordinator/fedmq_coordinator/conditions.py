@@ -42,7 +42,8 @@ from fedmq_protocol.topics import Channel
 
 from fedmq_coordinator import fleet
 from fedmq_coordinator.audit import Who
-from fedmq_coordinator.condition import (
+from fedmq_coordinator.ledger import Ledger, Order
+from fedmq_coordinator.machines import (
     LOST,
     WAITING,
     Alert,
@@ -55,7 +56,6 @@ from fedmq_coordinator.condition import (
     Watch,
     coded,
 )
-from fedmq_coordinator.ledger import Ledger, Order
 from fedmq_coordinator.outbox import Outbox
 from fedmq_coordinator.roster import Roster
 from fedmq_coordinator.settings import DriftSettings, FleetSettings

@@ -42,8 +42,8 @@ from fedmq_protocol.secrets import writable_by_others
 
 from fedmq_coordinator import report, tallies
 from fedmq_coordinator.audit import AuditLog, Who, user_name
-from fedmq_coordinator.condition import alerts_of, machines_of
 from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.machines import alerts_of, machines_of
 from fedmq_coordinator.money import MONEY, from_bytes, price_of
 from fedmq_coordinator.report_view import EVERYTHING, View
 from fedmq_coordinator.tasks import VERBS, AlertWish, Wish, standing, state_of_affairs

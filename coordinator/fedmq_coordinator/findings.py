@@ -10,8 +10,8 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from fedmq_coordinator.condition import SpreadLine
 from fedmq_coordinator.ledger import Round
+from fedmq_coordinator.machines import SpreadLine
 from fedmq_coordinator.money import Price, amount, cost
 from fedmq_coordinator.report_model import (
     Comparison,

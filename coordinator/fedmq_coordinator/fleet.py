@@ -21,7 +21,7 @@ from fedmq_protocol.condition import QUANTILES, to_quantiles
 from fedmq_protocol.sketch import Summary, SummaryError
 from fedmq_protocol.spread import Shares, by_chance, per_mille, shares_of, stability
 
-from fedmq_coordinator.condition import Drift, FleetSpread, Limit, Machine, Spread, Summed, coded
+from fedmq_coordinator.machines import Drift, FleetSpread, Limit, Machine, Spread, Summed, coded
 
 __all__ = ["SAME_SHARE", "drifts", "limits", "spreads"]
 

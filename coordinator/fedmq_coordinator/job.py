@@ -31,12 +31,12 @@ from fedmq_protocol.topics import Channel
 from fedmq_protocol.transfer import BUNDLE_CHUNK_BYTES, chunks, refer
 from numpy.typing import NDArray
 
-from fedmq_coordinator.condition import Drift, FleetSpread, Proposal
 from fedmq_coordinator.intake import Intake
 from fedmq_coordinator.ledger import FLAGGED, Gateway, Ledger, Release
 from fedmq_coordinator.ledger import CatchUp as CatchUpRow
 from fedmq_coordinator.ledger import Trial as TrialRow
 from fedmq_coordinator.lineage import Lineage
+from fedmq_coordinator.machines import Drift, FleetSpread, Proposal
 from fedmq_coordinator.models import ModelError, ModelStore
 from fedmq_coordinator.outbox import Outbox
 from fedmq_coordinator.rates import Rates

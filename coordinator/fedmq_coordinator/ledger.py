@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import msgspec
 from fedmq_protocol.state import DATABASE, PlaceError, check_place, make_place
 
-from fedmq_coordinator.condition import Alert, Drift, FleetSpread, Limit, Machine, Proposal, Spread, Summed, Watch
+from fedmq_coordinator.machines import Alert, Drift, FleetSpread, Limit, Machine, Proposal, Spread, Summed, Watch
 from fedmq_coordinator.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION, SchemaError
 
 __all__ = [

@@ -22,7 +22,6 @@ from typing import Literal
 
 from fedmq_coordinator import money
 from fedmq_coordinator.absent import ABSENT, Absence, from_bytes, set_aside
-from fedmq_coordinator.condition import SpreadLine, spreads_of
 from fedmq_coordinator.findings import findings, flag_text, ip_told, many, personal_text, sentences, size
 from fedmq_coordinator.ledger import (
     FLAGGED,
@@ -40,6 +39,7 @@ from fedmq_coordinator.ledger import (
     Version,
     Wire,
 )
+from fedmq_coordinator.machines import SpreadLine, spreads_of
 from fedmq_coordinator.money import Price, cost
 from fedmq_coordinator.report_model import (
     AsideLine,

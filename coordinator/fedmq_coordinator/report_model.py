@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from fedmq_coordinator.condition import SpreadLine
+from fedmq_coordinator.machines import SpreadLine
 from fedmq_coordinator.money import Price
 from fedmq_coordinator.report_view import View
 

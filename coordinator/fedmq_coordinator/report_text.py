@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from fedmq_coordinator.condition import SpreadLine
 from fedmq_coordinator.findings import SPREADS_TOLD
+from fedmq_coordinator.machines import SpreadLine
 from fedmq_coordinator.money import amount
 from fedmq_coordinator.report import (
     GatewayLine,

@@ -17,8 +17,8 @@ import msgspec
 from fedmq_protocol.logs import printable
 from fedmq_protocol.messages import SensorHealth
 
-from fedmq_coordinator.condition import machines_told
 from fedmq_coordinator.ledger import Answer, Book, Gateway, Ledger, Round, TaskRow, Version
+from fedmq_coordinator.machines import machines_told
 from fedmq_coordinator.report import GatewayLine, Report, RoundLine, build, flag_text, many, personal_text, size
 from fedmq_coordinator.roster import SENSORS_OF
 from fedmq_coordinator.vitals import LOW_PCT, vitals_of_fleet

@@ -18,9 +18,9 @@ from fedmq_protocol.task import short
 from msgspec import Meta
 
 from fedmq_coordinator.audit import Who
-from fedmq_coordinator.condition import WAITING, spreads_of
 from fedmq_coordinator.ledger import Book, Gateway, Ledger, Order, Round
 from fedmq_coordinator.ledger import Release as ReleaseRow
+from fedmq_coordinator.machines import WAITING, spreads_of
 from fedmq_coordinator.vitals import vitals_of_fleet
 
 if TYPE_CHECKING:

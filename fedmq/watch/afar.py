@@ -44,7 +44,7 @@ def place_of(text: str) -> tuple[str, int]:
 
 def _alerts(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from fedmq_coordinator import control
-    from fedmq_coordinator.condition import alerts_of
+    from fedmq_coordinator.machines import alerts_of
 
     from fedmq.programs import open_ledger
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from fedmq_coordinator.condition import Drift, FleetSpread, Limit, Spread, Summed
 from fedmq_coordinator.fleet import drifts, limits, spreads
+from fedmq_coordinator.machines import Drift, FleetSpread, Limit, Spread, Summed
 from fedmq_protocol.sketch import Summary
 from hypothesis import given
 from hypothesis import strategies as st

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from fedmq_coordinator.condition import Alert, Drift, FleetSpread, Machine, Spread, Summed, Watch, coded
+from fedmq_coordinator.machines import Alert, Drift, FleetSpread, Machine, Spread, Summed, Watch, coded
 from fedmq_protocol.condition import Measured, to_trend
 
 RAISED_AT = 1_700_000_000.0

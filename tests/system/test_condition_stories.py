@@ -12,9 +12,9 @@ from random import Random
 
 import pytest
 from fedmq_coordinator.audit import AuditLog, Who
-from fedmq_coordinator.condition import LOST, Alert, FleetSpread
 from fedmq_coordinator.control import AlertOrder, place_alert_order
 from fedmq_coordinator.ledger import Ledger, Order
+from fedmq_coordinator.machines import LOST, Alert, FleetSpread
 from fedmq_coordinator.settings import DriftSettings, FleetSettings
 from fedmq_edge_node.service import CRASH_POINTS
 from fedmq_protocol.condition import AlertOrders, Condition, FleetLimits, Noted

@@ -13,7 +13,9 @@ import msgspec
 from fedmq_protocol.sketch import Summary, SummaryError
 
 from fedmq_coordinator.audit import AuditLog, local_user
-from fedmq_coordinator.condition import (
+from fedmq_coordinator.control import AlertOrder, ControlError, place_alert_order
+from fedmq_coordinator.ledger import Ledger, Order
+from fedmq_coordinator.machines import (
     WAITING,
     Alert,
     Drift,
@@ -25,8 +27,6 @@ from fedmq_coordinator.condition import (
     overlapping,
     spreads_of,
 )
-from fedmq_coordinator.control import AlertOrder, ControlError, place_alert_order
-from fedmq_coordinator.ledger import Ledger, Order
 from fedmq_coordinator.roster import LABELS_OF
 
 __all__ = ["AlertLine", "Conditions", "MachineView", "NormalLine", "conditions", "give_verdict", "machine_view"]

@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 import pytest
 from fedmq_coordinator.audit import AuditLog, Who
-from fedmq_coordinator.condition import LOST, WAITING, Proposal, alerts_of, machines_of, machines_told, spreads_of
 from fedmq_coordinator.control import (
     MOST_ALERT_ORDERS,
     AlertOrder,
@@ -20,6 +19,7 @@ from fedmq_coordinator.control import (
     place_alert_order,
 )
 from fedmq_coordinator.ledger import Ledger
+from fedmq_coordinator.machines import LOST, WAITING, Proposal, alerts_of, machines_of, machines_told, spreads_of
 from fedmq_coordinator.tasks import AlertWish, state_of_affairs
 from machine_rows import EVEN, HIGHER, RAISED_AT, a_drift, a_fleet_spread, a_machine, a_watch, an_alert
 
