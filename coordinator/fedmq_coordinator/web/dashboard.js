@@ -92,8 +92,8 @@ function drawCharts({ rounds, metric_name, raw_bytes }) {
     round: {
       title: "Bytes of each round", unit: "bytes", from: "zero", x,
       series: [
-        { label: "wire up", values: rounds.wire_up, kind: "bars", colour: "up" },
-        { label: "wire down", values: rounds.wire_down, kind: "bars", colour: "down" },
+        { label: "wire up", values: counted(rounds.wire_up), kind: "bars", colour: "up" },
+        { label: "wire down", values: counted(rounds.wire_down), kind: "bars", colour: "down" },
       ],
     },
   };
@@ -103,6 +103,11 @@ function drawCharts({ rounds, metric_name, raw_bytes }) {
     if (charts[name]) charts[name].update(one);
     else charts[name] = draw(place, one);
   }
+}
+
+// Of a round in which nothing was counted yet: gateways tell a round's bytes with their next answer.
+function counted(counts) {
+  return counts.map((count) => count || null);
 }
 
 function cell(field, value) {
