@@ -59,6 +59,8 @@ class FleetTally(msgspec.Struct, frozen=True, kw_only=True):
     """That gateways watch, by state."""
     alerts: dict[str, int]
     """Of these machines, by state and severity, a comma between."""
+    drifts: int
+    """Kinds of machines of which many have drifted, and measures that have over all machines of a kind."""
     tasks: list[TaskTally]
 
 
@@ -78,6 +80,7 @@ def build(ledger: Ledger) -> FleetTally:
             refused=refused,
             machines=ledger.count_machines(),
             alerts={f"{state},{severity}": count for (state, severity), count in ledger.count_alerts().items()},
+            drifts=len(ledger.fleet_drifts()) + sum(one.since is not None for one in ledger.fleet_spreads()),
             tasks=[_task(ledger.book(row.name), wires[row.id], nonces) for row in rows],
         )
 

@@ -134,6 +134,11 @@ CPU = _metric(
 )
 MACHINES = _metric("fleet_machines", "gauge", "Machines that gateways watch and tell of, by what they do.", "state")
 ALERTS = _metric("fleet_alerts", "gauge", "Alerts of these machines that wait for somebody.", "severity", "state")
+DRIFTS = _metric(
+    "fleet_drifts",
+    "gauge",
+    "Kinds of these machines of which many have drifted, and measures that have over all machines of a kind.",
+)
 LEDGER = _metric("ledger_bytes", "gauge", "Size of the ledger's files.")
 FREE = _metric("state_free_bytes", "gauge", "Bytes that are free where the state directory is.")
 CONNECTED = _metric("broker_connected", "gauge", "1 while the coordinator is connected with the broker.")
@@ -143,7 +148,7 @@ METRICS = (
     *(WIRE, TASK_WIRE, PAYLOAD, DENSE, RAW, SAVED, VERSION, SCORE, LOSS, TASK_STATE, CATCH_UP, CATCH_UP_BYTES),
     *(REFUSED, REFUSED_BYTES, GATEWAYS, ASIDE, FLAGGED, BATTERY_LOW, LEFT_OUT, PRESENT, SEEN, ANSWERED, UPDATES),
     *(GATEWAY_DECLINES, GATEWAY_WIRE, BATTERY, MAINS, METERED, SOFTWARE),
-    *(CPU, MACHINES, ALERTS, LEDGER, FREE, CONNECTED),
+    *(CPU, MACHINES, ALERTS, DRIFTS, LEDGER, FREE, CONNECTED),
 )
 
 
@@ -303,6 +308,7 @@ def _machines(tally: FleetTally) -> Iterator[Sample]:
             waiting[word(severity, SEVERITIES), state] += count
     for (severity, state), count in waiting.items():
         yield Sample(metric=ALERTS, value=count, labels=(severity, state))
+    yield Sample(metric=DRIFTS, value=tally.drifts)
 
 
 def _savings(tally: FleetTally) -> Iterator[Sample]:

@@ -12,6 +12,7 @@ from fedmq_coordinator.ledger import Flag, Ledger
 from fedmq_coordinator.report import Traffic, build
 from fedmq_coordinator.tallies import TaskTally
 from ledgers import START, a_decline, a_gateway, a_round, a_wire, an_answer, write_plant
+from machine_rows import a_drift, a_fleet_spread
 from plant import Plant
 
 
@@ -53,6 +54,14 @@ def test_of_a_plausible_plant(ledger: Ledger) -> None:
     told = assert_like_the_report(ledger)["bearings"]
     assert told.payload.down > 0
     assert told.answers["statistics,accepted"] == 7
+
+
+def test_drift_counts_kinds_of_machines_and_measures_that_have_drifted(ledger: Ledger) -> None:
+    assert tallies.build(ledger).drifts == 0
+    ledger.save_fleet_drifts([a_drift()])
+    ledger.save_fleet_spreads([a_fleet_spread(), a_fleet_spread("velocity", stability=0.01, since=None)])
+    ledger.commit()
+    assert tallies.build(ledger).drifts == 2
 
 
 def test_of_nothing_at_all(tmp_path: Path) -> None:
