@@ -257,15 +257,16 @@ def test_a_fleet_of_thousands_is_listed_sorted_and_filtered(many: Visitor, chrom
         page.get_by_role("link", name="line00-gw00000").wait_for(timeout=20_000)
 
 
-def test_the_work_for_a_fleet_grows_slower_than_the_fleet(many: Visitor, tmp_path: Path, chromium: Browser) -> None:
+def test_what_the_page_holds_grows_slower_than_the_fleet(many: Visitor, tmp_path: Path, chromium: Browser) -> None:
     write_large_fleet(tmp_path / "ledger.sqlite", MANY // 10).close()
     with served(tmp_path / "ledger.sqlite") as few:
         with visit(chromium, url(few)) as seen:
             small = seen.figures()
         with visit(chromium, url(many)) as seen:
             large = seen.figures()
-    assert large["Nodes"] < 2 * small["Nodes"]
-    assert large["ScriptDuration"] < 10 * small["ScriptDuration"]
+    # How long it takes is `bench/dashboard.py`'s to say.
+    for held in ("Nodes", "LayoutObjects", "JSEventListeners"):
+        assert large[held] < 2 * small[held], held
 
 
 # -- for everybody ---------------------------------------------------------------------------------------------
