@@ -236,8 +236,6 @@ def test_a_fleet_of_thousands_is_listed_sorted_and_filtered(many: Visitor, chrom
         table = page.locator("#fleet")
         assert table.get_attribute("aria-rowcount") == str(MANY + 1)
         assert 10 < page.locator("#fleet tbody tr:not(.gap)").count() < 100, "only rows in sight are in the page"
-        seconds = seen.figures()["ScriptDuration"]
-        assert seconds < 5, f"{seconds:.2f} s of scripts; bench/dashboard.py says what it is on a quiet machine"
 
         page.get_by_role("button", name="gateway").click()
         assert page.locator("#fleet tbody th").first.inner_text() == "line00-gw00000"
