@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from fedmq_coordinator.ledger import Ledger
 from fedmq_coordinator.tasks import AlertWish
-from fedmq_edge_node.alarms import Raised
-from fedmq_edge_node.alertbook import Alertbook, BookError
+from fedmq_edge_node.alarms import Kind, Raised
+from fedmq_edge_node.alertbook import Alert, Alertbook, BookError
 from fedmq_edge_node.samples import Samples, list_recordings, load
 from fedmq_edge_node.sensors import Sensors
 from fedmq_edge_node.watching import Opinion, learnt
@@ -45,6 +45,20 @@ def anomaly(plant: Plant) -> Alertbook:
     book = plant.book()
     finish(plant.watch(book))
     return book
+
+
+def raised_meanwhile(first: Alert, kind: Kind) -> Raised:
+    """Another alert of the machine, while the first one goes on."""
+    return Raised(
+        machine=PUMP,
+        kind=kind,
+        at=first.from_at + 30,
+        from_at=first.from_at + 20,
+        level=1.2,
+        severity="warning",
+        evidence=first.evidence,
+        sensor=first.sensor,
+    )
 
 
 def labels(plant: Plant, machine: str = PUMP) -> list[str]:
@@ -170,18 +184,7 @@ def test_of_overlapping_alerts_the_later_verdict_holds_for_the_time_that_they_sh
     first = book.alert(1)
     book.step(
         at=plant.now,
-        outcomes=[
-            Raised(
-                machine=PUMP,
-                kind="vibration",
-                at=first.from_at + 30,
-                from_at=first.from_at + 20,
-                level=1.2,
-                severity="warning",
-                evidence=first.evidence,
-                sensor=first.sensor,
-            )
-        ],
+        outcomes=[raised_meanwhile(first, "vibration")],
     )
     watch = plant.watch(book)
     book.decide(1, "outer_race", who="ann", at=plant.now)
@@ -284,17 +287,7 @@ def test_of_overlapping_alerts_each_command_names_the_others_and_one_verdict_wil
 ) -> None:
     book = anomaly(plant)
     first = book.alert(1)
-    also = Raised(
-        machine=PUMP,
-        kind="defect",
-        at=first.from_at + 30,
-        from_at=first.from_at + 20,
-        level=1.2,
-        severity="warning",
-        evidence=first.evidence,
-        sensor=first.sensor,
-    )
-    book.step(at=plant.now, outcomes=[also])
+    book.step(at=plant.now, outcomes=[raised_meanwhile(first, "defect")])
     where = ["--book", str(book.path)]
     assert main(["alert", "list", *where]) == 0
     assert [line.rpartition("; ")[2] for line in capsys.readouterr().out.splitlines()] == [

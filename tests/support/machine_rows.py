@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from fedmq_coordinator.machines import Alert, Drift, FleetSpread, Machine, Spread, Summed, Watch, coded
 from fedmq_protocol.condition import Measured, to_trend
@@ -101,34 +103,32 @@ EVEN = (100,) * 10
 HIGHER = (20, 30, 40, 60, 80, 100, 110, 120, 150, 290)
 
 
-def a_spread(gateway: str, measure: str = "acceleration", **changes: object) -> Spread:
-    shares = changes.pop("shares", EVEN)
-    values: dict[str, object] = {
+def a_spread(gateway: str, measure: str = "acceleration", shares: tuple[int, ...] = EVEN, **changes: Any) -> Spread:
+    values: dict[str, Any] = {
         "gateway": gateway,
         "kind": "pump",
         "band": "all",
         "measure": measure,
         "machines": 1,
         "windows": 900,
-        "coded_shares": coded(shares),  # type: ignore[arg-type]
+        "coded_shares": coded(shares),
         "heard_at": RAISED_AT,
         "mark": bytes(8),
     }
-    return Spread(**(values | changes))  # type: ignore[arg-type]
+    return Spread(**(values | changes))
 
 
-def a_fleet_spread(measure: str = "acceleration", **changes: object) -> FleetSpread:
-    shares = changes.pop("shares", HIGHER)
-    values: dict[str, object] = {
+def a_fleet_spread(measure: str = "acceleration", shares: tuple[int, ...] = HIGHER, **changes: Any) -> FleetSpread:
+    values: dict[str, Any] = {
         "kind": "pump",
         "band": "all",
         "measure": measure,
         "machines": 12,
         "gateways": 5,
-        "coded_shares": coded(shares),  # type: ignore[arg-type]
+        "coded_shares": coded(shares),
         "stability": 0.45,
         "of_others": 0.41,
         "bound": 0.12,
         "since": RAISED_AT,
     }
-    return FleetSpread(**(values | changes))  # type: ignore[arg-type]
+    return FleetSpread(**(values | changes))

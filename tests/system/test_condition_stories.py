@@ -309,6 +309,12 @@ def drifting_plant(
     return plant_of(directory, 3, drift=settings)
 
 
+def proposal_state(plant: Plant) -> str:
+    proposal = plant.book.proposal()
+    assert proposal is not None
+    return proposal.state
+
+
 @pytest.mark.parametrize("retrain", ["propose", "open"])
 def test_drift_that_lasts_at_many_machines_is_proposed_or_opens_rounds(tmp_path: Path, retrain: str) -> None:
     with drifting_plant(tmp_path, retrain) as (plant, watches):
@@ -334,7 +340,7 @@ def test_drift_that_lasts_at_many_machines_is_proposed_or_opens_rounds(tmp_path:
             assert len(plant.ledger.rounds()) == rounds
             assert plant.order("retrain").done
         plant.run_until(lambda: len(plant.ledger.rounds()) > rounds)
-        assert plant.book.proposal().state == "opened"  # type: ignore[union-attr]
+        assert proposal_state(plant) == "opened"
         plant.run_until(lambda: plant.job.resting)
 
 
@@ -346,7 +352,7 @@ def test_drift_that_goes_again_before_anybody_orders_anything_is_over(tmp_path: 
         plant.run_until(lambda: plant.book.proposal() is not None, seconds=4000)
         for watch in watches:
             watch.learn(drifting=0)
-        plant.run_until(lambda: plant.book.proposal().state == "over", seconds=400)  # type: ignore[union-attr]
+        plant.run_until(lambda: proposal_state(plant) == "over", seconds=400)
         assert plant.ledger.fleet_drifts() == []
 
 
@@ -418,7 +424,7 @@ def test_a_season_that_shifts_all_machines_a_little_is_drift_of_the_fleet_and_of
         assert proposal.state == "proposed"
         # The season goes, and with it what was proposed.
         pumps.run(2)
-        plant.run_until(lambda: plant.book.proposal().state == "over", seconds=400)  # type: ignore[union-attr]
+        plant.run_until(lambda: proposal_state(plant) == "over", seconds=400)
 
 
 def test_one_machine_that_drifts_is_told_as_itself_and_moves_no_fleet(tmp_path: Path) -> None:
